@@ -1,0 +1,1 @@
+"""THE COMMANDS: the headless twin of the TUI."""

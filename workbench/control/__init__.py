@@ -1,0 +1,1 @@
+"""WHAT PROCESSES SAY: messages, their framing, addresses, states."""

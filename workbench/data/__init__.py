@@ -1,0 +1,1 @@
+"""TEXT TO ROWS OF TOKENS: numpy until the device."""

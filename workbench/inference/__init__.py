@@ -1,0 +1,1 @@
+"""THE SERVER: OpenAI-compatible chat and completions."""

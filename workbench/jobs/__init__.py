@@ -1,0 +1,1 @@
+"""STARTING AND FOLLOWING JOBS: the user side under both front ends."""

@@ -1,0 +1,1 @@
+"""ONE torchrun RANK: read the run folder, build, train, report the end."""

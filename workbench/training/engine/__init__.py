@@ -1,0 +1,1 @@
+"""LAYER-MAJOR, ONE GPU: all microbatches pass a block before the next."""

@@ -1,0 +1,1 @@
+"""HOW ONE TENSOR IS UPDATED."""

@@ -1,0 +1,1 @@
+"""THE SCREENS: a Textual program over jobs/."""
