@@ -1,0 +1,231 @@
+"""The checkpoints of a run: list, newest complete, best, prune.
+
+Knows file names and manifests, nothing of what the files hold. Invariant: time stamps decide
+nothing, ``.partial`` folders are never read, and only complete checkpoints are pruned.
+"""
+
+import shutil
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from workbench.errors import RunError
+from workbench.runs.atomic import sync_folder, write_atomically
+from workbench.runs.layout import PARTIAL_SUFFIX, RunFolder, step_of
+from workbench.runs.manifest import disagreements, problem_of, read_manifest
+
+KEEP_TAG = "keep"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder; ``problem`` says why it is not complete, None where it is."""
+
+    path: Path
+    step: int
+    bytes: int
+    problem: str | None
+
+    @property
+    def is_complete(self) -> bool:
+        """The manifest agrees in names and sizes."""
+        return self.problem is None
+
+
+class Best(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which checkpoint is the best, and its validation loss at that very step."""
+
+    step: int
+    loss: float
+
+
+def list_checkpoints(run: RunFolder) -> list[Checkpoint]:
+    """Give every checkpoint of a run by ascending step, incomplete ones with their problem."""
+    found: list[Checkpoint] = []
+    try:
+        entries = sorted(run.checkpoints.iterdir())
+    except OSError:
+        return []
+    for path in entries:
+        step = step_of(path)
+        if step is None or path.is_symlink() or not path.is_dir():
+            continue
+        found.append(_look_at(path, step))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def newest_complete(run: RunFolder) -> Checkpoint | None:
+    """Give the checkpoint with the highest step whose manifest agrees, or None."""
+    return next((found for found in reversed(list_checkpoints(run)) if found.is_complete), None)
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Find the folder with weights that ``path`` means.
+
+    Args:
+        path: a run folder (its newest complete checkpoint is taken), a checkpoint, or any model
+            folder in Hugging Face layout.
+
+    Raises:
+        RunError: nothing complete is there.
+    """
+    if not path.is_dir():
+        raise RunError(
+            "no such folder", where=str(path), remedy="name a run, a checkpoint or a model folder"
+        )
+    if path.name.endswith(PARTIAL_SUFFIX):
+        raise RunError(
+            "is a checkpoint that was never completed",
+            where=str(path),
+            remedy="name a complete checkpoint or the run folder",
+        )
+    if step_of(path.resolve()) is not None:
+        if problem := problem_of(path):
+            raise RunError(
+                f"the checkpoint is not complete: {problem}",
+                where=str(path),
+                remedy="name another checkpoint or the run folder",
+            )
+        return path
+    run = RunFolder(path)
+    if not run.checkpoints.is_dir() and not run.config.exists():
+        return path
+    newest = newest_complete(run)
+    if newest is None:
+        raise RunError(
+            "the run has no complete checkpoint",
+            where=str(path),
+            remedy="wait for its first save, or ask for one: workbench control save",
+        )
+    return newest.path
+
+
+def read_best(run: RunFolder) -> Best | None:
+    """Give the best checkpoint as recorded, or None where there is none or it cannot be read."""
+    try:
+        return msgspec.json.decode(run.best.read_bytes(), type=Best)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def write_best(run: RunFolder, best: Best) -> None:
+    """Record the best checkpoint, durable when this returns."""
+    write_atomically(run.best, msgspec.json.encode(best) + b"\n")
+
+
+def read_tags(run: RunFolder) -> dict[str, list[str]]:
+    """Give the user's tags by checkpoint name.
+
+    Raises:
+        RunError: tags.json is not a mapping of names to lists of tags.
+    """
+    try:
+        return msgspec.json.decode(run.tags.read_bytes(), type=dict[str, list[str]])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"cannot be read: {error}", where=str(run.tags), remedy="mend or remove the file"
+        ) from error
+
+
+def prunable(
+    complete_steps: Iterable[int], keep: int, best: int | None, tagged: Collection[int]
+) -> list[int]:
+    """Give the steps that may go: all but the newest ``keep``, the best, and those tagged keep.
+
+    Steps 10, 20, 30, 40 with keep 2 and best 10 give [20].
+    """
+    newest_first = sorted(set(complete_steps), reverse=True)
+    return sorted(step for step in newest_first[keep:] if step != best and step not in tagged)
+
+
+def prune(run: RunFolder, keep: int) -> list[str]:
+    """Remove the checkpoints that ``prunable`` names; give their folder names.
+
+    A folder is renamed to ``.partial`` before its files go, so that a crash in between leaves
+    nothing that looks like a checkpoint.
+
+    Raises:
+        RunError: the tags cannot be read; nothing has been removed.
+        OSError: a folder cannot be removed.
+    """
+    spared = {f"{name}" for name, tags in read_tags(run).items() if KEEP_TAG in tags}
+    tagged = {step for name in spared if (step := step_of(name)) is not None}
+    best = read_best(run)
+    complete = [found.step for found in list_checkpoints(run) if found.is_complete]
+    removed: list[str] = []
+    for step in prunable(complete, keep, best.step if best else None, tagged):
+        partial = run.partial_checkpoint(step)
+        if partial.exists():
+            shutil.rmtree(partial)
+        run.checkpoint(step).rename(partial)
+        shutil.rmtree(partial)
+        removed.append(run.checkpoint(step).name)
+    return removed
+
+
+def remove_partials(run: RunFolder) -> None:
+    """Remove what crashes left behind; called by the next save."""
+    if not run.checkpoints.is_dir():
+        return
+    for path in run.checkpoints.iterdir():
+        is_ours = step_of(path.name.removesuffix(PARTIAL_SUFFIX)) is not None
+        if path.name.endswith(PARTIAL_SUFFIX) and is_ours and not path.is_symlink():
+            shutil.rmtree(path)
+
+
+def complete_checkpoint(run: RunFolder, step: int) -> Path:
+    """Turn the ``.partial`` folder of a step, manifest inside, into the checkpoint.
+
+    Renames it, makes the name durable, and lets ``latest`` point to the newest.
+
+    Raises:
+        OSError: the rename failed, for example onto a folder that is not empty.
+    """
+    sync_folder(run.partial_checkpoint(step))
+    run.partial_checkpoint(step).rename(run.checkpoint(step))
+    sync_folder(run.checkpoints)
+    point_latest(run)
+    return run.checkpoint(step)
+
+
+def point_latest(run: RunFolder) -> None:
+    """Let the link ``latest`` name the newest complete checkpoint, replaced by rename."""
+    newest = newest_complete(run)
+    if newest is None:
+        return
+    beside = run.path / ".latest.new"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(newest.path.relative_to(run.path), target_is_directory=True)
+    beside.replace(run.latest)
+    sync_folder(run.path)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read training_state/state.json as a plain mapping, for screens and for refusals.
+
+    Raises:
+        RunError: the file is missing or not JSON.
+    """
+    path = checkpoint / "training_state" / "state.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"cannot be read: {error}", where=str(path), remedy="use another checkpoint"
+        ) from error
+
+
+def _look_at(path: Path, step: int) -> Checkpoint:
+    try:
+        manifest = read_manifest(path)
+    except RunError as error:
+        return Checkpoint(path, step, 0, error.what)
+    if manifest.step != step:
+        problem = f"manifest says step {manifest.step}"
+        return Checkpoint(path, step, manifest.total_bytes, problem)
+    return Checkpoint(path, step, manifest.total_bytes, next(disagreements(path, manifest), None))

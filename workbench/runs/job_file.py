@@ -1,0 +1,91 @@
+"""One start of a job: who supervises it, where, and how a reused pid is told apart.
+
+job.json in the run folder and the registry's entry have the same fields; the entry also names the
+run folder. Written by the supervisor alone.
+"""
+
+import re
+import secrets
+import socket
+from pathlib import Path
+
+import msgspec
+
+from workbench.errors import RunError
+from workbench.runs.atomic import write_atomically
+
+JOB_VARIABLE = "WORKBENCH_JOB"
+"""Every process of a job carries its id in this variable of its environment."""
+
+JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}-[0-9a-f]{6}")
+_LARGEST_BYTES = 64 << 10
+
+
+class JobFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """This start of a run. ``pid`` and ``start_time`` (procfs stat, field 22) name a supervisor."""
+
+    job: str
+    attempt: int
+    host: str
+    boot_id: str
+    socket: str
+    pid: int
+    start_time: int
+
+
+def new_job_id(run_name: str) -> str:
+    """Make a job id: the run folder's name as far as file names allow, and six random digits."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", run_name).lstrip("._-")[:100] or "run"
+    return f"{plain}-{secrets.token_hex(3)}"
+
+
+def write_job_file(path: Path, job_file: JobFile) -> None:
+    """Write job.json at once or not at all."""
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(job_file), indent=2) + b"\n")
+
+
+def read_job_file(path: Path) -> JobFile | None:
+    """Give the last start of a run, or None where it was never started.
+
+    Raises:
+        RunError: the file is there and is not a job file.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise RunError("is too large for a job file", where=str(path), remedy="remove it")
+        job_file = msgspec.json.decode(path.read_bytes(), type=JobFile)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"is not a job file: {error}", where=str(path), remedy="remove it, then start again"
+        ) from error
+    if not JOB_ID.fullmatch(job_file.job):
+        raise RunError(
+            f"{job_file.job!r} is not a job id", where=str(path), remedy="remove the file"
+        )
+    return job_file
+
+
+def this_host() -> str:
+    """Give the name of this host."""
+    return socket.gethostname()
+
+
+def this_boot() -> str:
+    """Give the id the kernel drew when this host was booted."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def start_time_of(pid: int) -> int | None:
+    """Give when a process began, in clock ticks since boot; None where there is no such process.
+
+    A zombie counts as gone: nothing of it can answer or hold a lock.
+    """
+    try:
+        content = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command name stands in parentheses and may hold any character, a parenthesis too.
+    fields = content[content.rindex(b")") + 2 :].split()
+    return None if fields[0] == b"Z" else int(fields[19])
