@@ -1,0 +1,362 @@
+"""Causal attention that stays inside the documents of a row, by the fastest way that is right.
+
+The layout is (rows, length, heads, head_dim) throughout. What the documents of a microbatch
+require is worked out once, in ``attention_structure``; attending itself reads no value from the
+device. The ways:
+
+    varlen      torch's varlen kernel, CUDA in 16 bits, where it passes its start-up test
+    causal      plain causal SDPA: every row is one document and no window bites
+    documents   SDPA document by document, for long documents
+    masked      SDPA under a (rows, 1, length, length) mask
+    dense       the twin that defines the result: scores, mask, softmax in fp32
+"""
+
+import functools
+import inspect
+import logging
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.errors import ConfigError
+from workbench.model.rotary import document_index
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["varlen", "sdpa", "dense"]
+
+# Mean document length from which one call per document beats one call under a mask that computes
+# every pair: about where the launches of small calls no longer dominate.
+_LONG_DOCUMENT_TOKENS = {"cpu": 128, "cuda": 512}
+
+
+@dataclass(frozen=True)
+class AttentionStructure:
+    """What attention must know of a microbatch; made once, used by every block.
+
+    Attributes:
+        way: see the module's docstring.
+        row_length: tokens in a row.
+        window: tokens a query sees, itself included; None sees all before it.
+        mask: for masked and dense, (rows or 1, 1, length, length) bool, True where a query (third
+            axis) may see a key; for documents under a window, the band of the longest document.
+        spans: for documents, (row, start, end) of each.
+        boundaries: for varlen, (rows * documents + 1,) int32 offsets into the flattened rows.
+        expand_heads: for varlen, repeat keys and values because the kernel fails grouped heads.
+    """
+
+    way: Literal["varlen", "causal", "documents", "masked", "dense"]
+    row_length: int
+    window: int | None = None
+    mask: Tensor | None = None
+    spans: tuple[tuple[int, int, int], ...] = ()
+    boundaries: Tensor | None = None
+    expand_heads: bool = False
+
+
+def choose_method(
+    requested: str, device: torch.device, dtype: torch.dtype, head_dim: int = 64
+) -> Method:
+    """Turn ``model.attention`` into what this device can do.
+
+    Raises:
+        ConfigError: varlen was asked for and fails its test here, or flex was asked for.
+    """
+    if requested in ("sdpa", "dense"):
+        return requested  # type: ignore[return-value]
+    if requested == "flex":
+        raise ConfigError(
+            "flex attention is not built in",
+            where="model.attention",
+            remedy="set model.attention: auto",
+        )
+    works = varlen_support(device, dtype, head_dim) is not None
+    if requested == "varlen" and not works:
+        raise ConfigError(
+            f"varlen attention fails its test on {device} in {dtype}",
+            where="model.attention",
+            remedy="set model.attention: auto",
+        )
+    return "varlen" if works else "sdpa"
+
+
+def attention_structure(
+    document_starts: Tensor,
+    row_length: int,
+    window: int | None,
+    method: Method,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    head_dim: int = 64,
+) -> AttentionStructure:
+    """Work out what each row's documents mean for attention.
+
+    With starts on the host this never waits for the device; with starts on a GPU, every method
+    but varlen copies them back once.
+
+    Args:
+        document_starts: (rows, documents) int32 or int64, ascending from 0; the tail repeats
+            ``row_length``.
+        row_length: tokens in a row.
+        window: tokens a query sees, itself included; None sees all before it.
+        method: from ``choose_method``.
+        device: where attention will run.
+        dtype: of queries, keys and values.
+        head_dim: width of a head.
+    """
+    if window is not None and window >= row_length:
+        window = None
+    if method == "varlen" and document_starts.device.type != "cpu":
+        return _varlen(document_starts, row_length, window, device, dtype, head_dim)
+    if method == "dense":
+        mask = visible(document_starts.to(device), row_length, window)
+        return AttentionStructure("dense", row_length, window, mask=mask)
+    starts = document_starts.tolist()
+    spans = tuple(
+        (row, start, end)
+        for row, offsets in enumerate(starts)
+        for start, end in zip(offsets, [*offsets[1:], row_length], strict=True)
+        if start < end
+    )
+    if len(spans) == len(starts) and window is None:
+        return AttentionStructure("causal", row_length)
+    if method == "varlen":
+        return _varlen(document_starts, row_length, window, device, dtype, head_dim)
+    mean_tokens = len(starts) * row_length / len(spans)
+    if mean_tokens >= _LONG_DOCUMENT_TOKENS.get(device.type, 512):
+        return _documents(spans, row_length, window, device)
+    mask = visible(document_starts.to(device), row_length, window)
+    return AttentionStructure("masked", row_length, window, mask=mask)
+
+
+def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, structure: AttentionStructure) -> Tensor:
+    """Attend within documents (B rows, T tokens, H query heads, K key heads, D head width).
+
+    Returns:
+        (B, T, H, D), the dtype of the queries.
+    """
+    if structure.way == "varlen":
+        return _attend_varlen(q_BTHD, k_BTKD, v_BTKD, structure)
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BTHD, k_BTKD, v_BTKD))
+    grouped = q.shape[1] != k.shape[1]
+    if structure.way == "dense":
+        assert structure.mask is not None
+        return dense_attention(q, k, v, structure.mask).transpose(1, 2)
+    if structure.way == "documents":
+        out = _attend_documents(q, k, v, structure, grouped=grouped)
+    elif structure.way == "masked":
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=structure.mask, enable_gqa=grouped)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def visible(document_starts: Tensor, row_length: int, window: int | None) -> Tensor:
+    """Say which key each query may see: the same document, not later, within the window.
+
+    Returns:
+        (rows, 1, row_length, row_length) bool, on the device of the starts.
+    """
+    document = document_index(document_starts, row_length)
+    same = document[:, None, :, None] == document[:, None, None, :]
+    return same & _band(row_length, window, document_starts.device)
+
+
+def dense_attention(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Tensor) -> Tensor:
+    """Attend by the textbook: the result every other way must equal.
+
+    Args:
+        q_BHTD: queries, heads before tokens.
+        k_BKTD: keys; H is a multiple of K.
+        v_BKTD: values.
+        mask: (B or 1, 1, T, T) bool, True where visible; each query sees at least itself.
+
+    Returns:
+        (B, H, T, D).
+    """
+    group = q_BHTD.shape[1] // k_BKTD.shape[1]
+    k, v = k_BKTD.repeat_interleave(group, 1), v_BKTD.repeat_interleave(group, 1)
+    scores = torch.matmul(q_BHTD, k.transpose(2, 3)) * q_BHTD.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    shares = F.softmax(scores, dim=-1, dtype=torch.float32).to(q_BHTD.dtype)
+    return torch.matmul(shares, v)
+
+
+def _band(length: int, window: int | None, device: torch.device) -> Tensor:
+    """Give (length, length) bool: query t sees keys t - window + 1 to t."""
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions[None, :]
+    allowed = distance >= 0
+    return allowed if window is None else allowed & (distance < window)
+
+
+def _documents(
+    spans: tuple[tuple[int, int, int], ...],
+    row_length: int,
+    window: int | None,
+    device: torch.device,
+) -> AttentionStructure:
+    longest = max(end - start for _, start, end in spans)
+    band = _band(longest, window, device) if window is not None and window < longest else None
+    return AttentionStructure("documents", row_length, window, mask=band, spans=spans)
+
+
+def _attend_documents(
+    q: Tensor, k: Tensor, v: Tensor, structure: AttentionStructure, *, grouped: bool
+) -> Tensor:
+    """Attend document by document; spans cover every token, so the parts join to the whole."""
+    rows: list[list[Tensor]] = [[] for _ in range(q.shape[0])]
+    for row, start, end in structure.spans:
+        tokens = (slice(row, row + 1), slice(None), slice(start, end))
+        length = end - start
+        if (
+            structure.mask is not None
+            and structure.window is not None
+            and (length > structure.window)
+        ):
+            part = F.scaled_dot_product_attention(
+                q[tokens],
+                k[tokens],
+                v[tokens],
+                attn_mask=structure.mask[:length, :length],
+                enable_gqa=grouped,
+            )
+        else:
+            part = F.scaled_dot_product_attention(
+                q[tokens], k[tokens], v[tokens], is_causal=True, enable_gqa=grouped
+            )
+        rows[row].append(part)
+    return torch.cat([torch.cat(parts, dim=2) for parts in rows], dim=0)
+
+
+# ---- varlen: one wrapper around a function whose form differs between torch 2.11 and 2.13 ----
+
+
+@functools.cache
+def varlen_support(
+    device: torch.device, dtype: torch.dtype, head_dim: int
+) -> AttentionStructure | None:
+    """Test torch's varlen kernel against the dense twin on this device, once per process.
+
+    Forward and backward, grouped heads, an empty document, a sliding window.
+
+    Returns:
+        A structure whose ``expand_heads`` says whether keys and values must be repeated; None
+        where the kernel is missing or wrong.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if _varlen_function() is None:
+        return None
+    starts = torch.tensor([[0, 5, 5, 23, 32], [0, 32, 32, 32, 32]], dtype=torch.int32)
+    for expand_heads in (False, True):
+        try:
+            if all(
+                _varlen_agrees(starts, window, expand_heads, device, dtype, head_dim)
+                for window in (None, 7)
+            ):
+                return AttentionStructure("varlen", 0, expand_heads=expand_heads)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            logger.info("varlen attention (expand heads: %s) fails: %s", expand_heads, error)
+    return None
+
+
+def _varlen_agrees(
+    starts: Tensor,
+    window: int | None,
+    expand_heads: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+) -> bool:
+    rows, row_length = starts.shape[0], 32
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(rows, row_length, heads, head_dim, generator=generator).to(device, dtype)
+        for heads in (4, 2, 2, 4)
+    ]
+    boundaries = _flat_boundaries(starts.to(device), row_length)
+    varlen = AttentionStructure(
+        "varlen", row_length, window, boundaries=boundaries, expand_heads=expand_heads
+    )
+    mask = visible(starts.to(device), row_length, window)
+    dense = AttentionStructure("dense", row_length, window, mask=mask)
+    results = []
+    for structure in (varlen, dense):
+        q, k, v = (tensor.clone().requires_grad_() for tensor in inputs[:3])
+        out = attend(q, k, v, structure)
+        results.append((out, *torch.autograd.grad(out, (q, k, v), inputs[3])))
+    # 2e-2: both sides round to 16 bits on their way; a wrong mask is off by the order of 1.
+    return all(
+        bool((ours.float() - twin.float()).norm() <= 2e-2 * twin.float().norm())
+        for ours, twin in zip(*results, strict=True)
+    )
+
+
+def _varlen(
+    document_starts: Tensor,
+    row_length: int,
+    window: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+) -> AttentionStructure:
+    support = varlen_support(device, dtype, head_dim)
+    assert support is not None, "choose_method tests varlen before it is used"
+    boundaries = _flat_boundaries(document_starts.to(device), row_length)
+    return replace(support, row_length=row_length, window=window, boundaries=boundaries)
+
+
+def _flat_boundaries(document_starts: Tensor, row_length: int) -> Tensor:
+    """Give the documents' offsets in all rows laid end to end; empty documents repeat one."""
+    rows = document_starts.shape[0]
+    first = torch.arange(rows, device=document_starts.device)[:, None] * row_length
+    flat = (document_starts + first).flatten().to(torch.int32)
+    return F.pad(flat, (0, 1), value=rows * row_length)
+
+
+def _varlen_function() -> Any:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+@functools.cache
+def _varlen_arguments() -> frozenset[str]:
+    return frozenset(inspect.signature(_varlen_function()).parameters)
+
+
+def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, structure: AttentionStructure) -> Tensor:
+    group = q.shape[2] // k.shape[2]
+    if structure.expand_heads and group > 1:
+        k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
+        group = 1
+    known = _varlen_arguments()
+    options: dict[str, Any] = {}
+    if group > 1 and "enable_gqa" in known:
+        options["enable_gqa"] = True
+    if "window_size" in known:
+        # The kernel counts the tokens before the query, our window counts the query too.
+        options["window_size"] = (-1 if structure.window is None else structure.window - 1, 0)
+    elif structure.window is None:
+        options["is_causal"] = True
+    else:
+        raise NotImplementedError("this varlen kernel knows no window")
+    length, boundaries = structure.row_length, structure.boundaries
+    out = _varlen_function()(
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        boundaries,
+        boundaries,
+        length,
+        length,
+        **options,
+    )
+    return out.view(q.shape)

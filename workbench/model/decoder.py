@@ -1,0 +1,239 @@
+"""The decoder as functions over weights that somebody else owns.
+
+A block takes its weights as a mapping from relative Hugging Face names to tensors: a resident
+buffer, a slot that streams, a stage of a pipeline all look the same to it. Nothing here holds
+state, and nothing waits for the device.
+
+    rows (B), tokens of a row (T), hidden (D), vocabulary (V)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.model.attention import (
+    AttentionStructure,
+    attend,
+    attention_structure,
+    choose_method,
+)
+from workbench.model.families import Dimensions
+from workbench.model.kernels import gated_product, rms_norm, rotate
+from workbench.model.rotary import document_positions, rotary_tables
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+Weights = Mapping[str, Tensor]
+Linear = Callable[[Tensor, Tensor], Tensor]
+
+
+def block_prefix(block: int) -> str:
+    """Give what stands before the names of one block's parameters."""
+    return f"model.layers.{block}."
+
+
+def block_parameters(dims: Dimensions) -> dict[str, tuple[int, ...]]:
+    """Name the parameters of one block, relative to its prefix, in Hugging Face order.
+
+    Returns:
+        Name to shape; matrices are (out, in).
+    """
+    width, inner = dims.hidden_size, dims.intermediate_size
+    queries = dims.num_heads * dims.head_dim
+    keys = dims.num_key_value_heads * dims.head_dim
+    return {
+        "self_attn.q_proj.weight": (queries, width),
+        "self_attn.k_proj.weight": (keys, width),
+        "self_attn.v_proj.weight": (keys, width),
+        "self_attn.o_proj.weight": (width, queries),
+        "mlp.gate_proj.weight": (inner, width),
+        "mlp.up_proj.weight": (inner, width),
+        "mlp.down_proj.weight": (width, inner),
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+    }
+
+
+def parameter_shapes(dims: Dimensions) -> dict[str, tuple[int, ...]]:
+    """Name every parameter of the model with its shape, in Hugging Face order.
+
+    A tied head is not listed: it is the embedding.
+    """
+    vocabulary = (dims.vocabulary_size, dims.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: vocabulary}
+    for block in range(dims.num_layers):
+        prefix = block_prefix(block)
+        shapes |= {prefix + name: shape for name, shape in block_parameters(dims).items()}
+    shapes[FINAL_NORM] = (dims.hidden_size,)
+    if not dims.tied:
+        shapes[HEAD] = vocabulary
+    return shapes
+
+
+def block_weights(weights: Weights, block: int) -> dict[str, Tensor]:
+    """Pick one block's weights out of the model's, under their relative names."""
+    prefix = block_prefix(block)
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """What every block needs to know of a microbatch, apart from its activations.
+
+    Attributes:
+        cosine: (B, T, 1, head_dim), the activations' dtype.
+        sine: the same.
+        structure: what attention needs of the documents.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+    structure: AttentionStructure
+
+
+def row_context(
+    document_starts: Tensor,
+    row_length: int,
+    dims: Dimensions,
+    dtype: torch.dtype,
+    attention: str = "auto",
+    *,
+    device: torch.device | None = None,
+) -> RowContext:
+    """Prepare positions and document boundaries of a microbatch, once for all blocks.
+
+    Hand over the starts as they are on the host and name the device: then nothing here waits for
+    it. Starts that already lie on a GPU are copied back once, unless attention is varlen.
+
+    Args:
+        document_starts: (B, documents) int32 or int64, ascending from 0; the tail repeats
+            ``row_length``.
+        row_length: T.
+        dims: of the model.
+        dtype: of the activations.
+        attention: ``model.attention``.
+        device: where the blocks run; None: where the starts are.
+
+    Raises:
+        ConfigError: the attention asked for does not work on this device.
+    """
+    device = document_starts.device if device is None else torch.device(device)
+    method = choose_method(attention, device, dtype, dims.head_dim)
+    structure = attention_structure(
+        document_starts,
+        row_length,
+        dims.sliding_window,
+        method,
+        device,
+        dtype=dtype,
+        head_dim=dims.head_dim,
+    )
+    positions = document_positions(document_starts, row_length).to(device, non_blocking=True)
+    cosine, sine = rotary_tables(positions, dims.head_dim, dims.rope_theta, dtype)
+    return RowContext(cosine, sine, structure)
+
+
+def embed(weight: Tensor, ids: Tensor) -> Tensor:
+    """Look up the ids.
+
+    Args:
+        weight: (V, D).
+        ids: (B, T) int32 or int64.
+
+    Returns:
+        (B, T, D).
+    """
+    return F.embedding(ids, weight)
+
+
+def block_until_down(
+    weights: Weights,
+    x: Tensor,
+    context: RowContext,
+    dims: Dimensions,
+    *,
+    linear: Linear = F.linear,
+) -> tuple[Tensor, Tensor]:
+    """Run a block up to what its down projection reads.
+
+    The block's result is ``residual + linear(product, down_proj.weight)``, so a backward pass may
+    recompute only this part and treat the down projection by hand.
+
+    Args:
+        weights: one block's parameters by relative name.
+        x: (B, T, D).
+        context: of the microbatch.
+        dims: of the model.
+        linear: applies a matrix (out, in) to (B, T, in); an engine may hand in its own.
+
+    Returns:
+        residual (B, T, D) and product (B, T, intermediate).
+    """
+    rows, length, _ = x.shape
+    normed = rms_norm(x, weights["input_layernorm.weight"], dims.norm_epsilon)
+    q, k, v = (
+        linear(normed, weights[f"self_attn.{name}_proj.weight"]).view(
+            rows, length, -1, dims.head_dim
+        )
+        for name in "qkv"
+    )
+    q = rotate(q, context.cosine, context.sine)
+    k = rotate(k, context.cosine, context.sine)
+    attended = attend(q, k, v, context.structure).reshape(rows, length, -1)
+    residual = x + linear(attended, weights["self_attn.o_proj.weight"])
+    normed = rms_norm(residual, weights["post_attention_layernorm.weight"], dims.norm_epsilon)
+    product = gated_product(
+        linear(normed, weights["mlp.gate_proj.weight"]),
+        linear(normed, weights["mlp.up_proj.weight"]),
+    )
+    return residual, product
+
+
+def block_forward(
+    weights: Weights,
+    x: Tensor,
+    context: RowContext,
+    dims: Dimensions,
+    *,
+    linear: Linear = F.linear,
+) -> Tensor:
+    """Run a whole block: (B, T, D) to (B, T, D)."""
+    residual, product = block_until_down(weights, x, context, dims, linear=linear)
+    return residual + linear(product, weights["mlp.down_proj.weight"])
+
+
+def final_norm(weight: Tensor, x: Tensor, dims: Dimensions) -> Tensor:
+    """Norm what the head reads: (..., D) to (..., D)."""
+    return rms_norm(x, weight, dims.norm_epsilon)
+
+
+def head_weight(weights: Weights) -> Tensor:
+    """Give the head's matrix (V, D): its own, or the embedding when they are tied."""
+    return weights[HEAD] if HEAD in weights else weights[EMBEDDING]
+
+
+def forward(weights: Weights, ids: Tensor, context: RowContext, dims: Dimensions) -> Tensor:
+    """Run the whole model; for tests, verification and small models.
+
+    Args:
+        weights: all parameters by full name.
+        ids: (B, T) int32 or int64.
+        context: of these rows.
+        dims: of the model.
+
+    Returns:
+        logits (B, T, V).
+    """
+    x = embed(weights[EMBEDDING], ids)
+    for block in range(dims.num_layers):
+        x = block_forward(block_weights(weights, block), x, context, dims)
+    return F.linear(final_norm(weights[FINAL_NORM], x, dims), head_weight(weights))
