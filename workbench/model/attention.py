@@ -14,8 +14,9 @@ device. The ways:
 import functools
 import inspect
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -319,17 +320,18 @@ def _flat_boundaries(document_starts: Tensor, row_length: int) -> Tensor:
     return F.pad(flat, (0, 1), value=rows * row_length)
 
 
-def _varlen_function() -> Any:
+def _varlen_function() -> Callable[..., Tensor] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn
+    return cast(Callable[..., Tensor], varlen_attn)
 
 
 @functools.cache
 def _varlen_arguments() -> frozenset[str]:
-    return frozenset(inspect.signature(_varlen_function()).parameters)
+    function = _varlen_function()
+    return frozenset() if function is None else frozenset(inspect.signature(function).parameters)
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, structure: AttentionStructure) -> Tensor:
@@ -349,7 +351,9 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, structure: AttentionStructur
     else:
         raise NotImplementedError("this varlen kernel knows no window")
     length, boundaries = structure.row_length, structure.boundaries
-    out = _varlen_function()(
+    function = _varlen_function()
+    assert function is not None, "choose_method tests varlen before it is used"
+    out = function(
         q.flatten(0, 1),
         k.flatten(0, 1),
         v.flatten(0, 1),

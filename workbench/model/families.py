@@ -174,7 +174,7 @@ def _refuse_unsupported(config: Mapping[str, Any], *, where: str) -> None:
 
 
 def _rope_theta(config: Mapping[str, Any], *, where: str) -> float:
-    """Read the rotary base from either spelling: rope_parameters, or rope_theta and rope_scaling."""
+    """Read the rotary base from rope_parameters, or as older configs spell it, rope_theta."""
     for key in ("rope_parameters", "rope_scaling"):
         parameters = config.get(key)
         if parameters is None:

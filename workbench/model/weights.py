@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +35,22 @@ _CODES = {
     torch.float16: "F16",
     torch.float64: "F64",
 }
+
+
+class _TensorPart(Protocol):
+    def get_shape(self) -> list[int]: ...
+
+    def get_dtype(self) -> str: ...
+
+
+class _TensorFile(Protocol):
+    """What we use of an opened safetensors file, which comes without types."""
+
+    def keys(self) -> list[str]: ...
+
+    def get_tensor(self, name: str) -> Tensor: ...
+
+    def get_slice(self, name: str) -> _TensorPart: ...
 
 
 def read_weights(folder: Path, dims: Dimensions, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -89,8 +106,7 @@ def find_tensors(folder: Path) -> dict[str, Path]:
     if index.is_file():
         return _find_sharded(folder, index)
     if single.is_file():
-        with _open(single) as file:
-            return dict.fromkeys(file.keys(), single)
+        return dict.fromkeys(_open(single).keys(), single)
     if not folder.is_dir():
         raise RunError(
             "there is no such model folder", where=str(folder), remedy="check model.path"
@@ -128,9 +144,9 @@ def _find_sharded(folder: Path, index: Path) -> dict[str, Path]:
     return holders
 
 
-def _open(path: Path) -> safe_open:
+def _open(path: Path) -> _TensorFile:
     try:
-        return safe_open(path, framework="pt", device="cpu")
+        return cast(_TensorFile, safe_open(path, framework="pt", device="cpu"))
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -145,7 +161,7 @@ def _unreadable(path: Path, error: Exception) -> RunError:
 
 def _compare(
     holders: Mapping[str, Path],
-    opened: Mapping[Path, safe_open],
+    opened: Mapping[Path, _TensorFile],
     shapes: Mapping[str, tuple[int, ...]],
     dims: Dimensions,
 ) -> list[str]:
@@ -293,7 +309,7 @@ def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memory
     yield struct.pack("<Q", len(text)) + text
     for tensor in tensors.values():
         flat = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8)
-        content = memoryview(flat.numpy())
+        content = memoryview(flat.numpy().data)
         for chunk in range(math.ceil(len(content) / _CHUNK_BYTES)):
             yield content[chunk * _CHUNK_BYTES : (chunk + 1) * _CHUNK_BYTES]
 
