@@ -1,0 +1,339 @@
+"""``extends:`` turned into one merged tree, in which every leaf knows its file, line and history.
+
+Files are applied one after the other: a file's bases in the order listed, then the file itself, so
+later wins. A file that is reached twice is applied once, where it comes first: two bases that share
+a third do not undo each other. Mappings merge key by key; everything else replaces.
+
+Knows nothing of sections and types. Invariant: a value that another value replaced is in the
+history of the one that counts.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workbench.config.problems import Problem, seen_from_here
+from workbench.config.yaml_reader import (
+    UNREADABLE,
+    Stated,
+    StatedMapping,
+    kind_in_words,
+    read_file,
+)
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who states a value.
+
+    Attributes:
+        source: as shown: ``base/training.yaml:38``, ``flag --lr``, ``key=value``, ``default``.
+        file: absolute path of the file, None where no file states it.
+        line: line in that file, from 1.
+    """
+
+    source: str
+    file: Path | None = None
+    line: int | None = None
+
+
+DEFAULT_ORIGIN = Origin("default")
+"""Of a key that nobody states: the schema's own value."""
+
+
+@dataclass(frozen=True)
+class Overridden:
+    """A value that another one replaced."""
+
+    value: object
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A value, who states it, and what it replaced, nearest first."""
+
+    value: object
+    origin: Origin
+    overrode: tuple[Overridden, ...] = ()
+
+
+@dataclass
+class Branch:
+    """Keys below a key, merged from every file; ``origin`` is who stated the key first."""
+
+    origin: Origin
+    entries: "dict[str, Leaf | Branch]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileNode:
+    """A file of a config's family tree.
+
+    Attributes:
+        path: absolute.
+        num_keys: keys it states.
+        num_shadowed: those of them that a later file, flag or key=value replaced.
+        parents: the files it extends, in the order listed.
+    """
+
+    path: Path
+    num_keys: int
+    num_shadowed: int
+    parents: "tuple[FileNode, ...]"
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A file as it was read: what it states, and the files it extends."""
+
+    path: Path
+    stated: StatedMapping
+    parents: tuple[Path, ...]
+
+
+FileCache = dict[Path, tuple[StatedMapping, list[Problem]]]
+"""Files read so far, so that listing many configs reads their common bases once."""
+
+
+@dataclass
+class Family:
+    """A config and everything it extends.
+
+    Attributes:
+        files: by path, in the order in which they apply: the config itself is the last.
+        problems: what could not be read or found.
+    """
+
+    root: Path
+    files: dict[Path, ReadFile]
+    problems: list[Problem]
+
+    def in_reading_order(self) -> list[Path]:
+        """Give the files as a reader meets them: the config first, then what it extends."""
+        return list(reversed(self.files))
+
+
+def read_family(root: Path, *, look_up: Callable[[str], Path | None], cache: FileCache) -> Family:
+    """Read a config and all it extends.
+
+    Args:
+        root: absolute path of the config.
+        look_up: finds a shipped config by a name that is no file beside the one that states it.
+        cache: of files read before; extended.
+    """
+    family = Family(root, {}, [])
+    _read_into(family, root, (), look_up, cache)
+    return family
+
+
+def _read_into(
+    family: Family,
+    path: Path,
+    chain: tuple[Path, ...],
+    look_up: Callable[[str], Path | None],
+    cache: FileCache,
+) -> None:
+    if path not in cache:
+        cache[path] = read_file(path)
+    stated, problems = cache[path]
+    family.problems.extend(problems)
+    chain = (*chain, path)
+    parents: list[Path] = []
+    for name, line in _names_in_extends(stated, path, family.problems):
+        parent, problem = _parent(name, path, line, chain, look_up)
+        if problem is None and parent in family.files and _extends(parents, parent, family):
+            problem = Problem(
+                key="extends",
+                what=f"{name} comes after a file that extends it, so it could change nothing",
+                remedy="list it before, or leave it out",
+                file=path,
+                line=line,
+            )
+        if problem is not None:
+            family.problems.append(problem)
+            continue
+        assert parent is not None, name
+        parents.append(parent)
+        if parent not in family.files:
+            _read_into(family, parent, chain, look_up, cache)
+    family.files[path] = ReadFile(path, stated, tuple(parents))
+
+
+def _extends(files: Sequence[Path], wanted: Path, family: Family) -> bool:
+    """Say whether ``wanted`` is among ``files`` or what they extend."""
+    return any(
+        file == wanted or _extends(family.files[file].parents, wanted, family)
+        for file in files
+        if file in family.files
+    )
+
+
+def _names_in_extends(
+    stated: StatedMapping, file: Path, problems: list[Problem]
+) -> list[tuple[str, int]]:
+    """Give the names in ``extends:``, each with its line."""
+    entry = stated.entries.get("extends")
+    if entry is None:
+        return []
+    if isinstance(entry, Stated):
+        if isinstance(entry.value, str) and entry.value:
+            return [(entry.value, entry.line)]
+        if isinstance(entry.value, list) and all(
+            isinstance(name, str) and name for name in entry.value
+        ):
+            return list(zip(entry.value, entry.item_lines, strict=True))
+        if entry.value is UNREADABLE:
+            return []
+    value = entry.value if isinstance(entry, Stated) else {}
+    problems.append(
+        Problem(
+            key="extends",
+            what=f"expected a file or a list of files, got {kind_in_words(value)}",
+            remedy="write `extends: other.yaml`, relative to this file",
+            file=file,
+            line=entry.line,
+        )
+    )
+    return []
+
+
+def _parent(
+    name: str,
+    file: Path,
+    line: int,
+    chain: tuple[Path, ...],
+    look_up: Callable[[str], Path | None],
+) -> tuple[Path | None, Problem | None]:
+    """Find a file named in ``extends:``; a file that is not there, or a circle, is a problem."""
+
+    def problem(what: str, remedy: str) -> tuple[None, Problem]:
+        return None, Problem(key="extends", what=what, remedy=remedy, file=file, line=line)
+
+    expanded, trouble = expand(name)
+    if trouble:
+        return problem(trouble, "set it, or write the path out")
+    beside = absolute(file.parent / expanded)
+    with_suffix = beside.with_name(beside.name + ".yaml")
+    parent = next((each for each in (beside, with_suffix) if each.is_file()), None)
+    parent = parent or look_up(name)
+    if parent is None:
+        return problem(
+            f"{name} is not there: no file {seen_from_here(beside)}, no shipped config",
+            "name a file relative to this one; "
+            + " → ".join(seen_from_here(each) for each in chain)
+            + " leads here",
+        )
+    if parent in chain:
+        circle = (*chain[chain.index(parent) :], parent)
+        return problem(
+            "goes in a circle: " + " → ".join(seen_from_here(each) for each in circle),
+            "remove one of these `extends:`",
+        )
+    return parent, None
+
+
+def merge(family: Family, show: Callable[[Path], str]) -> Branch:
+    """Apply the files of a family in order.
+
+    Args:
+        family: the files.
+        show: how the path of a file is shown in an origin.
+
+    Returns:
+        The merged keys, ``args`` among them, ``extends`` not.
+    """
+    tree = Branch(DEFAULT_ORIGIN)
+    for file in family.files.values():
+        shown = show(file.path)
+        for name, entry in file.stated.entries.items():
+            if name != "extends":
+                put(tree, name, entry, _origin_in(file.path, shown))
+    return tree
+
+
+def _origin_in(file: Path, shown: str) -> Callable[[int], Origin]:
+    return lambda line: Origin(f"{shown}:{line}", file, line)
+
+
+def put(
+    into: Branch,
+    name: str,
+    entry: Stated | StatedMapping,
+    origin_at: Callable[[int], Origin],
+) -> None:
+    """Put a value, or keys, below ``into``: mappings merge, everything else replaces."""
+    present = into.entries.get(name)
+    origin = origin_at(entry.line)
+    if isinstance(entry, Stated):
+        history: tuple[Overridden, ...] = ()
+        if isinstance(present, Leaf):
+            history = (Overridden(present.value, present.origin), *present.overrode)
+        into.entries[name] = Leaf(entry.value, origin, history)
+        return
+    if not isinstance(present, Branch):
+        present = Branch(origin)
+        into.entries[name] = present
+    for inner, inner_entry in entry.entries.items():
+        put(present, inner, inner_entry, origin_at)
+
+
+def stated_keys(
+    stated: StatedMapping, prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Stated]]:
+    """Give every key with a value that a file states; an empty mapping states nothing."""
+    for name, entry in stated.entries.items():
+        if isinstance(entry, Stated):
+            yield (*prefix, name), entry
+        else:
+            yield from stated_keys(entry, (*prefix, name))
+
+
+def file_tree(family: Family, leaves: dict[str, Leaf]) -> FileNode:
+    """Count, for each file of the family, the keys it states and those that were replaced."""
+
+    def node(path: Path) -> FileNode:
+        file = family.files[path]
+        keys = [
+            (".".join(key), stated.line)
+            for key, stated in stated_keys(file.stated)
+            if key[0] not in ("extends", "args")
+        ]
+        num_shadowed = sum(not _counts(leaves.get(key), path, line) for key, line in keys)
+        return FileNode(path, len(keys), num_shadowed, tuple(node(each) for each in file.parents))
+
+    return node(family.root)
+
+
+def _counts(leaf: Leaf | None, path: Path, line: int) -> bool:
+    """Say whether a leaf of the resolved config is the one stated in this line."""
+    return leaf is not None and (leaf.origin.file, leaf.origin.line) == (path, line)
+
+
+def absolute(path: Path) -> Path:
+    """Make a path absolute and take out its ``..``; links stay as they were written."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+
+
+def expand(text: str) -> tuple[str, str]:
+    """Expand ``~`` and ``$VARS`` in a path.
+
+    Returns:
+        The path, and what is wrong with it ("" where nothing is): a variable that is not set, a
+        user that is not known.
+    """
+    for found in _VARIABLE.finditer(text):
+        name = found.group(1).strip("{}")
+        if name not in os.environ:
+            return text, f"the variable ${name} is not set"
+    expanded = os.path.expandvars(text)
+    if expanded.startswith("~"):
+        try:
+            return str(Path(expanded).expanduser()), ""
+        except RuntimeError:
+            return text, f"the home folder of {expanded.split('/')[0]} is not known"
+    return expanded, ""
