@@ -214,6 +214,8 @@ def _flag(
     if help_text is not None and not isinstance(help_text, str):
         wrong("help is not text", "write one line")
     kind = kind_of(schema_key.annotation)
+    if is_path(path):
+        kind = "path"
     stated_type = values.get("type", kind)
     if stated_type not in TYPES or (stated_type == "boolean") != (kind == "boolean"):
         wrong(
@@ -263,7 +265,7 @@ def parse(arguments: Sequence[str], flags: Sequence[Flag]) -> tuple[list[Overrid
         if name not in spelled and argument[:2] in spelled and not argument.startswith("--"):
             name, equals, value = argument[:2], "=", argument[2:]
         if flag := spelled.get(name):
-            source = f"flag {name}"
+            source = f"flag {flag.name}"
             if not equals:
                 if flag.type == "boolean":
                     value = "true"

@@ -79,12 +79,14 @@ class FileNode:
         num_keys: keys it states.
         num_shadowed: those of them that a later file, flag or key=value replaced.
         parents: the files it extends, in the order listed.
+        shown: the path as origins show it.
     """
 
     path: Path
     num_keys: int
     num_shadowed: int
     parents: "tuple[FileNode, ...]"
+    shown: str
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,7 @@ def stated_keys(
             yield from stated_keys(entry, (*prefix, name))
 
 
-def file_tree(family: Family, leaves: dict[str, Leaf]) -> FileNode:
+def file_tree(family: Family, leaves: dict[str, Leaf], show: Callable[[Path], str]) -> FileNode:
     """Count, for each file of the family, the keys it states and those that were replaced."""
 
     def node(path: Path) -> FileNode:
@@ -304,7 +306,8 @@ def file_tree(family: Family, leaves: dict[str, Leaf]) -> FileNode:
             if key[0] not in ("extends", "args")
         ]
         num_shadowed = sum(not _counts(leaves.get(key), path, line) for key, line in keys)
-        return FileNode(path, len(keys), num_shadowed, tuple(node(each) for each in file.parents))
+        parents = tuple(node(each) for each in file.parents)
+        return FileNode(path, len(keys), num_shadowed, parents, show(path))
 
     return node(family.root)
 

@@ -300,15 +300,17 @@ class _Draft:
     tree: Branch
     flags: tuple[Flag, ...]
     flag_problems: list[Problem]
+    show: Callable[[Path], str]
 
 
 def _draft(path: Path, folders: Sequence[Path], cache: FileCache) -> _Draft:
     shipped = shipped_configs()
+    show = _shower([*folders, shipped])
     family = read_family(path, look_up=lambda name: _file_in(shipped, name), cache=cache)
-    tree = merge(family, _shower([*folders, shipped]))
+    tree = merge(family, show)
     args = tree.entries.pop("args", None)
     flags, problems = flags_module.build_flags(args, lambda key: _present(tree, key))
-    return _Draft(family, tree, flags, problems)
+    return _Draft(family, tree, flags, problems, show)
 
 
 def _present(tree: Branch, key: str) -> Leaf | None:
@@ -347,14 +349,28 @@ def _resolve_file(
         ]
     if problems:
         raise ConfigProblems(in_file_order(problems, draft.family.in_reading_order()))
+    config = msgspec.convert(values, Config)
     return ResolvedConfig(
         name=name_of(path, folders),
         file=path,
-        config=msgspec.convert(values, Config),
-        leaves=walk.leaves,
-        files=file_tree(draft.family, walk.leaves),
+        config=config,
+        leaves=_with_typed_values(walk.leaves, msgspec.to_builtins(config)),
+        files=file_tree(draft.family, walk.leaves, draft.show),
         flags=draft.flags,
     )
+
+
+def _with_typed_values(leaves: dict[str, Leaf], values: object) -> dict[str, Leaf]:
+    """Give leaves the values of the typed config: `1` for a key that is a number is 1.0."""
+
+    def at(key: str) -> object:
+        found = values
+        for part in key.split("."):
+            assert isinstance(found, dict), key
+            found = found[part]
+        return found
+
+    return {key: replace(leaf, value=at(key)) for key, leaf in leaves.items()}
 
 
 def _apply(tree: Branch, override: Override, problems: list[Problem]) -> None:

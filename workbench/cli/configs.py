@@ -1,0 +1,240 @@
+"""The verbs that look at configs: ls, show, tree.
+
+Invariant: nothing here starts a process or writes a file that was not asked for with ``-o``.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from workbench.cli import output
+from workbench.cli.config_arguments import ConfigArgumentParser, read_config_arguments
+from workbench.config.inherit import FileNode, Leaf, Origin
+from workbench.config.load import (
+    ConfigListing,
+    ResolvedConfig,
+    config_lines,
+    list_configs,
+)
+from workbench.config.yaml_reader import write_scalar
+from workbench.errors import RunError
+from workbench.runs.atomic import write_atomically
+
+# ---- ls -----------------------------------------------------------------------------------------
+
+
+def run_ls(arguments: list[str]) -> int:
+    """List the configs: name, GPUs, context, description; a broken one with its first mistake."""
+    parser = ConfigArgumentParser(
+        prog="workbench ls", description="List the configs.", allow_abbrev=False
+    )
+    parser.add_argument("-p", "--project", metavar="PROJECT", help="the folder that holds configs/")
+    parser.add_argument("-t", "--config", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-r", "--recursive", action="store_true", help="also of every project below the folder"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON list")
+    options = parser.parse_args(arguments)
+    project = Path(options.project).expanduser() if options.project is not None else None
+    listings = [(None, listing) for listing in list_configs(project)]
+    found: list[tuple[Path | None, ConfigListing]] = list(listings)
+    if options.recursive:
+        known = {listing.path.resolve() for _, listing in found}
+        for below in projects_below(project or Path()):
+            for listing in list_configs(below):
+                if listing.path.resolve() not in known:
+                    known.add(listing.path.resolve())
+                    found.append((below, listing))
+    if options.json:
+        output.result_json([_listing_json(below, listing) for below, listing in found])
+        return 0
+    for line in listing_lines(found):
+        output.result(line)
+    return 0
+
+
+def projects_below(folder: Path) -> Iterator[Path]:
+    """Give the folders below that hold a ``configs`` folder; runs and hidden ones are skipped."""
+    for where, below, _ in os.walk(folder):
+        at = Path(where)
+        below[:] = sorted(
+            name
+            for name in below
+            if not name.startswith((".", "__")) and not (at / name / "metrics.jsonl").exists()
+        )
+        if "configs" in below:
+            below.remove("configs")
+            if at != folder:
+                yield at
+
+
+def listing_lines(found: Sequence[tuple[Path | None, ConfigListing]]) -> list[str]:
+    """Give the lines of ``ls``, a heading above each project below the current one."""
+    rows = [["config", "GPUs", "context", "description"]]
+    for below, listing in found:
+        name = listing.name if below is None else f"{below}: {listing.name}"
+        if listing.problem is not None:
+            rows.append([name, "", "", f"! {listing.problem}"])
+        else:
+            gpus = "CPU" if listing.num_gpus == 0 else str(listing.num_gpus)
+            rows.append([name, gpus, f"{listing.context:,}", listing.description])
+    return output.columns(rows, right=(1, 2))
+
+
+def _listing_json(below: Path | None, listing: ConfigListing) -> dict[str, object]:
+    return {
+        "name": listing.name,
+        "project": None if below is None else str(below),
+        "path": str(listing.path),
+        "description": listing.description,
+        "num_gpus": listing.num_gpus,
+        "context": listing.context,
+        "problem": listing.problem,
+    }
+
+
+# ---- show ---------------------------------------------------------------------------------------
+
+
+def run_show(arguments: list[str]) -> int:
+    """Show the resolved config as YAML, each value with who states it and what it overrode."""
+    read = read_config_arguments(
+        arguments,
+        verb="show",
+        summary="Show a config with every key, and where each value comes from.",
+        add_options=_add_show_options,
+    )
+    if read.options.json:
+        output.result_json(config_json(read.resolved))
+        return 0
+    _give(show_text(read.resolved), read.options.output)
+    return 0
+
+
+def _add_show_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", help="write it there")
+    parser.add_argument("--json", action="store_true", help="one JSON object, with origins")
+
+
+def show_text(resolved: ResolvedConfig) -> str:
+    """Give the resolved config as YAML with origins as comments; it loads to an equal one."""
+    lines = list(config_lines(resolved.config))
+    width = min(48, max(len(line) for line, key in lines if key is not None))
+    shown = [f"# {resolved.name}: every key, and who states it"]
+    for line, key in lines:
+        leaf = resolved.leaves[key] if key is not None else None
+        shown.append(f"{line.ljust(width)}  # {history(leaf)}" if leaf else line)
+    return "\n".join(shown)
+
+
+def history(leaf: Leaf) -> str:
+    """Say in one line who states a value and what it overrode, nearest first."""
+    overrode = ", ".join(
+        f"{each.origin.source} ({write_scalar(each.value)})" for each in leaf.overrode
+    )
+    return leaf.origin.source + (f", overrides {overrode}" if overrode else "")
+
+
+def config_json(resolved: ResolvedConfig) -> dict[str, object]:
+    """Give the resolved config for machines: each key with value, origin and history."""
+    return {
+        "name": resolved.name,
+        "file": str(resolved.file),
+        "keys": {
+            key: {
+                "value": leaf.value,
+                "origin": _origin_json(leaf.origin),
+                "overrode": [
+                    {"value": each.value, "origin": _origin_json(each.origin)}
+                    for each in leaf.overrode
+                ],
+            }
+            for key, leaf in resolved.leaves.items()
+        },
+    }
+
+
+def _origin_json(origin: Origin) -> dict[str, object]:
+    return {
+        "source": origin.source,
+        "file": None if origin.file is None else str(origin.file),
+        "line": origin.line,
+    }
+
+
+# ---- tree ---------------------------------------------------------------------------------------
+
+
+def run_tree(arguments: list[str]) -> int:
+    """Show which file extends which, how many keys each states, and every override."""
+    read = read_config_arguments(
+        arguments,
+        verb="tree",
+        summary="Show which file extends which, and what each overrides.",
+        add_options=_add_tree_options,
+    )
+    _give(tree_text(read.resolved), read.options.output)
+    return 0
+
+
+def _add_tree_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", help="write it there")
+    parser.add_argument("--format", choices=["text"], default="text", help="text")
+
+
+def tree_text(resolved: ResolvedConfig) -> str:
+    """Give the family tree of a config, its overrides below it."""
+    rows = list(_file_rows(resolved.files, "", ""))
+    beside = _keys_beside_files(resolved)
+    if beside:
+        rows.append([f"+ {', '.join(dict.fromkeys(beside))}", str(len(beside)), "0"])
+    for row in rows:
+        row[1] = f"{row[1]} key" + ("" if row[1] == "1" else "s")
+        row[2] = "" if row[2] == "0" else f"{row[2]} shadowed"
+    num_shadowed = sum(bool(leaf.overrode) for leaf in resolved.leaves.values())
+    lines = output.columns(rows, right=(1, 2))
+    lines += ["", f"{len(resolved.leaves)} keys, {num_shadowed} override another"]
+    overrides = [
+        [f"  {key}", write_scalar(leaf.value), history(leaf)]
+        for key, leaf in resolved.leaves.items()
+        if leaf.overrode
+    ]
+    return "\n".join(lines + output.columns(overrides))
+
+
+def _file_rows(node: FileNode, first: str, other: str) -> Iterator[list[str]]:
+    yield [first + node.shown, str(node.num_keys), str(node.num_shadowed)]
+    for index, parent in enumerate(node.parents):
+        is_last = index == len(node.parents) - 1
+        yield from _file_rows(
+            parent,
+            other + ("└─ extends " if is_last else "├─ extends "),
+            other + ("   " if is_last else "│  "),
+        )
+
+
+def _keys_beside_files(resolved: ResolvedConfig) -> list[str]:
+    """Give the source of each value that a flag or key=value states."""
+    return [
+        leaf.origin.source
+        for leaf in resolved.leaves.values()
+        if leaf.origin.file is None and leaf.origin.source != "default"
+    ]
+
+
+def _give(text: str, path: str | None) -> None:
+    """Write a result to stdout, or whole into the file named."""
+    if path is None:
+        output.result(text)
+        return
+    target = Path(path).expanduser()
+    try:
+        write_atomically(target, (text + "\n").encode())
+    except OSError as error:
+        raise RunError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(target),
+            remedy="name a file in a folder that can be written",
+        ) from error
+    output.narrate(f"wrote {target}")
