@@ -1,0 +1,55 @@
+"""The list of configs by folder, with the state of each config's last run or its mistake."""
+
+from dataclasses import dataclass
+
+from textual.content import Content
+
+from workbench.tui import words
+from workbench.tui.widgets.line_list import LineList
+
+
+@dataclass(frozen=True)
+class ConfigRow:
+    """A config, or the heading of a folder where ``name`` ends in a slash."""
+
+    name: str
+    description: str = ""
+    problem: str | None = None
+    mark: str = ""
+    mark_colour: str = ""
+    last_run: str = ""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether this is a heading."""
+        return self.name.endswith("/")
+
+
+class ConfigList(LineList[ConfigRow]):
+    """Configs under headings; a broken one is listed with ``!`` and its mistake."""
+
+    KEY_SCOPES = ("pane",)
+
+    def draw(self, row: ConfigRow, width: int) -> Content:
+        """Give folder, or name, last run and description."""
+        if row.is_folder:
+            return Content.assemble((row.name, "$quiet"))
+        folder, _, last = row.name.rpartition("/")
+        indent = "  " if folder else ""
+        mark, colour = (("!", "$bad") if row.problem else (row.mark, row.mark_colour))
+        name = words.shorten(f"{indent}{last}", 22)
+        if width < 46:
+            name = words.shorten(f"{indent}{last}", width - 3)
+            return Content.assemble(name.ljust(width - 2), (mark or " ", colour or ""), " ")
+        said = row.problem or row.description
+        return Content.assemble(
+            name.ljust(23), (mark or " ", colour or ""), " ", (said, "$bad" if row.problem else "$quiet")
+        )
+
+    def key_of(self, row: ConfigRow) -> object:
+        """A config is known by its name."""
+        return row.name
+
+    def can_choose(self, row: ConfigRow) -> bool:
+        """Headings are passed over."""
+        return not row.is_folder

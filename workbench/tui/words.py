@@ -1,0 +1,71 @@
+"""Numbers as words with units, short enough for a table; pure."""
+
+import time
+from datetime import UTC, datetime
+
+from workbench.tui.widgets.ticks import short
+
+
+def duration(seconds: float) -> str:
+    """Say a time span in its two largest units: 4 s, 3 m 58 s, 2 h 5 m, 3 d 4 h."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60} s" if whole < 600 else f"{whole // 60} m"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} m"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def brief(seconds: float) -> str:
+    """Say a time span in one unit for a column: 45s, 20m, 3h, 2d."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{int(max(seconds, 0))}s"
+
+
+def size(num_bytes: float) -> str:
+    """Say a number of bytes: 13.5 GiB, 482 MiB, 3 KiB."""
+    for factor, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if num_bytes >= factor:
+            return f"{short(num_bytes / factor)} {unit}"
+    return f"{int(num_bytes)} B"
+
+
+def rate(tokens_per_second: float) -> str:
+    """Say a speed: 1.90 k tok/s."""
+    if tokens_per_second >= 1000:
+        return f"{tokens_per_second / 1000:.2f} k tok/s"
+    return f"{tokens_per_second:.0f} tok/s"
+
+
+def loss(value: float | None) -> str:
+    """Say a loss with four decimals, a dash where it is not finite."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def learning_rate(value: float) -> str:
+    """Say a rate in two significant digits: 3.5e-6."""
+    return short(value, 2)
+
+
+def clock(seconds: float, *, utc: bool = False) -> str:
+    """Say the time of day, in local time: 14:03."""
+    moment = datetime.fromtimestamp(seconds, tz=UTC) if utc else time.localtime(seconds)
+    return moment.strftime("%H:%M") if isinstance(moment, datetime) else time.strftime(
+        "%H:%M", moment
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut a text to ``width`` characters with an ellipsis in place of its end."""
+    if len(text) <= width:
+        return text
+    return text[: max(width - 1, 0)] + "…" if width > 0 else ""
+
+
+def shorten_path(path: str, width: int) -> str:
+    """Cut a path to ``width`` characters from its beginning: the end tells paths apart."""
+    return path if len(path) <= width else "…" + path[len(path) - max(width - 1, 0) :]
