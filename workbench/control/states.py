@@ -51,6 +51,9 @@ def refusal(command: str, state: JobState) -> tuple[str, str] | None:
 
 def when_acted_on(command: str, state: JobState) -> Literal["now", "next step", "first step"]:
     """Say when an accepted command takes effect."""
-    if command == "abort" or state == "paused" or (command == "stop" and state == "starting"):
+    if command == "abort" or state == "paused":
+        return "now"
+    # Before the first step there is nothing to save: the supervisor ends the job by itself.
+    if command == "stop" and state in BEFORE_FIRST_STEP:
         return "now"
     return "first step" if state in BEFORE_FIRST_STEP else "next step"

@@ -4,6 +4,7 @@ job.json in the run folder and the registry's entry have the same fields; the en
 run folder. Written by the supervisor alone.
 """
 
+import contextlib
 import re
 import secrets
 import socket
@@ -13,6 +14,8 @@ import msgspec
 
 from workbench.errors import RunError
 from workbench.runs.atomic import write_atomically
+from workbench.runs.json_lines import last_line
+from workbench.runs.layout import RunFolder
 
 JOB_VARIABLE = "WORKBENCH_JOB"
 """Every process of a job carries its id in this variable of its environment."""
@@ -89,3 +92,39 @@ def start_time_of(pid: int) -> int | None:
     # The command name stands in parentheses and may hold any character, a parenthesis too.
     fields = content[content.rindex(b")") + 2 :].split()
     return None if fields[0] == b"Z" else int(fields[19])
+
+
+def processes_of(job: str) -> list[int]:
+    """Find every process of this user that carries the job's id, by ascending pid.
+
+    Zombies have no environment any more and are not found; the caller itself may be.
+    """
+    wanted = f"{JOB_VARIABLE}={job}".encode()
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if wanted in environment.split(b"\0"):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def last_attempt(run: RunFolder) -> int:
+    """Give the number of the latest attempt that left a trace in a run folder, 0 without any."""
+    numbers = [0]
+    with contextlib.suppress(RunError):
+        if job_file := read_job_file(run.job):
+            numbers.append(job_file.attempt)
+    for path in (run.metrics, run.events):
+        if line := last_line(path):
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                numbers.append(msgspec.json.decode(line, type=_Numbered).attempt)
+    return max(numbers)
+
+
+class _Numbered(msgspec.Struct):
+    attempt: int

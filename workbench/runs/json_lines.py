@@ -25,12 +25,20 @@ class LineWriter:
         return self._offset
 
     def append(self, record: msgspec.Struct | dict[str, object]) -> int:
-        """Write one record as a line; give the byte where it begins."""
+        """Write one record as a line; give the byte where it begins.
+
+        Raises:
+            OSError: the disk is full; what was written of the line has been taken back.
+        """
         begin = self._offset
         line = msgspec.json.encode(record) + b"\n"
         view = memoryview(line)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:
+            os.ftruncate(self._descriptor, begin)
+            raise
         self._offset += len(line)
         return begin
 
@@ -69,6 +77,24 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
         lines.append(Line(position, content))
         position += len(content) + 1
     return lines, offset + end
+
+
+def last_line(path: Path, at_most_bytes: int = 64 << 10) -> bytes | None:
+    """Give the last whole line without its newline, or None where there is none.
+
+    Reads the end of the file only; a line longer than ``at_most_bytes`` is not found.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - at_most_bytes))
+            data = file.read()
+    except OSError:
+        return None
+    lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+    if size > at_most_bytes:
+        lines = lines[1:]
+    return lines[-1] if lines else None
 
 
 def _cut_partial_line(path: Path) -> None:
