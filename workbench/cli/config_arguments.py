@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 from workbench.cli import output
 from workbench.config import flags as flags_module
 from workbench.config.flags import Flag
+from workbench.config.inherit import expand
 from workbench.config.load import ResolvedConfig, offered_flags, resolve
 from workbench.config.yaml_reader import write_scalar
 from workbench.errors import ConfigError
@@ -70,7 +71,7 @@ def read_config_arguments(
     typed, torchrun_arguments = _split_at_dashes(arguments)
     own, others = _split_own(typed, parser)
     options = parser.parse_args(own)
-    project = Path(options.project).expanduser() if options.project is not None else None
+    project = project_folder(options.project)
     if options.help:
         output.result(_help(parser, options.config, project))
         raise SystemExit(0)
@@ -90,6 +91,20 @@ def read_config_arguments(
         raise _unknown(rest[0], flags, parser)
     resolved = resolve(options.config, project=project, overrides=overrides)
     return ConfigArguments(resolved, options, torchrun_arguments)
+
+
+def project_folder(text: str | None) -> Path | None:
+    """Give the folder named by ``-p``, ``~`` and ``$VARS`` expanded; None where none is named.
+
+    Raises:
+        ConfigError: a variable that is not set.
+    """
+    if text is None:
+        return None
+    expanded, trouble = expand(text)
+    if trouble:
+        raise ConfigError(trouble, where=f"project {text}", remedy="set it, or write the path out")
+    return Path(expanded)
 
 
 def _parser(verb: str, summary: str, takes_torchrun: bool) -> ConfigArgumentParser:

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from workbench.cli import output
-from workbench.cli.config_arguments import ConfigArgumentParser, read_config_arguments
+from workbench.cli.config_arguments import (
+    ConfigArgumentParser,
+    project_folder,
+    read_config_arguments,
+)
 from workbench.config.inherit import FileNode, Leaf, Origin
 from workbench.config.load import (
     ConfigListing,
@@ -36,9 +40,9 @@ def run_ls(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON list")
     options = parser.parse_args(arguments)
-    project = Path(options.project).expanduser() if options.project is not None else None
-    listings = [(None, listing) for listing in list_configs(project)]
-    found: list[tuple[Path | None, ConfigListing]] = list(listings)
+    project = project_folder(options.project)
+    found: list[tuple[Path | None, ConfigListing]]
+    found = [(None, listing) for listing in list_configs(project)]
     if options.recursive:
         known = {listing.path.resolve() for _, listing in found}
         for below in projects_below(project or Path()):
@@ -78,7 +82,7 @@ def listing_lines(found: Sequence[tuple[Path | None, ConfigListing]]) -> list[st
             rows.append([name, "", "", f"! {listing.problem}"])
         else:
             gpus = "CPU" if listing.num_gpus == 0 else str(listing.num_gpus)
-            rows.append([name, gpus, f"{listing.context:,}", listing.description])
+            rows.append([name, gpus, f"{listing.context:,}", " ".join(listing.description.split())])
     return output.columns(rows, right=(1, 2))
 
 

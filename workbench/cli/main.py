@@ -68,9 +68,6 @@ def _dispatch(arguments: list[str]) -> int:
         if "-h" in before or "--help" in before:
             output.result(help_text())
             return 0
-        if unknown := _first_unknown(before):
-            output.usage_error(f"no such option: {unknown}; see workbench --help")
-            return 2
         return _function(WITHOUT_VERB[""][0])(before)
     if verb == "--batch":
         return _function(WITHOUT_VERB[verb][0])(before + behind)

@@ -45,6 +45,7 @@ from workbench.config.schema.keys import (
     describe,
     key_at,
     keys_of,
+    kind_of,
     section_of,
     value_type_of_mapping,
 )
@@ -178,8 +179,10 @@ def find_config(name: str, *, project: Path | None = None) -> Path:
         )
         raise ConfigProblems([problem])
     folders = config_folders(project)
-    for folder in (Path.cwd(), *folders):
-        if (found := _file_in(folder, expanded)) is not None:
+    # `configs/demo.yaml` is a path in a checkout; elsewhere it means the same config.
+    inside = expanded.removeprefix("configs/")
+    for folder, wanted in ((Path.cwd(), expanded), *((folder, inside) for folder in folders)):
+        if (found := _file_in(folder, wanted)) is not None:
             return found
     names = [listed for listed, _ in _config_files(folders)]
     near = _nearest(name, names)
@@ -448,7 +451,9 @@ class _Walk:
                 self._leaf(here, Leaf(key.default, DEFAULT_ORIGIN))
                 values[name] = key.default
             else:
-                values[name] = self._value(key.annotation, entry, here, key.default)
+                value = self._value(key.annotation, entry, here, key.default)
+                if value is not MISSING:
+                    values[name] = value
         return values
 
     def _inner_section(
@@ -493,7 +498,9 @@ class _Walk:
             elif isinstance(inner, Leaf) and inner.value is None and allows_null(value_type):
                 continue
             elif section is None:
-                values[name] = self._value(value_type, inner, here, MISSING)
+                value = self._value(value_type, inner, here, MISSING)
+                if value is not MISSING:
+                    values[name] = value
             elif isinstance(inner, Leaf):
                 self._mistake(
                     here,
@@ -502,7 +509,10 @@ class _Walk:
                     "indent its keys below it",
                 )
             else:
-                values[name] = self.section(section, inner, here)
+                below = self.section(section, inner, here)
+                # Without a key that has no default it could not be built.
+                if len(below) == len(keys_of(section)):
+                    values[name] = below
         if not values:
             self._leaf(path, Leaf({}, entry.origin if entry else DEFAULT_ORIGIN))
         return values
@@ -518,21 +528,11 @@ class _Walk:
             self.mistaken.add(".".join(path))
             return default
         value = entry.value if isinstance(entry, Leaf) else {}
-        remedy = "correct the value"
-        if isinstance(value, str):
-            near = did_you_mean(value, choices_of(annotation)).removeprefix("; ")
-            number = value.replace("_", "").replace(",", "")
-            remedy = near or (
-                "write the number without separators"
-                if number != value and number.isdecimal()
-                else remedy
-            )
-        elif isinstance(value, (int, float)) and accepts(annotation, str(value)):
-            remedy = "put it in quotes"
-        elif value is None and default not in (MISSING, None):
-            remedy = "give a value, or remove the line"
         self._mistake(
-            path, entry, f"expected {describe(annotation)}, got {kind_in_words(value)}", remedy
+            path,
+            entry,
+            f"expected {describe(annotation)}, got {kind_in_words(value)}",
+            _remedy(annotation, value, default),
         )
         return default
 
@@ -575,6 +575,28 @@ class _Walk:
                 source=origin.source,
             )
         )
+
+
+def _remedy(annotation: object, value: object, default: object) -> str:
+    """Say what to do about a value that is not of its key's type."""
+    if isinstance(value, str):
+        near = did_you_mean(value, choices_of(annotation)).removeprefix("; ")
+        if near:
+            return near
+        if kind_of(annotation) == "boolean" and value.lower() in _BOOLEAN_WORDS:
+            return f"write {_BOOLEAN_WORDS[value.lower()]}"
+        number = value.replace("_", "").replace(",", "")
+        if number != value and number.isdecimal():
+            return "write the number without separators"
+    elif isinstance(value, (int, float)) and accepts(annotation, str(value)):
+        return "put it in quotes"
+    elif value is None and default not in (MISSING, None):
+        return "give a value, or remove the line"
+    return "correct the value"
+
+
+_BOOLEAN_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+"""Words that older YAML took for booleans."""
 
 
 def _expand_paths(

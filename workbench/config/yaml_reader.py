@@ -265,7 +265,7 @@ class _Builder:
             self._events = yaml.parse(self._text, Loader=yaml.SafeLoader)
             return self._first_document()
         except yaml.YAMLError as error:
-            self.problems.append(_syntax_problem(error, self._file))
+            self.problems.append(_syntax_problem(error, self._text, self._file))
         except _SyntaxProblemError:
             pass
         return Stated(None, 1)
@@ -322,7 +322,8 @@ class _Builder:
                 break
             lines.append(_line(event))
             items.append(plain(self._entry(event, path, None, depth + 1)))
-        return Stated(items, line, tuple(lines))
+        is_readable = all(item is not UNREADABLE for item in items)
+        return Stated(items if is_readable else UNREADABLE, line, tuple(lines))
 
     def _mapping(self, path: tuple[str, ...], line: int, depth: int) -> StatedMapping:
         entries: dict[str, Stated | StatedMapping] = {}
@@ -414,17 +415,15 @@ _MEANT = (
 )
 
 
-def _syntax_problem(error: yaml.YAMLError, file: Path | None) -> Problem:
+def _syntax_problem(error: yaml.YAMLError, text: str, file: Path | None) -> Problem:
     """Say in plain words what PyYAML did not understand."""
     if isinstance(error, yaml.reader.ReaderError):
-        # The reader counts characters; the line is that of the character it names.
         return Problem(
             key="",
-            what=f"holds the control character 0x{ord(str(error.character)[:1]):02x}"
-            if isinstance(error.character, str)
-            else f"holds the control character 0x{error.character:02x}",
+            what=f"holds the control character 0x{int(error.character):02x}",
             remedy="remove it",
             file=file,
+            line=text.count("\n", 0, int(error.position)) + 1,
         )
     assert isinstance(error, yaml.MarkedYAMLError), f"unexpected {error!r}"
     said = error.problem or ""
