@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from workbench.data.batch import Batch
 from workbench.data.packing import Row, Rows
+from workbench.data.prepare import PreparedData, prepare
+
+__all__ = ["Loader", "PreparedData", "StepRows", "epoch_order", "make_batch", "prepare"]
 
 
 @dataclass(frozen=True)

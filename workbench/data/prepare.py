@@ -1,0 +1,474 @@
+"""A config's data section to rows of tokens, with everything that is wrong found on the way.
+
+Each data set is split by position before bad rows are dropped, so that dropping one moves no
+other across the border. Bad rows are errors, or with ``data.skip_bad_rows`` warnings.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+from workbench.config.model_facts import read_model_facts
+from workbench.config.schema.config import Config
+from workbench.config.schema.data import DataSection, SourceSection
+from workbench.data.chat_template import (
+    ChatTemplate,
+    EncodedConversation,
+    Rendered,
+    Targets,
+    to_tokens,
+)
+from workbench.data.findings import Finding, Findings, Severity
+from workbench.data.formats import (
+    BadRowError,
+    Complaint,
+    Conversation,
+    Format,
+    convert,
+    recognise,
+)
+from workbench.data.packing import (
+    MIN_PACKED_TOKENS,
+    Document,
+    Fitted,
+    Rows,
+    fit_documents,
+    pack,
+)
+from workbench.data.sources import RawRow, read_rows, source_files
+from workbench.data.tokenizer import Tokenizer, load_tokenizer
+from workbench.errors import DataError
+
+_CHUNK_CONVERSATIONS = 256
+# Starting a process costs about as much as rendering and tokenizing a thousand conversations.
+_MIN_CONVERSATIONS_FOR_PROCESSES = 2000
+_ROW_REMEDY = "correct the row, or drop it with data.skip_bad_rows"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far preparing is."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class NumConversations:
+    """Usable conversations of each split; those of the test split are read and not tokenized."""
+
+    train: int
+    validation: int
+    test: int
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a run trains and evaluates on.
+
+    Attributes:
+        train: rows to train on.
+        validation: rows to evaluate on; there may be none.
+        num_conversations: per split, before packing and truncation.
+        findings: what was odd; errors too, until ``prepare`` refuses them.
+        pad_id: fills rows behind their last token; never the id of end-of-text.
+        stop_ids: the tokens with which the template ends an assistant's turn.
+    """
+
+    train: Rows
+    validation: Rows
+    num_conversations: NumConversations
+    findings: Findings
+    pad_id: int
+    stop_ids: tuple[int, ...]
+
+
+def prepare(config: Config, model_folder: Path, template: str) -> PreparedData:
+    """Turn the data a config names into rows.
+
+    Args:
+        config: resolved; only its data section counts.
+        model_folder: with the tokenizer.
+        template: Jinja source of the chat template.
+
+    Raises:
+        DataError: a file, template or tokenizer is wrong, or a row and none may be skipped; the
+            first finding is told, and how many there are.
+    """
+    prepared = None
+    for item in prepare_in_steps(config, model_folder, template):
+        if isinstance(item, PreparedData):
+            prepared = item
+    assert prepared is not None, "the last item is the data"
+    prepared.findings.raise_errors()
+    return prepared
+
+
+def prepare_in_steps(
+    config: Config, model_folder: Path, template: str
+) -> Iterator[Progress | PreparedData]:
+    """Prepare and tell how far it is; the last item is the data, its findings not yet judged.
+
+    Raises:
+        DataError: a file, template or tokenizer is wrong.
+    """
+    data, findings = config.data, Findings()
+    tokenizer = load_tokenizer(model_folder)
+    chat_template = ChatTemplate(template, tokenizer.special_tokens)
+    stop_ids = _check_stop(chat_template, tokenizer, findings)
+    yield Progress("reading", 0, len(data.sources))
+    splits = read_conversations(data, findings)
+    _warn_of_special_tokens(splits.train + splits.validation, tokenizer, findings)
+    documents: list[list[Document]] = [[], []]
+    done, total = 0, len(splits.train) + len(splits.validation)
+    job = _EncodeJob(template, str(model_folder), data.targets)
+    for number, conversations in enumerate((splits.train, splits.validation)):
+        for chunk in _encode(conversations, job, data.num_workers):
+            for conversation, outcome in chunk:
+                document = _judge(conversation, outcome, data, findings)
+                if document is not None:
+                    documents[number].append(document)
+            done += len(chunk)
+            yield Progress("tokenizing", done, total)
+    train, validation = documents
+    _check_vocabulary(train + validation, model_folder, findings)
+    yield PreparedData(
+        train=_lay_rows(train, data, "training", findings),
+        validation=_lay_rows(validation, data, "validation", findings),
+        num_conversations=NumConversations(len(train), len(validation), len(splits.test)),
+        findings=findings,
+        pad_id=tokenizer.pad_id,
+        stop_ids=stop_ids,
+    )
+
+
+# ---- reading: files to conversations ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Usable conversations by split, in the order of the config and its files."""
+
+    train: list[Conversation] = field(default_factory=list)
+    validation: list[Conversation] = field(default_factory=list)
+    test: list[Conversation] = field(default_factory=list)
+
+
+def read_conversations(data: DataSection, findings: Findings) -> Splits:
+    """Read every data set and split it by position: rows before ``int(0.80 * n)`` are trained.
+
+    Args:
+        data: names the data sets.
+        findings: takes what is wrong with rows.
+
+    Raises:
+        DataError: a file cannot be read, or there is no data set.
+    """
+    splits = Splits()
+    sources = {name: source for name, source in data.sources.items() if source is not None}
+    if not sources:
+        raise DataError(
+            "names no data set", where="data.sources", remedy="give one a name and a path"
+        )
+    for name, source in sources.items():
+        conversations = _read_source(name, source, data, findings)
+        borders = [int(share * len(conversations)) for share in data.split_at]
+        parts = (
+            (splits.train, conversations[: borders[0]]),
+            (splits.validation, conversations[borders[0] : borders[1]]),
+            (splits.test, conversations[borders[1] :]),
+        )
+        for split, rows in parts:
+            split.extend(row for row in rows if row is not None)
+    return splits
+
+
+def _read_source(
+    name: str, source: SourceSection, data: DataSection, findings: Findings
+) -> list[Conversation | None]:
+    """Read one data set, keeping None in the place of a row that cannot be used."""
+    conversations: list[Conversation | None] = []
+    for file in source_files(Path(source.path), source.files):
+        rows = list(read_rows(file))
+        form = _form(source, rows)
+        if rows and form is None:
+            raise DataError(
+                "has neither 'conversations' (ShareGPT) nor 'messages' (OpenAI)",
+                where=rows[0].where,
+                remedy=f"correct the row, or state data.sources.{name}.format",
+            )
+        if form is not None:
+            conversations += [_read_row(row, form, data, findings) for row in rows]
+    if not conversations:
+        raise DataError(
+            f"{source.path} holds no conversation",
+            where=f"data.sources.{name}",
+            remedy="give a file with rows, or null to drop this data set",
+        )
+    return conversations
+
+
+def _form(source: SourceSection, rows: Sequence[RawRow]) -> Format | None:
+    if source.format != "auto":
+        return source.format
+    readable = next((row for row in rows if row.problem is None), None)
+    # A file of broken lines only is reported line by line, whatever its form would have been.
+    return "sharegpt" if readable is None and rows else recognise(readable and readable.value)
+
+
+def _read_row(
+    row: RawRow, form: Format, data: DataSection, findings: Findings
+) -> Conversation | None:
+    severity: Severity = "warning" if data.skip_bad_rows else "error"
+    if row.problem is not None:
+        findings.add("broken row", Finding(severity, row.where, row.problem, _ROW_REMEDY))
+        return None
+    try:
+        conversation, notes = convert(row.value, form, data.roles, row.where)
+    except BadRowError as error:
+        _add_complaints(error.complaints, row.where, severity, findings)
+        return None
+    _add_complaints(notes, row.where, "warning", findings)
+    return conversation
+
+
+def _add_complaints(
+    complaints: Sequence[Complaint], where: str, severity: Severity, findings: Findings
+) -> None:
+    for complaint in complaints:
+        place = where if complaint.turn is None else f"{where} turn {complaint.turn}"
+        findings.add(complaint.kind, Finding(severity, place, complaint.what, complaint.remedy))
+
+
+# ---- tokenizing: conversations to documents --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _EncodeJob:
+    """What a process needs to know to encode conversations."""
+
+    template: str
+    model_folder: str
+    targets: Targets
+
+
+class _Encoder:
+    """Encodes chunks; made once per process."""
+
+    def __init__(self, job: _EncodeJob) -> None:
+        self._tokenizer = load_tokenizer(Path(job.model_folder))
+        self._template = ChatTemplate(job.template, self._tokenizer.special_tokens)
+        self._targets = job.targets
+
+    def encode(
+        self, conversations: Sequence[Conversation]
+    ) -> list[EncodedConversation | DataError]:
+        """Encode conversations; one that the template refuses gives its error."""
+        outcomes: list[EncodedConversation | DataError] = []
+        rendered: list[Rendered | DataError] = []
+        for conversation in conversations:
+            try:
+                rendered.append(self._template.mark(conversation, self._targets))
+            except DataError as error:
+                rendered.append(error)
+        texts = [item.text for item in rendered if not isinstance(item, DataError)]
+        encoded = iter(self._tokenizer.encode(texts))
+        for item in rendered:
+            if isinstance(item, DataError):
+                outcomes.append(item)
+            else:
+                outcomes.append(to_tokens(item, next(encoded), self._tokenizer))
+        return outcomes
+
+
+_Chunk = list[tuple[Conversation, EncodedConversation | DataError]]
+
+
+def _encode(
+    conversations: Sequence[Conversation], job: _EncodeJob, num_workers: int
+) -> Iterator[_Chunk]:
+    """Encode in order, chunk by chunk; in processes of their own when there is much to do."""
+    chunks = [
+        conversations[start : start + _CHUNK_CONVERSATIONS]
+        for start in range(0, len(conversations), _CHUNK_CONVERSATIONS)
+    ]
+    if num_workers == 0 or len(conversations) < _MIN_CONVERSATIONS_FOR_PROCESSES:
+        encoder = _Encoder(job)
+        for chunk in chunks:
+            yield list(zip(chunk, encoder.encode(chunk), strict=True))
+        return
+    # spawn: a fork of a process that has threads, as one with torch has, may hang.
+    with ProcessPoolExecutor(
+        num_workers, get_context("spawn"), initializer=_start_worker, initargs=(job,)
+    ) as pool:
+        try:
+            for chunk, outcomes in zip(chunks, pool.map(_encode_in_worker, chunks), strict=True):
+                yield list(zip(chunk, outcomes, strict=True))
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that tokenizes died, perhaps for lack of memory",
+                where="data.num_workers",
+                remedy="set data.num_workers: 0",
+            ) from error
+
+
+_worker_encoder: list[_Encoder] = []
+
+
+def _start_worker(job: _EncodeJob) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each: the processes are parallel
+    _worker_encoder.append(_Encoder(job))
+
+
+def _encode_in_worker(
+    conversations: Sequence[Conversation],
+) -> list[EncodedConversation | DataError]:
+    return _worker_encoder[0].encode(conversations)
+
+
+def _judge(
+    conversation: Conversation,
+    outcome: EncodedConversation | DataError,
+    data: DataSection,
+    findings: Findings,
+) -> Document | None:
+    """Make a document of what can be trained on, and a finding of what cannot."""
+    severity: Severity = "warning" if data.skip_bad_rows else "error"
+    if isinstance(outcome, DataError):
+        findings.add(
+            outcome.what, Finding(severity, conversation.where, outcome.what, outcome.remedy)
+        )
+        return None
+    if not outcome.mask.any():
+        what = "has no trainable token"
+        findings.add(what, Finding(severity, conversation.where, what, _ROW_REMEDY))
+        return None
+    if not outcome.num_stops:
+        what = "never trains the token that ends the assistant's turn"
+        remedy = "use a template that writes one after each answer, such as chatml"
+        findings.add(what, Finding(severity, conversation.where, what, remedy))
+        return None
+    return Document(outcome.ids, outcome.mask)
+
+
+def _check_stop(
+    template: ChatTemplate, tokenizer: Tokenizer, findings: Findings
+) -> tuple[int, ...]:
+    """Find the tokens that end a turn; warn if they are ordinary pieces of text."""
+    stop_ids = template.stop_ids(tokenizer)
+    pieces = [tokenizer.token_text(number) or "" for number in stop_ids]
+    if any(piece not in tokenizer.added_texts for piece in pieces):
+        findings.add(
+            "stop in pieces",
+            Finding(
+                "warning",
+                "data.chat_template",
+                f"the end of a turn, {template.stop_text!r}, is {len(pieces)} ordinary pieces for "
+                "this tokenizer; all of them are trained",
+                "add it to the model as a token, or choose the model's own template",
+            ),
+        )
+    return stop_ids
+
+
+def _warn_of_special_tokens(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, findings: Findings
+) -> None:
+    """Report turns whose text will be read as special tokens."""
+    texts = sorted(tokenizer.texts_of_special_tokens)
+    if not texts:
+        return
+    pattern = re.compile("|".join(re.escape(text) for text in texts))
+    for conversation in conversations:
+        for message in conversation.messages:
+            found = pattern.search(message.content)
+            if found is not None:
+                findings.add(
+                    "special token in text",
+                    Finding(
+                        "warning",
+                        f"{conversation.where} turn {message.turn}",
+                        f"contains {found.group()!r}, which becomes a special token",
+                        "remove it from the text if that is not meant",
+                    ),
+                )
+
+
+def _check_vocabulary(
+    documents: Sequence[Document], model_folder: Path, findings: Findings
+) -> None:
+    """Refuse ids that the model's embedding has no row for."""
+    highest = max((int(document.ids.max()) for document in documents), default=0)
+    rows = read_model_facts(model_folder).vocabulary_size
+    if highest >= rows:
+        findings.add(
+            "vocabulary",
+            Finding(
+                "error",
+                str(model_folder),
+                f"the tokenizer gives id {highest}, the model's vocab_size is {rows}",
+                "use the tokenizer that belongs to the model",
+            ),
+        )
+
+
+# ---- packing: documents to rows --------------------------------------------------------------
+
+
+def _lay_rows(
+    documents: Sequence[Document], data: DataSection, split: str, findings: Findings
+) -> Rows:
+    min_length = 0 if data.packing == "none" else MIN_PACKED_TOKENS
+    fitted = fit_documents(documents, data.max_length, data.overlong, min_length)
+    _report_losses(fitted, len(documents), data, split, findings)
+    if split == "training" and not fitted.documents and not findings.num_errors:
+        findings.add(
+            "empty",
+            Finding(
+                "error",
+                "data.sources",
+                "nothing is left to train on",
+                "add conversations, raise data.max_length, or move data.split_at",
+            ),
+        )
+    return pack(fitted.documents, data.max_length, data.packing)
+
+
+def _report_losses(
+    fitted: Fitted, num_documents: int, data: DataSection, split: str, findings: Findings
+) -> None:
+    of = f"of {num_documents} {split} conversations"
+    limit = f"data.max_length ({data.max_length})"
+    losses = (
+        (
+            fitted.num_truncated,
+            f"{fitted.num_truncated} {of} are longer than {limit}; {fitted.num_cut_tokens} tokens "
+            "are cut off",
+            "raise data.max_length, or set data.overlong: split",
+        ),
+        (
+            fitted.num_split,
+            f"{fitted.num_split} {of} are longer than {limit} and become several",
+            "raise data.max_length to keep them whole",
+        ),
+        (
+            fitted.num_short,
+            f"{fitted.num_short} {of} have fewer than {MIN_PACKED_TOKENS} tokens and are dropped",
+            "set data.packing: none to keep them",
+        ),
+        (
+            fitted.num_without_targets,
+            f"{fitted.num_without_targets} {of} have nothing to train within {limit} and are "
+            "dropped",
+            "raise data.max_length, or set data.overlong: split",
+        ),
+    )
+    for number, what, remedy in losses:
+        if number:
+            findings.add(what, Finding("warning", "data", what, remedy))

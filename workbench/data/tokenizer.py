@@ -1,0 +1,196 @@
+"""A model folder's tokenizer: ids, offsets and special tokens, without transformers.
+
+Padding never shares an id with end-of-text, and nobody recognises padding by its id anyway.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as _Backend
+
+from workbench.errors import DataError
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text as tokens.
+
+    Attributes:
+        ids: (tokens,) int32.
+        spans: (tokens, 2) int64, first character and the one after the last, in the text.
+    """
+
+    ids: NDArray[np.int32]
+    spans: NDArray[np.int64]
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Attributes:
+        special_tokens: bos_token, eos_token, pad_token, unk_token: those the folder names.
+        bos_id: id of bos_token, None without one.
+        eos_id: id of eos_token, None without one.
+        pad_id: fills rows behind their last token; never eos_id.
+        adds_bos: the tokenizer by itself begins every text with bos_token.
+        adds_eos: the tokenizer by itself ends every text with eos_token.
+        vocabulary_size: ids are below this.
+        added_texts: texts that become one id wherever they stand.
+        texts_of_special_tokens: those of them that are no text but signs, such as an end of turn.
+    """
+
+    def __init__(self, backend: _Backend, special_tokens: dict[str, str]) -> None:
+        self.special_tokens = special_tokens
+        self.bos_id = self._id_of(backend, "bos_token")
+        self.eos_id = self._id_of(backend, "eos_token")
+        self.vocabulary_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        self.pad_id = self._choose_pad_id(backend)
+        added = backend.get_added_tokens_decoder().values()
+        self.added_texts = frozenset(token.content for token in added)
+        self.texts_of_special_tokens = frozenset(token.content for token in added if token.special)
+        ends = backend.encode("a", add_special_tokens=True).ids
+        self.adds_bos = self.bos_id is not None and ends[:1] == [self.bos_id]
+        self.adds_eos = self.eos_id is not None and ends[-1:] == [self.eos_id]
+        self._backend = _without_post_processor(backend)
+
+    def _id_of(self, backend: _Backend, name: str) -> int | None:
+        text = self.special_tokens.get(name)
+        return None if text is None else backend.token_to_id(text)
+
+    def _choose_pad_id(self, backend: _Backend) -> int:
+        """Take the padding token if it is no other's, else an id that ends or begins nothing."""
+        ends = {self.bos_id, self.eos_id}
+        for name in ("pad_token", "unk_token"):
+            found = self._id_of(backend, name)
+            if found is not None and found not in ends:
+                return found
+        return next(number for number in range(self.vocabulary_size + 1) if number not in ends)
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Turn texts into ids; special tokens are recognised in the text, none are added."""
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            Encoded(
+                np.array(encoding.ids, dtype=np.int32),
+                np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2),
+            )
+            for encoding in encodings
+        ]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Turn ids back into text."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def token_text(self, token_id: int) -> str | None:
+        """Give a token as the vocabulary spells it; None for an id it does not have."""
+        text = self._backend.id_to_token(token_id)
+        return None if text is None else str(text)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read tokenizer.json and the names of its special tokens.
+
+    Raises:
+        DataError: no tokenizer.json, or one of the files cannot be read.
+    """
+    folder = Path(folder)
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise DataError(
+            f"has no {TOKENIZER_FILE}",
+            where=str(folder),
+            remedy="copy the model's tokenizer files beside its config.json",
+        )
+    try:
+        backend = _Backend.from_file(str(path))
+    except Exception as error:
+        raise DataError(
+            f"cannot be read as a tokenizer: {error}",
+            where=str(path),
+            remedy="copy the file anew from the model's source",
+        ) from error
+    backend.no_padding()
+    backend.no_truncation()
+    stated = read_json(folder / SPECIAL_TOKENS_FILE) | read_json(folder / TOKENIZER_CONFIG_FILE)
+    _add_missing_tokens(backend, stated)
+    special_tokens = {
+        name: text for name in _NAMED if (text := _text_of(stated.get(name))) is not None
+    }
+    for name, text in special_tokens.items():
+        if backend.token_to_id(text) is None:
+            raise DataError(
+                f"{name} {text!r} is not in the vocabulary",
+                where=str(folder / TOKENIZER_CONFIG_FILE),
+                remedy=f"add it to {TOKENIZER_FILE}, or name a token that is there",
+            )
+    return Tokenizer(backend, special_tokens)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object beside the tokenizer; an absent file is an empty one.
+
+    Raises:
+        DataError: the file is there and is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot be read as JSON: {error}",
+            where=str(path),
+            remedy="copy the file anew from the model's source",
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(
+            "is not a JSON object", where=str(path), remedy="copy the file anew from its source"
+        )
+    return content
+
+
+def _text_of(token: object) -> str | None:
+    """Give a token's text: written plainly, or as an object with its content."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _add_missing_tokens(backend: _Backend, stated: dict[str, Any]) -> None:
+    """Add tokens that only tokenizer_config.json lists, in the order of their ids."""
+    listed = stated.get("added_tokens_decoder")
+    if not isinstance(listed, dict):
+        return
+    for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
+        text = _text_of(token)
+        if text is None or backend.token_to_id(text) is not None:
+            continue
+        switches = {
+            key: token[key]
+            for key in ("lstrip", "rstrip", "normalized", "single_word")
+            if isinstance(token.get(key), bool)
+        }
+        added = AddedToken(text, special=token.get("special") is True, **switches)
+        if added.special:
+            backend.add_special_tokens([added])
+        else:
+            backend.add_tokens([added])
+
+
+def _without_post_processor(backend: _Backend) -> _Backend:
+    """Copy the tokenizer without its last stage, which trims spaces off the characters' spans."""
+    description = json.loads(backend.to_str())
+    description["post_processor"] = None
+    return _Backend.from_str(json.dumps(description))
