@@ -1,0 +1,374 @@
+"""From a resolved config to the parts of a run: the only file here that knows both.
+
+Every other module takes plain values. Reading order: device and seeds, data, plan, weights and
+statistics, what resumes, and the loop over all of it.
+"""
+
+import functools
+import json
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.config.load import dump_config
+from workbench.config.schema.config import Config
+from workbench.data.loader import Loader
+from workbench.data.prepare import PreparedData, prepare
+from workbench.errors import ConfigError, RunError
+from workbench.model.families import Dimensions, read_dimensions
+from workbench.model.weights import iterate_weights, random_weights
+from workbench.runs.layout import RunFolder
+from workbench.training import checkpoint
+from workbench.training.control_point import ControlPoint
+from workbench.training.distributed import Ranks
+from workbench.training.engine.plan import Plan, choose_plan, take_budget, write_plan
+from workbench.training.engine.step import LayerMajorEngine
+from workbench.training.engine.weight_store import ResidentStore
+from workbench.training.loop import Intervals, Training
+from workbench.training.optimizer.adafactor import Adafactor
+from workbench.training.optimizer.learning_rate import learning_rate
+from workbench.training.publisher import Publisher
+from workbench.training.report import Report
+from workbench.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A run that is ready to train, and its plan."""
+
+    training: Training
+    plan: Plan
+    device: torch.device
+
+
+def choose_device_type(wanted: str) -> str:
+    """Turn ``training.device`` into cpu or cuda.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "there is no CUDA device here",
+            where="training.device",
+            remedy="set training.device: auto, or start it where a GPU is",
+        )
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def build(
+    run: RunFolder,
+    config: Config,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    attempt: int,
+    control: ControlPoint,
+    publisher: Publisher | None,
+) -> Built:
+    """Build the run of a folder, resumed where its checkpoints and the config say so.
+
+    Raises:
+        WorkbenchError: model, data, config or checkpoint are not what they should be.
+    """
+    _prepare_torch(config, ranks)
+    model_folder = _model_folder(config)
+    dims = read_dimensions(model_folder)
+    dtype = _DTYPES[config.model.dtype]
+    prepared = prepare(config, model_folder, _read_template(run))
+    plan = _plan(config, dims, dtype, device, prepared)
+    store = ResidentStore(dims, dtype, device)
+    weights = dict(store.named_tensors())
+    optimizer = Adafactor(
+        {name: tuple(tensor.shape) for name, tensor in weights.items()},
+        device=device,
+        seed=config.training.seed,
+        weight_decay=config.optimizer.weight_decay,
+        stochastic_rounding=config.optimizer.rounding == "stochastic",
+    )
+    engine = LayerMajorEngine(
+        dims=dims,
+        store=store,
+        optimizer=optimizer,
+        sum_dtype=_DTYPES[plan.sum_dtype],
+        attention=config.model.attention,
+        clip_norm=config.optimizer.clip_norm
+        if config.optimizer.clip_by == "previous_norm"
+        else None,
+        dtype=dtype,
+        device=device,
+    )
+    content = checkpoint.Content(
+        weights=weights,
+        statistics=optimizer.named_tensors(),
+        common=_common_files(run, model_folder, config, prepared),
+        device=device,
+    )
+    rows, validation = _loaders(config, prepared, plan)
+    state = TrainingState()
+    resumed = checkpoint.resume_point(run, config.checkpoints.resume, attempt)
+    if resumed is None:
+        _load_model(config, model_folder, dims, dtype, store)
+    else:
+        state = _resume(resumed, dims, dtype, content, store, engine, rows, ranks)
+    max_steps = _max_steps(config, rows.steps_per_epoch)
+    report = Report(
+        run,
+        ranks,
+        attempt=attempt,
+        device=device,
+        resumed_step=state.step,
+        name=config.logging.name,
+    )
+    num_parameters = sum(tensor.numel() for tensor in weights.values())
+    logger.info(
+        "%d parameters in %s on %s, %d rows in steps of %d (%d microbatches), step %d of %d",
+        num_parameters,
+        config.model.dtype,
+        device,
+        len(prepared.train),
+        config.batch.train,
+        plan.microbatches,
+        state.step,
+        max_steps,
+    )
+    report.text("experiment", f"```\n{dump_config(config)}\n```", state.step)
+    report.text(
+        "training_info",
+        f"{num_parameters} parameters, {len(prepared.train)} rows, {max_steps} steps",
+        state.step,
+    )
+    if ranks.rank == 0:
+        write_plan(run.plan, plan)
+    training = Training(
+        run=run,
+        ranks=ranks,
+        attempt=attempt,
+        engine=engine,
+        rows=rows,
+        validation=validation,
+        rate=functools.partial(
+            learning_rate,
+            peak=config.optimizer.learning_rate,
+            warmup_steps=config.optimizer.warmup_steps,
+            cooldown_steps=config.optimizer.cooldown_steps,
+            max_steps=max_steps,
+        ),
+        max_steps=max_steps,
+        intervals=_intervals(config, rows.steps_per_epoch),
+        nonfinite=config.training.nonfinite,
+        content=content,
+        control=control,
+        publisher=publisher,
+        report=report,
+        state=state,
+    )
+    return Built(training, plan, device)
+
+
+def _prepare_torch(config: Config, ranks: Ranks) -> None:
+    torch.set_float32_matmul_precision(config.training.matmul_precision)
+    if config.training.deterministic:
+        torch.use_deterministic_algorithms(True)
+    seed = config.training.seed + ranks.rank
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+
+
+def _model_folder(config: Config) -> Path:
+    if config.model.path is None:
+        raise ConfigError(
+            "no model is named", where="model.path", remedy="give a model folder: -M MODEL"
+        )
+    return Path(config.model.path)
+
+
+def _read_template(run: RunFolder) -> str:
+    try:
+        return run.chat_template.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"cannot be read: {error.strerror}",
+            where=str(run.chat_template),
+            remedy="make the run folder anew: workbench train",
+        ) from error
+
+
+def _plan(
+    config: Config,
+    dims: Dimensions,
+    dtype: torch.dtype,
+    device: torch.device,
+    prepared: PreparedData,
+) -> Plan:
+    is_fixed = config.data.pad_to == "context"
+    return choose_plan(
+        dims,
+        dtype=dtype,
+        sum_dtype=config.memory.sum_dtype,
+        microbatches=config.batch.microbatches,
+        rows=config.batch.train,
+        row_length=config.data.max_length if is_fixed else prepared.train.longest,
+        budget_bytes=take_budget(device, config.memory.budget_gib),
+    )
+
+
+def _loaders(config: Config, prepared: PreparedData, plan: Plan) -> tuple[Loader, Loader | None]:
+    """Give the loaders of training and of validation rows."""
+    row_length = config.data.max_length if config.data.pad_to == "context" else None
+    rows = Loader(
+        prepared.train,
+        rows_per_step=config.batch.train,
+        num_microbatches=plan.microbatches,
+        shuffle=config.data.shuffle,
+        seed=config.training.seed,
+        pad_id=prepared.pad_id,
+        row_length=row_length,
+    )
+    if len(prepared.validation) == 0:
+        return rows, None
+    validation = Loader(
+        prepared.validation,
+        rows_per_step=config.batch.evaluation,
+        shuffle=False,
+        seed=config.training.seed,
+        pad_id=prepared.pad_id,
+        row_length=row_length,
+    )
+    return rows, validation
+
+
+def _load_model(
+    config: Config, folder: Path, dims: Dimensions, dtype: torch.dtype, store: ResidentStore
+) -> None:
+    """Fill the store with the weights a run begins with."""
+    if config.model.weights == "random":
+        store.load(random_weights(dims, config.training.seed, dtype))
+    else:
+        store.load_each(iterate_weights(folder, dims))
+
+
+def _resume(
+    folder: Path,
+    dims: Dimensions,
+    dtype: torch.dtype,
+    content: checkpoint.Content,
+    store: ResidentStore,
+    engine: LayerMajorEngine,
+    rows: Loader,
+    ranks: Ranks,
+) -> TrainingState:
+    """Restore all that a checkpoint holds; give the counters."""
+    saved = checkpoint.load_state(folder)
+    if saved.steps_per_epoch != rows.steps_per_epoch:
+        raise RunError(
+            f"the data give {rows.steps_per_epoch} steps per epoch, "
+            f"the checkpoint was made with {saved.steps_per_epoch}",
+            where=str(folder),
+            remedy="restore the data files as they were, or begin a new run",
+        )
+    store.load_each(checkpoint.load_weights(folder, dims, dtype))
+    checkpoint.load_statistics(folder, content.statistics)
+    checkpoint.load_random_states(folder, ranks.rank, content.device)
+    if saved.previous_gradient_norm is not None:
+        engine.previous_norm = torch.tensor(
+            saved.previous_gradient_norm, dtype=torch.float32, device=content.device
+        )
+    logger.info("resumed from %s", folder)
+    return TrainingState(
+        step=saved.step,
+        tokens=saved.tokens,
+        target_tokens=saved.target_tokens,
+        epoch=saved.epoch,
+    )
+
+
+def _max_steps(config: Config, steps_per_epoch: int) -> int:
+    by_epochs = max(1, int(np.ceil(round(config.training.epochs * steps_per_epoch, 6))))
+    return min(by_epochs, config.training.max_steps or by_epochs)
+
+
+def _intervals(config: Config, steps_per_epoch: int) -> Intervals:
+    save: int | None
+    match config.checkpoints.save_strategy:
+        case "steps":
+            save = config.checkpoints.every_steps
+        case "epoch":
+            save = steps_per_epoch
+        case "no":
+            save = None
+    return Intervals(
+        log=config.logging.every_steps,
+        evaluate=config.evaluation.every_steps or None,
+        max_evaluation_batches=config.evaluation.max_batches,
+        save=save,
+        save_at_end=config.checkpoints.save_strategy != "no",
+        keep=config.checkpoints.keep,
+    )
+
+
+def _common_files(
+    run: RunFolder, model_folder: Path, config: Config, prepared: PreparedData
+) -> dict[str, bytes]:
+    """Gather the small files that make a checkpoint a whole Hugging Face folder.
+
+    Read once, at the start: what happens to the source model later changes no checkpoint.
+    """
+    model_config = _read_json(model_folder / "config.json")
+    model_config["dtype"] = config.model.dtype
+    model_config.pop("torch_dtype", None)
+    generation = _read_json(model_folder / "generation_config.json", or_else={})
+    stop_ids = _ids(generation.get("eos_token_id")) + _ids(model_config.get("eos_token_id"))
+    generation["eos_token_id"] = sorted({*stop_ids, *prepared.stop_ids})
+    generation.setdefault("pad_token_id", prepared.pad_id)
+    files = {
+        "config.json": _as_json(model_config),
+        "generation_config.json": _as_json(generation),
+        "chat_template.jinja": run.chat_template.read_bytes(),
+    }
+    for name in _TOKENIZER_FILES:
+        path = model_folder / name
+        if path.is_file():
+            files[name] = path.read_bytes()
+    return files
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _as_json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _read_json(path: Path, or_else: dict[str, Any] | None = None) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if or_else is None:
+            raise
+        return dict(or_else)
+    return content

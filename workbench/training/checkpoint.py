@@ -1,0 +1,340 @@
+"""Save and load checkpoints: complete or absent, never something in between.
+
+A save checks the disk, writes into ``.partial`` while hashing, has all ranks agree, lists every
+file in the manifest, renames, and only then tells anybody and prunes. A save that fails leaves
+older checkpoints as they are. Knows named tensors and bytes, not the engine they come from.
+"""
+
+import errno
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from workbench.errors import RunError
+from workbench.model.families import Dimensions
+from workbench.model.weights import iterate_weights, write_safetensors, write_weights
+from workbench.runs import checkpoints as folders
+from workbench.runs.atomic import sync_folder
+from workbench.runs.layout import CheckpointFolder, RunFolder
+from workbench.runs.manifest import WrittenFile, verify, write_hashed, write_manifest
+from workbench.training.distributed import Ranks
+from workbench.training.state import (
+    FORMAT_VERSION,
+    SavedState,
+    capture_random_states,
+    restore_random_states,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Small files, the manifest, and blocks of the file system that are only partly filled.
+_SLACK_BYTES = 4 << 20
+
+
+class SaveError(RunError):
+    """A checkpoint could not be written; older ones are untouched."""
+
+    exit_status = 1
+
+    def __init__(
+        self, what: str, *, where: str, remedy: str, reason: Literal["no_space", "save_failed"]
+    ) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.reason: Literal["no_space", "save_failed"] = reason
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A complete checkpoint: its folder, the bytes in it, and the seconds it took."""
+
+    path: Path
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes into every checkpoint of a run, beside counters and random states.
+
+    Attributes:
+        weights: parameters by Hugging Face name, in order; a tied head is left out.
+        statistics: the optimizer's tensors, named after their parameters.
+        common: config, tokenizer, template and other small files by name.
+        device: whose random state is kept.
+    """
+
+    weights: Mapping[str, Tensor]
+    statistics: Mapping[str, Tensor]
+    common: Mapping[str, bytes]
+    device: torch.device
+
+
+def save(run: RunFolder, content: Content, state: SavedState, ranks: Ranks) -> SavedCheckpoint:
+    """Write the checkpoint of ``state.step``, by all ranks together.
+
+    A step that is saved already is verified and kept; one that fails its verification is written
+    anew.
+
+    Raises:
+        SaveError: on all ranks, when any of them could not write its part.
+    """
+    begin = time.monotonic()
+    step = state.step
+    if kept := _verified(run, step, ranks):
+        return kept
+    partial = run.partial_checkpoint(step)
+    _together(ranks, partial, lambda: _prepare(run, partial, content, ranks))
+    parts = _together(ranks, partial, lambda: _write(partial, content, state, ranks))
+    files = {name: file for part in parts for name, file in part.items()}
+    _together(ranks, partial, lambda: _complete(run, step, files, ranks))
+    num_bytes = sum(file.bytes for file in files.values())
+    return SavedCheckpoint(run.checkpoint(step), num_bytes, time.monotonic() - begin)
+
+
+def _verified(run: RunFolder, step: int, ranks: Ranks) -> SavedCheckpoint | None:
+    """Give the checkpoint of a step that is complete down to its hashes; else None."""
+    begin = time.monotonic()
+    found: SavedCheckpoint | None = None
+    if ranks.rank == 0 and run.checkpoint(step).exists():
+        try:
+            num_bytes = verify(run.checkpoint(step)).total_bytes
+            found = SavedCheckpoint(run.checkpoint(step), num_bytes, time.monotonic() - begin)
+        except RunError as error:
+            logger.warning("%s; it is written anew", error)
+    return ranks.gather(found)[0]
+
+
+def _together(ranks: Ranks, partial: Path, part: Callable[[], T]) -> list[T]:
+    """Do a part on every rank; give all results, or fail on all ranks alike."""
+    result: T | None = None
+    failure: tuple[str, bool] | None = None
+    try:
+        result = part()
+    except SaveError as error:
+        failure = error.what, error.reason == "no_space"
+    except OSError as error:
+        failure = str(error), error.errno in (errno.ENOSPC, errno.EDQUOT)
+    outcomes = ranks.gather((result, failure))
+    for rank, (_, failed) in enumerate(outcomes):
+        if failed is None:
+            continue
+        what, is_space = failed
+        on_rank = f" (rank {rank})" if ranks.world_size > 1 else ""
+        raise SaveError(
+            f"cannot be saved: {what}{on_rank}",
+            where=str(partial),
+            remedy="free space or keep fewer checkpoints"
+            if is_space
+            else "see that the disk can be written, then save again",
+            reason="no_space" if is_space else "save_failed",
+        )
+    return [found for found, _ in outcomes]  # type: ignore[misc]
+
+
+def _prepare(run: RunFolder, partial: Path, content: Content, ranks: Ranks) -> None:
+    if ranks.rank != 0:
+        return
+    folders.remove_partials(run)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    needed = ranks.world_size * sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in (*content.weights.values(), *content.statistics.values())
+    )
+    needed += sum(len(file) for file in content.common.values()) + _SLACK_BYTES
+    free = shutil.disk_usage(run.checkpoints).free
+    if free < needed:
+        raise SaveError(
+            f"checkpoint needs {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB free",
+            where=str(partial),
+            remedy="free space or keep fewer checkpoints",
+            reason="no_space",
+        )
+    CheckpointFolder(partial).training_state.mkdir(parents=True)
+
+
+def _write(
+    partial: Path, content: Content, state: SavedState, ranks: Ranks
+) -> dict[str, WrittenFile]:
+    """Write this rank's files, durable; give them by name relative to the folder."""
+    folder = CheckpointFolder(partial)
+    files: dict[str, WrittenFile] = {}
+    if ranks.rank == 0:
+        files |= write_weights(partial, content.weights)
+        for name, file in content.common.items():
+            files[name] = write_hashed(partial / name, file)
+        counters = msgspec.json.format(msgspec.json.encode(state), indent=2)
+        files[_name(folder.state, partial)] = write_hashed(folder.state, counters)
+    random = folder.random(ranks.rank)
+    files[_name(random, partial)] = write_hashed(random, capture_random_states(content.device))
+    optimizer = folder.optimizer(ranks.rank)
+    files[_name(optimizer, partial)] = write_safetensors(optimizer, content.statistics)
+    sync_folder(folder.training_state)
+    return files
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _complete(run: RunFolder, step: int, files: Mapping[str, WrittenFile], ranks: Ranks) -> None:
+    if ranks.rank != 0:
+        return
+    write_manifest(run.partial_checkpoint(step), files, step, ranks.world_size)
+    damaged = run.checkpoint(step)
+    if damaged.exists():
+        # Only a checkpoint that failed its verification is still here: nothing of worth goes.
+        shutil.rmtree(damaged)
+    folders.complete_checkpoint(run, step)
+
+
+def note_evaluation(run: RunFolder, step: int, loss: float) -> bool:
+    """Record a saved step as the best if its loss at that very step is the lowest so far.
+
+    Returns:
+        Whether it is the best; False where the step is not saved.
+    """
+    if not run.checkpoint(step).exists():
+        return False
+    best = folders.read_best(run)
+    if best is not None and best.step != step and best.loss <= loss:
+        return False
+    folders.write_best(run, folders.Best(step=step, loss=loss))
+    return True
+
+
+# ---- load ----------------------------------------------------------------------------------------
+
+
+def load_weights(
+    folder: Path, dims: Dimensions, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Read the parameters of one of our checkpoints one at a time, in the run's very dtype.
+
+    Raises:
+        RunError: a tensor is missing, extra, misshapen or of another dtype.
+    """
+    for name, tensor in iterate_weights(folder, dims):
+        if tensor.dtype != dtype:
+            raise RunError(
+                f"{name} is {tensor.dtype}, the run trains in {dtype}",
+                where=str(folder),
+                remedy="resume with the model.dtype it was saved with",
+            )
+        yield name, tensor
+
+
+def load_statistics(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill the optimizer's tensors from every rank's file of a checkpoint.
+
+    Raises:
+        RunError: a tensor is missing, extra, misshapen or of another dtype; nothing is guessed.
+    """
+    training_state = CheckpointFolder(folder).training_state
+    missing = set(into)
+    for path in sorted(training_state.glob("optimizer-*.safetensors")):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    _fill(path, name, file.get_tensor(name), into)
+                    missing.discard(name)
+        except (SafetensorError, OSError) as error:
+            raise RunError(
+                f"cannot be read: {error}", where=str(path), remedy="resume another checkpoint"
+            ) from error
+    if missing:
+        raise RunError(
+            f"optimizer statistics are missing: {sorted(missing)[:5]}",
+            where=str(training_state),
+            remedy="resume another checkpoint",
+        )
+
+
+def _fill(path: Path, name: str, tensor: Tensor, into: Mapping[str, Tensor]) -> None:
+    remedy = "resume a checkpoint of this model and optimizer"
+    ours = into.get(name)
+    if ours is None:
+        raise RunError(f"{name} is unknown to the optimizer", where=str(path), remedy=remedy)
+    if ours.shape != tensor.shape or ours.dtype != tensor.dtype:
+        raise RunError(
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {ours.dtype} {tuple(ours.shape)}",
+            where=str(path),
+            remedy=remedy,
+        )
+    ours.copy_(tensor)
+
+
+def load_state(folder: Path) -> SavedState:
+    """Read the counters of a checkpoint.
+
+    Raises:
+        RunError: the file is missing, damaged, or of another format version.
+    """
+    path = CheckpointFolder(folder).state
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=SavedState)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"cannot be read: {error}", where=str(path), remedy="resume another checkpoint"
+        ) from error
+    if state.version != FORMAT_VERSION:
+        raise RunError(
+            f"has format version {state.version}, not {FORMAT_VERSION}",
+            where=str(path),
+            remedy="resume with the version of workbench that wrote it",
+        )
+    return state
+
+
+def load_random_states(folder: Path, rank: int, device: torch.device) -> None:
+    """Set every generator to where it was, or say that this rank had none then.
+
+    Raises:
+        RunError: the file is damaged, or rank 0 has none.
+    """
+    path = CheckpointFolder(folder).random(rank)
+    if rank > 0 and not path.exists():
+        logger.warning("%s is missing: this rank did not exist when it was saved", path)
+        return
+    try:
+        restore_random_states(path.read_bytes(), device)
+    except (OSError, msgspec.DecodeError, KeyError, ValueError, TypeError) as error:
+        raise RunError(
+            f"cannot be read: {error}", where=str(path), remedy="resume another checkpoint"
+        ) from error
+
+
+def resume_point(run: RunFolder, wanted: str, attempt: int) -> Path | None:
+    """Say which checkpoint this attempt goes on from; None begins at step 0.
+
+    Args:
+        run: the run.
+        wanted: ``checkpoints.resume``: auto, no, or the path of a checkpoint. A path counts for
+            the first attempt; later ones go on from the run's own newest.
+        attempt: counted from 1.
+
+    Raises:
+        RunError: the path holds no complete checkpoint, or ``no`` meets checkpoints of the run.
+    """
+    newest = folders.newest_complete(run)
+    if wanted == "no":
+        if newest is not None:
+            raise RunError(
+                f"checkpoints.resume is no, but {newest.path.name} is there",
+                where=str(run.path),
+                remedy="choose another training.output_dir, or resume",
+            )
+        return None
+    if newest is not None and (wanted == "auto" or attempt > 1):
+        return newest.path
+    return None if wanted == "auto" else folders.checkpoint_folder(Path(wanted).expanduser())

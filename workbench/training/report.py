@@ -1,0 +1,257 @@
+"""Device numbers of each step become one record per window: file first, then TensorBoard.
+
+Each step's numbers are copied to the host without waiting; a window reads them at its end.
+Invariant: a record is on disk before anyone is told of it, and no record holds NaN.
+"""
+
+import logging
+import math
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from workbench.runs.json_lines import LineWriter
+from workbench.runs.layout import RunFolder
+from workbench.runs.metrics import MetricsRecord
+from workbench.training.distributed import Ranks
+from workbench.training.engine.step import StepResult
+from workbench.training.evaluate import Evaluation
+from workbench.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A step whose loss, or the gradient of whose parameter ``name``, was not finite."""
+
+    step: int
+    name: str | None
+
+    @property
+    def what(self) -> str:
+        """The number that was not finite, in words."""
+        return "the loss" if self.name is None else f"the gradient of {self.name}"
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """Numbers of a step on their way to the host: [loss sum, ok, square norms …] fp32."""
+
+    step: int
+    num_targets: int
+    num_tokens: int
+    names: tuple[str, ...]
+    numbers: Tensor
+    event: torch.cuda.Event | None
+
+    @property
+    def is_here(self) -> bool:
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Step:
+    step: int
+    loss_sum: float
+    num_targets: int
+    num_tokens: int
+    is_ok: bool
+    gradient_norm: float | None  # None: the step ended without gradients
+    fault: Fault | None
+
+
+class Report:
+    """Collects steps; writes metrics.jsonl and TensorBoard (rank 0) at the end of each window.
+
+    Args:
+        run: where to write.
+        ranks: whose memory is gathered into a record.
+        attempt: of this start.
+        device: of the engine.
+        resumed_step: TensorBoard points beyond it, of an attempt that crashed, are taken back.
+        name: of the run in TensorBoard; None takes the run folder's.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        ranks: Ranks,
+        *,
+        attempt: int,
+        device: torch.device,
+        resumed_step: int,
+        name: str | None,
+    ) -> None:
+        self._ranks, self._attempt, self._device = ranks, attempt, device
+        self._arriving: list[_Arriving] = []
+        self._steps: list[_Step] = []
+        self._seconds = 0.0
+        self._is_writing = ranks.rank == 0
+        if self._is_writing:
+            self._metrics = LineWriter(run.metrics)
+            folder = run.tensorboard / name if name else run.tensorboard
+            self._board = SummaryWriter(
+                str(folder), purge_step=resumed_step + 1 if resumed_step else None
+            )
+
+    def add(self, step: int, result: StepResult, seconds: float) -> None:
+        """Take in a step that was launched; does not wait for it.
+
+        Args:
+            step: its number.
+            result: device tensors of the engine.
+            seconds: since the step began.
+        """
+        numbers = torch.cat(
+            [torch.stack([result.loss_sum, result.ok.to(torch.float32)]), result.square_norms]
+        )
+        event: torch.cuda.Event | None = None
+        if numbers.device.type == "cuda":
+            on_host = torch.empty(numbers.shape, dtype=torch.float32, pin_memory=True)
+            on_host.copy_(numbers, non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            numbers = on_host
+        self._arriving.append(
+            _Arriving(step, result.num_targets, result.num_tokens, result.names, numbers, event)
+        )
+        self._seconds += seconds
+
+    def faults(self, *, wait: bool = False) -> list[Fault]:
+        """Give the faults of steps whose numbers have arrived since the last call.
+
+        Args:
+            wait: for the numbers of every step that was added.
+        """
+        found: list[Fault] = []
+        begin = time.perf_counter()
+        while self._arriving and (wait or self._arriving[0].is_here):
+            arriving = self._arriving.pop(0)
+            if arriving.event is not None:
+                arriving.event.synchronize()
+            step = _read(arriving)
+            self._steps.append(step)
+            if step.fault is not None:
+                found.append(step.fault)
+        self._seconds += time.perf_counter() - begin
+        return found
+
+    def window(self, state: TrainingState, learning_rate: float) -> tuple[int, MetricsRecord]:
+        """End the window: write its record.
+
+        ``faults(wait=True)`` comes first, or steps on their way count for the next window.
+
+        Returns:
+            The byte where the record begins in metrics.jsonl, and the record.
+        """
+        record = self._record(state, learning_rate)
+        self._steps, self._seconds = [], 0.0
+        if not self._is_writing:
+            return 0, record
+        offset = self._metrics.append(record)
+        self._draw(record)
+        return offset, record
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Draw an evaluation in TensorBoard."""
+        if not self._is_writing:
+            return
+        self._scalar("eval-loss", evaluation.loss, step)
+        self._scalar("eval-perplexity", evaluation.perplexity, step)
+        self._scalar("eval-accuracy", evaluation.accuracy, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Put a text into TensorBoard: experiment, training_info, train_results."""
+        if self._is_writing:
+            self._board.add_text(tag, text, step)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        if self._is_writing:
+            self._metrics.close()
+            self._board.close()
+
+    def _record(self, state: TrainingState, learning_rate: float) -> MetricsRecord:
+        steps = self._steps
+        num_targets = sum(step.num_targets for step in steps)
+        num_tokens = sum(step.num_tokens for step in steps)
+        norms = [step.gradient_norm for step in steps if step.gradient_norm is not None]
+        loss = sum(step.loss_sum for step in steps) / num_targets if num_targets else None
+        norm = math.sqrt(sum(norm * norm for norm in norms) / len(norms)) if norms else None
+        largest = max(norms) if norms else None
+        nonfinite = [
+            name
+            for name, number in (("loss", loss), ("gradient_norm", norm))
+            if number is not None and not math.isfinite(number)
+        ]
+        seconds = max(self._seconds, 1e-9)
+        return MetricsRecord(
+            time=time.time(),
+            attempt=self._attempt,
+            step=state.step,
+            epoch=round(state.epoch, 6),
+            tokens=state.tokens,
+            target_tokens=state.target_tokens,
+            loss=_finite(loss),
+            learning_rate=learning_rate,
+            gradient_norm=_finite(norm),
+            largest_gradient_norm=_finite(largest),
+            tokens_per_second=num_tokens / seconds,
+            step_seconds=seconds / max(len(steps), 1),
+            peak_gpu_bytes=[peak for peak in self._ranks.gather(self._peak_gpu()) if peak],
+            peak_host_bytes=self._ranks.gather(peak_host_bytes()),
+            skipped_steps=sum(not step.is_ok for step in steps),
+            nonfinite=nonfinite,  # type: ignore[arg-type]
+        )
+
+    def _peak_gpu(self) -> int:
+        if self._device.type != "cuda":
+            return 0
+        return torch.cuda.max_memory_reserved(self._device)
+
+    def _draw(self, record: MetricsRecord) -> None:
+        self._scalar("train-loss", record.loss, record.step)
+        self._scalar("learning-rate", record.learning_rate, record.step)
+        self._scalar("grad-norm", record.gradient_norm, record.step)
+        self._scalar("grad-norm[max]", record.largest_gradient_norm, record.step)
+        for rank, peak in enumerate(record.peak_gpu_bytes or record.peak_host_bytes):
+            self._scalar(f"peak_memory_rank{rank}", float(peak), record.step)
+
+    def _scalar(self, tag: str, value: float | None, step: int) -> None:
+        if value is not None:
+            self._board.add_scalar(tag, value, step)
+
+
+def peak_host_bytes() -> int:
+    """Give the largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _read(arriving: _Arriving) -> _Step:
+    loss_sum, is_ok, *squares = arriving.numbers.tolist()
+    fault: Fault | None = None
+    if not is_ok:
+        fault = Fault(arriving.step, None)
+    else:
+        # Backward runs from the last parameter to the first: the last one named is the first hit.
+        hit = [name for name, square in zip(arriving.names, squares, strict=True)
+               if not math.isfinite(square)]  # fmt: skip
+        fault = Fault(arriving.step, hit[-1]) if hit else None
+    return _Step(
+        step=arriving.step,
+        loss_sum=loss_sum,
+        num_targets=arriving.num_targets,
+        num_tokens=arriving.num_tokens,
+        is_ok=bool(is_ok),
+        gradient_norm=math.sqrt(sum(squares)) if is_ok and squares else None,
+        fault=fault,
+    )
