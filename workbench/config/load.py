@@ -544,14 +544,9 @@ class _Walk:
     ) -> None:
         remedy = did_you_mean(name, known).removeprefix("; ")
         if not remedy:
-            elsewhere = [key for key in all_keys() if key.rsplit(".", 1)[-1] == name]
-            if name in all_keys():
-                elsewhere.insert(0, name)
-            remedy = (
-                f"did you mean {elsewhere[0]}?"
-                if elsewhere
-                else did_you_mean(".".join((*path, name)), all_keys()).removeprefix("; ")
-            )
+            by_last_part = {key.rsplit(".", 1)[-1]: key for key in reversed(all_keys())}
+            near = difflib.get_close_matches(name, by_last_part, n=1)
+            remedy = f"did you mean {by_last_part[near[0]]}?" if near else ""
         if "." in name:
             remedy = f"nest it: {name.split('.')[0]}: with the rest indented below it"
         self._mistake(
@@ -579,6 +574,8 @@ class _Walk:
 
 def _remedy(annotation: object, value: object, default: object) -> str:
     """Say what to do about a value that is not of its key's type."""
+    if kind_of(annotation) == "list" and not isinstance(value, (list, dict)):
+        return "write it as a list: [" + write_scalar(value) + "]"
     if isinstance(value, str):
         near = did_you_mean(value, choices_of(annotation)).removeprefix("; ")
         if near:

@@ -295,13 +295,14 @@ class _Builder:
             self._problem(key, at, f"more than {MAX_DEPTH} levels deep", "nest less deeply")
             raise _SyntaxProblemError
         self._refuse_what_is_not_plain(event, key)
+        built: Stated | StatedMapping = Stated(UNREADABLE, line)  # an alias is refused above
         if isinstance(event, yaml.ScalarEvent):
-            return Stated(self._scalar(event, key), line)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self._list(path, line, depth)
-        if isinstance(event, yaml.MappingStartEvent):
-            return self._mapping(path, line, depth)
-        return Stated(UNREADABLE, line)  # an alias, refused above
+            built = Stated(self._scalar(event, key), line)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            built = self._list(path, line, depth)
+        elif isinstance(event, yaml.MappingStartEvent):
+            built = self._mapping(path, line, depth)
+        return built if getattr(event, "tag", None) is None else Stated(UNREADABLE, line)
 
     def _scalar(self, event: yaml.ScalarEvent, key: str) -> object:
         if event.style is not None:
@@ -333,8 +334,11 @@ class _Builder:
                 break
             key_line = _line(event)
             name = self._name(event, path, depth)
-            entry = self._entry(next(self._events), (*path, name or "?"), key_line, depth + 1)
+            num_problems = len(self.problems)
+            entry = self._entry(next(self._events), (*path, name or ""), key_line, depth + 1)
             if name is None:
+                # What stands below a key that is none is no news.
+                del self.problems[num_problems:]
                 continue
             if name in entries:
                 self._problem(
@@ -399,7 +403,11 @@ def _line(event: yaml.Event) -> int:
 
 _MEANT = (
     ("\\t", "a tab cannot indent", "indent with spaces"),
-    ("mapping values are not allowed", "a second colon in this line", "quote the value"),
+    (
+        "mapping values are not allowed",
+        "a colon where no key can be: a value holds one, or the line before lacks its own",
+        "quote a value with a colon, write `key: value`",
+    ),
     ("could not find expected ':'", "no colon behind the key", "write `key: value`"),
     (
         "expected <block end>",
