@@ -114,7 +114,7 @@ def attention_structure(
     if method == "varlen" and document_starts.device.type != "cpu":
         return _varlen(document_starts, row_length, window, device, dtype, head_dim)
     if method == "dense":
-        mask = visible(document_starts.to(device), row_length, window)
+        mask = visible(document_starts.to(device, non_blocking=True), row_length, window)
         return AttentionStructure("dense", row_length, window, mask=mask)
     starts = document_starts.tolist()
     spans = tuple(
@@ -130,7 +130,7 @@ def attention_structure(
     mean_tokens = len(starts) * row_length / len(spans)
     if mean_tokens >= _LONG_DOCUMENT_TOKENS.get(device.type, 512):
         return _documents(spans, row_length, window, device)
-    mask = visible(document_starts.to(device), row_length, window)
+    mask = visible(document_starts.to(device, non_blocking=True), row_length, window)
     return AttentionStructure("masked", row_length, window, mask=mask)
 
 
@@ -308,7 +308,7 @@ def _varlen(
 ) -> AttentionStructure:
     support = varlen_support(device, dtype, head_dim)
     assert support is not None, "choose_method tests varlen before it is used"
-    boundaries = _flat_boundaries(document_starts.to(device), row_length)
+    boundaries = _flat_boundaries(document_starts.to(device, non_blocking=True), row_length)
     return replace(support, row_length=row_length, window=window, boundaries=boundaries)
 
 

@@ -4,6 +4,8 @@ Tables are computed in fp32 and rounded once to the dtype of the activations, as
 does, so that bf16 logits agree as well.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -52,9 +54,14 @@ def rotary_tables(
         Two tensors (rows, row_length, 1, head_dim), ready to broadcast over heads. The second
         half of the last axis repeats the first.
     """
-    # On the CPU always: a power differs in its last bit between devices.
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    frequencies = (1.0 / (theta**exponents)).to(positions.device)
-    angles = positions[..., None].float() * frequencies
+    angles = positions[..., None].float() * _frequencies(head_dim, theta, positions.device)
     angles = torch.cat((angles, angles), dim=-1)[..., None, :]
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@functools.cache
+def _frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """Give (head_dim / 2,) fp32, kept on the device so that no step waits for its copy."""
+    # On the CPU always: a power differs in its last bit between devices.
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return (1.0 / (theta**exponents)).to(device)
