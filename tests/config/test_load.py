@@ -1,0 +1,380 @@
+"""Every mistake at once, names of configs, listing, and what is written and read again."""
+
+import math
+import pickle
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.config.configs_on_disk import write_configs
+from workbench.config.load import (
+    ConfigProblems,
+    Override,
+    Problem,
+    dump_config,
+    find_config,
+    list_configs,
+    parse_overrides,
+    read_resolved,
+    resolve,
+    shipped_configs,
+)
+from workbench.config.schema.config import Config
+from workbench.config.schema.data import DataSection, SourceSection
+from workbench.config.schema.intervals import LoggingSection, SamplesSection
+from workbench.config.schema.keys import all_keys
+
+ASSETS = Path(__file__).parent.parent / "assets" / "config"
+
+EXPECTED = {
+    "unknown_keys": [
+        (1, "descripton", "did you mean description?"),
+        (3, "model.paths", "did you mean path?"),
+        (5, "optimizer.learning_rte", "did you mean learning_rate?"),
+        (6, "optimizer.max_length", "did you mean data.max_length?"),
+        (7, "schedul", "did you mean pipeline.schedule?"),
+        (8, "optimizer.lr", "nest it"),
+        (9, "max_steps", "did you mean training.max_steps?"),
+        (14, "data.sources.poems.fromat", "did you mean format?"),
+    ],
+    "wrong_types": [
+        (1, "model", "expected a section with keys below it, got text '/m'"),
+        (3, "data.max_length", "a whole number of at least 16, got the number 15"),
+        (4, "data.split_at", "a list of 2, each a number, got a list of 1"),
+        (5, "data.packing", "did you mean best_fit?"),
+        (6, "data.shuffle", "write true"),
+        (8, "data.sources.poems", "expected a section"),
+        (9, "data.sources.letters.path", "path is missing"),
+        (10, "data.sources.essays.path", "put it in quotes"),
+        (11, "data.roles.narrator", "did you mean system?"),
+        (13, "batch.train", "at least 1, got the number 0"),
+        (14, "batch.microbatches", "expected auto or a whole number of at least 1"),
+        (16, "optimizer.learning_rate", "at least 0, got the number -1"),
+        (17, "optimizer.warmup_steps", "got the number 1.5"),
+        (19, "logging.name", "put it in quotes"),
+        (20, "logging.every_steps", "got null"),
+        (22, "samples.prompts", "write it as a list: [hello]"),
+        (23, "training", "got null"),
+    ],
+    "contradictions": [
+        (5, "batch.microbatches", "4 parts cannot be made of 2 rows"),
+        (8, "optimizer.cooldown_steps", "do not fit into 50 steps"),
+        (9, "optimizer.clip_by", "clip_by: previous_norm"),
+        (11, "pipeline.ranks", "one GPU, not 2"),
+        (15, "evaluation.every_steps", "leaves no validation rows"),
+    ],
+    "large_numbers": [
+        (2, "training.seed", "64 bits"),
+        (3, "training.max_steps", "without separators"),
+    ],
+}
+
+
+def problems_of(name: str, *overrides: Override) -> list[Problem]:
+    with pytest.raises(ConfigProblems) as caught:
+        resolve(name, overrides=overrides)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_all_mistakes_of_a_file_are_shown_at_once_in_file_order(name: str) -> None:
+    file = ASSETS / f"{name}.yaml"
+    problems = problems_of(str(file))
+    assert [(problem.line, problem.key) for problem in problems] == [
+        (line, key) for line, key, _ in EXPECTED[name]
+    ]
+    for problem, (line, key, fragment) in zip(problems, EXPECTED[name], strict=True):
+        assert fragment in f"{problem.what}; {problem.remedy}"
+        assert problem.file == file
+        assert f"{name}.yaml:{line} {key}: " in str(problem)
+
+
+def test_every_bad_asset_is_refused_with_a_remedy() -> None:
+    files = sorted(ASSETS.glob("*.yaml"))
+    assert len(files) > 15
+    for file in files:
+        assert all(problem.what and problem.remedy for problem in problems_of(str(file)))
+
+
+def test_mistakes_of_types_and_of_rules_are_shown_together(tmp_path: Path) -> None:
+    write_configs(
+        tmp_path,
+        {
+            "a.yaml": """
+                batch: {train: none}
+                optimizer:
+                  clip_by: exact_norm
+                  learning_rte: 1
+                data: {split_at: [0.9, 0.5]}
+            """
+        },
+    )
+    assert [problem.key for problem in problems_of(str(tmp_path / "a.yaml"))] == [
+        "batch.train",
+        "optimizer.clip_by",
+        "optimizer.learning_rte",
+        "data.split_at",
+    ]
+
+
+def test_mistakes_of_several_files_come_file_by_file(tmp_path: Path) -> None:
+    write_configs(
+        tmp_path,
+        {
+            "base.yaml": "bach: {train: 1}",
+            "a.yaml": "extends: base.yaml\n\n\ndescripton: x",
+        },
+    )
+    problems = problems_of(str(tmp_path / "a.yaml"), Override("x.y", 1, "key=value"))
+    assert [problem.place.rsplit("/", 1)[-1] for problem in problems] == [
+        "a.yaml:4",
+        "base.yaml:1",
+        "key=value",
+    ]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    "key",
+    ["optimizer.learning_rate", "optimizer.clip_norm", "memory.budget_gib", "training.epochs"],
+)
+def test_no_bound_lets_infinity_or_nan_pass(key: str, value: float) -> None:
+    (problem,) = problems_of("base/training", Override(key, value, "key=value"))
+    assert problem.key == key
+
+
+def test_an_error_survives_pickling() -> None:
+    error = ConfigProblems(problems_of(str(ASSETS / "unknown_keys.yaml")))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert error.exit_status == 2
+    assert len(str(error).splitlines()) == 8
+
+
+# ---- names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "7b/default",
+        "7b/default.yaml",
+        "configs/7b/default",
+        "configs/7b/default.yaml",
+        "./configs/7b/default.yaml",
+    ],
+)
+def test_both_forms_of_a_name_find_a_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_configs(tmp_path, {"configs/7b/default.yaml": "description: mine"})
+    monkeypatch.chdir(tmp_path)
+    resolved = resolve(name)
+    assert resolved.name == "7b/default"
+    assert resolved.file == tmp_path / "configs/7b/default.yaml"
+
+
+def test_a_config_is_found_as_a_path_then_in_the_project_then_among_the_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_configs(
+        tmp_path,
+        {
+            "project/configs/base/training.yaml": "description: the project's",
+            "elsewhere/base/training.yaml": "description: a path",
+        },
+    )
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    project = tmp_path / "project"
+    assert find_config("base/training.yaml", project=project) == (
+        tmp_path / "elsewhere/base/training.yaml"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert find_config("base/training", project=project) == (project / "configs/base/training.yaml")
+    assert find_config("base/training") == shipped_configs() / "base/training.yaml"
+    assert find_config("configs/base/training.yaml") == shipped_configs() / "base/training.yaml"
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    write_configs(
+        tmp_path,
+        {"configs/7b/long_context.yaml": "", "configs/7b/default.yaml": ""},
+    )
+    for name in ("7b/long_contex", "long_context", "7B/long_context.yaml"):
+        with pytest.raises(ConfigProblems, match=r"did you mean 7b/long_context") as caught:
+            find_config(name, project=tmp_path)
+        assert caught.value.exit_status == 2
+    with pytest.raises(ConfigProblems, match="workbench ls"):
+        find_config("zzzzzzzz", project=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "/", ".", "configs", "a\0b", "$NOT_SET_AT_ALL/x"])
+def test_odd_names_are_refused_as_names(name: str) -> None:
+    with pytest.raises(ConfigProblems):
+        find_config(name)
+
+
+def test_a_project_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for project in (tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(ConfigProblems, match="project"):
+            list_configs(project)
+
+
+# ---- listing ----------------------------------------------------------------------------------
+
+
+def test_a_broken_config_is_one_line_and_the_others_still_list(tmp_path: Path) -> None:
+    write_configs(
+        tmp_path,
+        {
+            "configs/base/hidden.yaml": "description: a base",
+            "configs/.cache/hidden.yaml": "description: hidden",
+            "configs/cpu.yaml": """
+                description: small
+                training: {device: cpu}
+                data: {max_length: 64}
+            """,
+            "configs/four.yaml": """
+                description: four
+                training: {engine: pipeline}
+                pipeline: {ranks: 2, replicas: 2}
+            """,
+            "configs/broken.yaml": "optimizer:\n  learning_rte: 1\n  warmup_step: 2",
+            "configs/cut.yaml": "description: [",
+        },
+    )
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "linked.yaml").write_text("")
+    (tmp_path / "configs/link").symlink_to(outside)
+    listed = {each.name: each for each in list_configs(tmp_path)}
+    assert not any("hidden" in name or "linked" in name for name in listed)
+    assert (listed["cpu"].description, listed["cpu"].num_gpus, listed["cpu"].context) == (
+        "small",
+        0,
+        64,
+    )
+    assert listed["four"].num_gpus == 4
+    for name, line in (("broken", 2), ("cut", 1)):
+        problem = listed[name].problem
+        assert problem is not None
+        assert f"{name}.yaml:{line}" in problem
+        assert "\n" not in problem
+
+
+def test_every_shipped_config_resolves() -> None:
+    listed = list_configs(None)
+    assert [each.problem for each in listed] == [None] * len(listed)
+    bases = sorted((shipped_configs() / "base").glob("*.yaml"))
+    assert len(bases) >= 3
+    for base in bases:
+        resolve(str(base))
+
+
+def test_the_base_states_every_key_so_that_no_default_is_hidden() -> None:
+    leaves = resolve("base/training").leaves
+    assert {key for key, leaf in leaves.items() if leaf.origin.file is None} == {"description"}
+    assert set(leaves) == set(all_keys())
+
+
+def test_the_base_gives_what_the_schema_gives() -> None:
+    assert resolve("base/training").config == Config()
+
+
+def test_samantha_has_the_values_of_the_reference() -> None:
+    config = resolve("base/samantha").config
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.cooldown_steps) == (
+        4.0e-6,
+        50,
+        0,
+    )
+    assert optimizer.weight_decay == 1e-3
+    assert (config.batch.train, config.batch.evaluation) == (8, 16)
+    assert (config.logging.every_steps, config.evaluation.every_steps) == (10, 50)
+    assert (config.evaluation.max_batches, config.checkpoints.every_steps) == (10, 250)
+    assert (config.checkpoints.keep, config.training.seed, config.training.epochs) == (3, 42, 1.0)
+    assert (config.data.chat_template, config.model.dtype) == ("chatml", "bfloat16")
+    assert (config.optimizer.rounding, config.training.matmul_precision) == ("stochastic", "high")
+
+
+# ---- written and read again -------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="."), min_size=1)
+
+
+@given(
+    description=texts,
+    path=texts,
+    source=names,
+    role=names,
+    prompts=st.lists(texts, max_size=3),
+    log_name=st.none() | texts,
+    shares=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=2),
+)
+def test_a_written_config_reads_as_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+    description: str,
+    path: str,
+    source: str,
+    role: str,
+    prompts: list[str],
+    log_name: str | None,
+    shares: list[float],
+) -> None:
+    config = Config(
+        description=description,
+        data=DataSection(
+            sources={source: SourceSection(path=path, files=prompts)},
+            split_at=shares,
+            roles={role: "tool"},
+        ),
+        samples=SamplesSection(prompts=prompts),
+        logging=LoggingSection(name=log_name),
+    )
+    file = tmp_path_factory.getbasetemp() / "config.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert read_resolved(file) == config
+
+
+def test_workers_read_no_config_that_leaves_a_key_out(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    complete = dump_config(Config())
+    file.write_text(complete)
+    assert read_resolved(file) == Config()
+    without_seed = "".join(
+        line for line in complete.splitlines(keepends=True) if "seed:" not in line
+    )
+    for content, key in (
+        (without_seed, "training.seed"),
+        (complete + "extends: x.yaml\n", "extends"),
+        (complete.replace("seed: 42", "seed: many"), "training.seed"),
+        (complete.replace("  seed: 42", "  sed: 42"), "training.sed"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ConfigProblems) as caught:
+            read_resolved(file)
+        assert key in [problem.key for problem in caught.value.problems]
+    with pytest.raises(ConfigProblems, match="cannot be read"):
+        read_resolved(tmp_path / "nowhere.yaml")
+
+
+def test_leaves_and_the_typed_config_agree() -> None:
+    overrides = parse_overrides(
+        ["data.sources.poems.path=/p.json", "data.roles.narrator=system", "training.epochs=2"]
+    )
+    resolved = resolve("base/samantha", overrides=overrides)
+    built = msgspec.to_builtins(resolved.config)
+    for key, leaf in resolved.leaves.items():
+        value = built
+        for part in key.split("."):
+            value = value[part]
+        assert leaf.value == value
+        assert type(leaf.value) is type(value)
+    assert "data.sources.poems.format" in resolved.leaves
+    assert "data.roles.narrator" in resolved.leaves
+    assert "data.sources" not in resolved.leaves

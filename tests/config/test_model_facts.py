@@ -1,0 +1,94 @@
+"""What a model folder says of itself, and folders that say too little."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from workbench.config.model_facts import INDEX, missing_weight_files, read_model_facts
+from workbench.errors import RunError
+
+MISTRAL_7B: dict[str, object] = {
+    "model_type": "mistral",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+}
+
+
+def write(folder: Path, stated: object) -> Path:
+    (folder / "config.json").write_text(json.dumps(stated))
+    return folder
+
+
+def test_the_facts_of_a_7b_are_read(tmp_path: Path) -> None:
+    facts = read_model_facts(write(tmp_path, MISTRAL_7B))
+    assert (facts.family, facts.num_layers, facts.head_size) == ("mistral", 32, 128)
+    assert facts.sliding_window == 4096
+    # 7.242 B parameters (features.md C.11).
+    assert facts.num_parameters == 7_241_732_096
+
+
+def test_what_is_left_out_has_the_meaning_of_the_families(tmp_path: Path) -> None:
+    stated = {
+        key: value
+        for key, value in MISTRAL_7B.items()
+        if key not in ("num_key_value_heads", "sliding_window", "max_position_embeddings")
+    }
+    facts = read_model_facts(
+        write(tmp_path, stated | {"tie_word_embeddings": True, "head_dim": 64})
+    )
+    assert (facts.num_key_value_heads, facts.head_size) == (32, 64)
+    assert (facts.sliding_window, facts.max_positions, facts.tied) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "gpt2"}, "model_type"),
+        ({"model_type": None}, "model_type"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"hidden_size": "4096"}, "hidden_size"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"num_attention_heads": True}, "num_attention_heads"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(
+    tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    with pytest.raises(RunError, match=named):
+        read_model_facts(write(tmp_path, MISTRAL_7B | change))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not there"):
+        read_model_facts(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"no config\.json"):
+        read_model_facts(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match="not JSON"):
+        read_model_facts(tmp_path)
+    with pytest.raises(RunError, match="not a folder"):
+        read_model_facts(tmp_path / "config.json")
+    with pytest.raises(RunError, match="not a JSON object"):
+        read_model_facts(write(tmp_path, []))
+
+
+def test_missing_weight_files_are_named(tmp_path: Path) -> None:
+    assert missing_weight_files(tmp_path) == ["model.safetensors"]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert missing_weight_files(tmp_path) == []
+    shards = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    weight_map = {f"tensor {number}": shard for number, shard in enumerate(shards)}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / shards[1]).write_bytes(b"")
+    assert missing_weight_files(tmp_path) == [shards[0], shards[2]]
+    (tmp_path / INDEX).write_text("[]")
+    with pytest.raises(RunError, match="no index"):
+        missing_weight_files(tmp_path)
