@@ -256,10 +256,12 @@ def varlen_support(
     starts = torch.tensor([[0, 5, 5, 23, 32], [0, 32, 32, 32, 32]], dtype=torch.int32)
     for expand_heads in (False, True):
         try:
-            if all(
-                _varlen_agrees(starts, window, expand_heads, device, dtype, head_dim)
-                for window in (None, 7)
-            ):
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                agrees = all(
+                    _varlen_agrees(starts, window, expand_heads, device, dtype, head_dim)
+                    for window in (None, 7)
+                )
+            if agrees:
                 return AttentionStructure("varlen", 0, expand_heads=expand_heads)
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             logger.info("varlen attention (expand heads: %s) fails: %s", expand_heads, error)

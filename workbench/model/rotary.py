@@ -63,5 +63,6 @@ def rotary_tables(
 def _frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
     """Give (head_dim / 2,) fp32, kept on the device so that no step waits for its copy."""
     # On the CPU always: a power differs in its last bit between devices.
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    return (1.0 / (theta**exponents)).to(device)
+    with torch.inference_mode(mode=False):  # whoever asks first, training can use it too
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        return (1.0 / (theta**exponents)).to(device)
