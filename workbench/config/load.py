@@ -184,7 +184,7 @@ def find_config(name: str, *, project: Path | None = None) -> Path:
     for folder, wanted in ((Path.cwd(), expanded), *((folder, inside) for folder in folders)):
         if (found := _file_in(folder, wanted)) is not None:
             return found
-    names = [listed for listed, _ in _config_files(folders)]
+    names = [listed for listed, _ in _config_files(folders, with_bases=True)]
     near = _nearest(name, names)
     remedy = f"did you mean {' or '.join(near)}?" if near else "choose one of `workbench ls`"
     where = " or ".join(seen_from_here(folder) for folder in folders)
@@ -219,13 +219,16 @@ def _nearest(name: str, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(near))[:3]
 
 
-def _config_files(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+def _config_files(
+    folders: Sequence[Path], *, with_bases: bool = False
+) -> Iterator[tuple[str, Path]]:
     """Give name and path of every config below the folders; the first of a name counts."""
     seen: set[str] = set()
     for folder in folders:
         for path in sorted(_yaml_files(folder)):
             name = path.relative_to(folder).with_suffix("").as_posix()
-            if name not in seen and not name.startswith(f"{BASE_FOLDER}/"):
+            is_listed = with_bases or not name.startswith(f"{BASE_FOLDER}/")
+            if is_listed and name not in seen:
                 seen.add(name)
                 yield name, path
 

@@ -1,0 +1,158 @@
+"""ls, show and tree: what they print."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.config.configs_on_disk import write_configs
+from workbench.cli.main import main
+from workbench.config.load import resolve
+
+PROJECT = {
+    "configs/base/bottom.yaml": """
+        optimizer: {learning_rate: 5e-6, warmup_steps: 200}
+        data: {sources: {poems: {path: poems.json}}}
+        args:
+          --lr: optimizer.learning_rate
+          --name: {path: logging.name, short: -N, help: What it is called}
+    """,
+    "configs/base/side.yaml": "batch: {train: 4}",
+    "configs/7b/top.yaml": """
+        extends: [../base/bottom.yaml, ../base/side.yaml]
+        description: "a small one: 7b"
+        optimizer:
+          learning_rate: 3.5e-6
+        samples: {prompts: ["Who are you?", "no", "-"]}
+    """,
+    "configs/broken.yaml": "optimizer:\n  learning_rte: 1\n",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return write_configs(tmp_path, PROJECT)
+
+
+def test_ls_shows_name_gpus_context_description_and_the_mistake_of_a_broken_config(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-p", str(project), "ls"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["7b/top"].split(maxsplit=3)[1:] == ["1", "4,096", "a small one: 7b"]
+    assert "broken.yaml:2 optimizer.learning_rte: no such key; did you mean" in lines["broken"]
+    assert not any(name.startswith("base/") for name in lines)
+
+
+def test_ls_json_is_one_list(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "--json", "-p", str(project)]) == 0
+    listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert listed["7b/top"]["num_gpus"] == 1
+    assert listed["7b/top"]["context"] == 4096
+    assert listed["7b/top"]["problem"] is None
+    assert listed["broken"]["problem"]
+
+
+def test_ls_r_finds_the_projects_below_but_no_runs(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_configs(
+        tmp_path,
+        {
+            "examples/poems/configs/ode.yaml": "description: odes",
+            "output/run-1/metrics.jsonl": "",
+            "output/run-1/configs/stale.yaml": "description: stale",
+            ".hidden/configs/secret.yaml": "description: secret",
+        },
+    )
+    assert main(["ls", "-r", "-p", str(project)]) == 0
+    shown = capsys.readouterr().out
+    assert "examples/poems: ode" in shown
+    assert "stale" not in shown
+    assert "secret" not in shown
+
+
+def test_show_names_the_origin_of_every_value(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "-t", "7b/top", "-p", str(project), "--lr", "1e-6", "batch.train=2"]) == 0
+    shown = {
+        line.split(":")[0].strip(): line.partition("# ")[2]
+        for line in capsys.readouterr().out.splitlines()
+        if "  # " in line
+    }
+    assert shown["learning_rate"] == (
+        "flag --lr, overrides 7b/top.yaml:4 (3.5e-06), base/bottom.yaml:1 (5.0e-06)"
+    )
+    assert shown["train"] == "key=value, overrides base/side.yaml:1 (4)"
+    assert shown["seed"] == "default"
+    assert len(shown) > 50
+
+
+def test_loading_what_show_prints_gives_an_equal_config(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "-t", "7b/top", "-p", str(project)]) == 0
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(capsys.readouterr().out)
+    assert (
+        main(["show", "-t", "7b/top", "-p", str(project), "-o", str(tmp_path / "file.yaml")]) == 0
+    )
+    assert (tmp_path / "file.yaml").read_text() == shown.read_text()
+    assert resolve(str(shown)).config == resolve("7b/top", project=project).config
+
+
+def test_show_json_holds_values_origins_and_history(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "-t", "7b/top.yaml", "-p", str(project), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["name"] == "7b/top"
+    rate = shown["keys"]["optimizer.learning_rate"]
+    assert (rate["value"], rate["origin"]["line"]) == (3.5e-6, 4)
+    assert [each["value"] for each in rate["overrode"]] == [5e-6]
+
+
+TREE = """\
+7b/top.yaml                          3 keys
+├─ extends base/bottom.yaml          3 keys  1 shadowed
+└─ extends base/side.yaml            1 key
++ flag --name                        1 key
+
+60 keys, 1 override another
+  optimizer.learning_rate  3.5e-06  7b/top.yaml:4, overrides base/bottom.yaml:1 (5.0e-06)
+"""
+
+
+def test_tree_shows_every_file_and_every_override(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["tree", "-t", "7b/top", "-p", str(project), "-N", "poet"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert [line.split() for line in shown.splitlines()] == [
+        line.split() for line in TREE.splitlines()
+    ]
+    assert main([*arguments, "--format", "text", "-o", str(tmp_path / "tree.txt")]) == 0
+    assert (tmp_path / "tree.txt").read_text() == shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "tree.txt"]
+
+
+def test_help_lists_the_flags_of_the_config(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "-t", "7b/top", "-p", str(project), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if "--lr" in line]
+    assert row.split() == [
+        "--lr",
+        "number",
+        "optimizer.learning_rate",
+        "3.5e-06",
+        "(7b/top.yaml:4)",
+    ]
+    (row,) = [line for line in lines if "--name" in line]
+    assert row.split() == ["--name,", "-N", "text", "logging.name", "null", "(default)"]
+    assert "      What it is called" in lines
+    assert main(["show", "--help"]) == 0
+    assert "add -t CONFIG" in capsys.readouterr().out
