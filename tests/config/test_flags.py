@@ -187,3 +187,17 @@ def test_a_config_adds_changes_and_removes_flags(tmp_path: Path) -> None:
         1e-4,
         "mine.yaml:2",
     )
+
+
+def test_a_broken_config_shows_all_its_mistakes_before_any_flag_is_judged(tmp_path: Path) -> None:
+    write_configs(
+        tmp_path,
+        {"configs/a.yaml": "extends: nowhere.yaml\nbatch: {train: 0}\nargs: {--x: batch.trian}"},
+    )
+    with pytest.raises(ConfigProblems) as caught:
+        offered_flags("a", project=tmp_path)
+    assert [problem.key for problem in caught.value.problems] == [
+        "extends",
+        "batch.train",
+        "args.--x",
+    ]

@@ -210,7 +210,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
         find_config("zzzzzzzz", project=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", "/", ".", "configs", "a\0b", "$NOT_SET_AT_ALL/x"])
+@pytest.mark.parametrize("name", ["", "/", ".", "configs", "a\0b", "$NOT_SET_AT_ALL/x", "a" * 5000])
 def test_odd_names_are_refused_as_names(name: str) -> None:
     with pytest.raises(ConfigProblems):
         find_config(name)

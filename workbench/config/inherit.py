@@ -86,7 +86,7 @@ class FileNode:
     num_keys: int
     num_shadowed: int
     parents: "tuple[FileNode, ...]"
-    shown: str
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _parent(
         return problem(trouble, "set it, or write the path out")
     beside = absolute(file.parent / expanded)
     with_suffix = beside.with_name(beside.name + ".yaml")
-    parent = next((each for each in (beside, with_suffix) if each.is_file()), None)
+    parent = next((each for each in (beside, with_suffix) if is_file(each)), None)
     parent = parent or look_up(name)
     if parent is None:
         return problem(
@@ -320,6 +320,22 @@ def _counts(leaf: Leaf | None, path: Path, line: int) -> bool:
 def absolute(path: Path) -> Path:
     """Make a path absolute and take out its ``..``; links stay as they were written."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+
+
+def is_file(path: Path) -> bool:
+    """Say whether a file is there that could be opened; a path that cannot be looked at is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, a folder that may not be entered, a zero byte
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether a folder is there; a path that cannot be looked at is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def expand(text: str) -> tuple[str, str]:

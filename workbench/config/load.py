@@ -30,6 +30,8 @@ from workbench.config.inherit import (
     absolute,
     expand,
     file_tree,
+    is_file,
+    is_folder,
     merge,
     put,
     read_family,
@@ -152,16 +154,16 @@ def config_folders(project: Path | None) -> list[Path]:
     Raises:
         ConfigProblems: the project is no folder.
     """
-    if project is not None and not project.is_dir():
+    if project is not None and not is_folder(project):
         problem = Problem(
             key="",
-            what="is not a folder" if project.exists() else "is not there",
+            what="is not a folder" if is_file(project) else "is not there",
             remedy="name the folder that holds configs/: -p PROJECT",
             source=f"project {project}",
         )
         raise ConfigProblems([problem])
     own = absolute((project or Path()) / "configs")
-    folders = [own] if own.is_dir() else []
+    folders = [own] if is_folder(own) else []
     shipped = shipped_configs()
     return folders if own.resolve() == shipped.resolve() else [*folders, shipped]
 
@@ -199,11 +201,11 @@ def find_config(name: str, *, project: Path | None = None) -> Path:
 
 def _file_in(folder: Path, name: str) -> Path | None:
     """Find a config file by name below a folder, with or without its suffix."""
-    if not name or "\0" in name:
+    if not name:
         return None
     exact = absolute(folder / name)
     for candidate in (exact, exact.with_name(exact.name + ".yaml") if exact.name else exact):
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
     return None
 
@@ -290,11 +292,14 @@ def offered_flags(name: str, *, project: Path | None = None) -> tuple[Flag, ...]
         ConfigProblems: there is no such config, or its ``args:`` cannot be read.
     """
     folders = config_folders(project)
-    draft = _draft(find_config(name, project=project), folders, {})
-    # A broken file may have been the one that offers a flag: its own mistake is the one to show.
+    path = find_config(name, project=project)
+    cache: FileCache = {}
+    draft = _draft(path, folders, cache)
     if draft.flag_problems or draft.family.problems:
-        files = draft.family.in_reading_order()
-        raise ConfigProblems(in_file_order([*draft.family.problems, *draft.flag_problems], files))
+        # A broken file may have been the one that offers a flag: its mistakes come first, all of
+        # them, and not a complaint about a flag.
+        _resolve_file(path, folders, (), cache, _template_names(project))
+        raise AssertionError(f"{path} has mistakes and resolves")
     return draft.flags
 
 

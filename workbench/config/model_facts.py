@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.config.inherit import is_file, is_folder
 from workbench.errors import RunError
 
 FAMILIES = ("llama", "mistral")
@@ -65,9 +66,9 @@ def read_model_facts(folder: Path | str) -> ModelFacts:
             the decoder does not know.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise RunError(
-            "is not a folder" if folder.exists() else "is not there",
+            "is not a folder" if is_file(folder) else "is not there",
             where=f"model folder {folder}",
             remedy="give the folder of a model in Hugging Face layout: --model PATH",
         )
@@ -148,12 +149,12 @@ def missing_weight_files(folder: Path | str) -> list[str]:
     """
     folder = Path(folder)
     index = folder / INDEX
-    if not index.is_file():
-        return [] if (folder / SINGLE).is_file() else [SINGLE]
+    if not is_file(index):
+        return [] if is_file(folder / SINGLE) else [SINGLE]
     try:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             "is no index of weight files", where=str(index), remedy="download it anew"
         ) from error
-    return [str(shard) for shard in shards if not (folder / str(shard)).is_file()]
+    return [str(shard) for shard in shards if not is_file(folder / str(shard))]
