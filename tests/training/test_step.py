@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.training.tiny import CPU, dimensions, step_rows, tiny_engine
 
+from tests.training.tiny import CPU, dimensions, step_rows, tiny_engine
 from workbench.data.loader import StepRows
 from workbench.model import decoder
 from workbench.model.families import Dimensions
@@ -28,7 +28,9 @@ def train_by_autograd(
     )
     losses = []
     for number, rows in enumerate(steps, start=1):
-        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
+        leaves = {
+            name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()
+        }
         total = torch.zeros(())
         for batch in rows.microbatches:
             length = batch.row_length

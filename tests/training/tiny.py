@@ -50,7 +50,11 @@ def random_row(generator: np.random.Generator, *, documents: int, has_targets: b
 
 
 def step_rows(
-    seed: int, *, num_rows: int = 4, num_microbatches: int = 1, masked_rows: frozenset[int] = frozenset()
+    seed: int,
+    *,
+    num_rows: int = 4,
+    num_microbatches: int = 1,
+    masked_rows: frozenset[int] = frozenset(),
 ) -> StepRows:
     """Rows of 1 to 3 documents with unequal target counts; the same for any microbatches."""
     generator = np.random.default_rng(seed)
