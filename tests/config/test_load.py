@@ -378,3 +378,35 @@ def test_leaves_and_the_typed_config_agree() -> None:
     assert "data.sources.poems.format" in resolved.leaves
     assert "data.roles.narrator" in resolved.leaves
     assert "data.sources" not in resolved.leaves
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 10**20)
+    | st.floats()
+    | st.sampled_from(["auto", "no", "", "~", "$HOME", "/p", "x.jinja", "load", "exact_norm"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["path", "files", "poems", "a.b", ""]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+keys = st.sampled_from(
+    [*all_keys(), "data.sources.poems", "data.sources.poems.path", "model", "data"]
+)
+
+
+@given(given_values=st.lists(st.tuples(keys, values), min_size=1, max_size=4))
+def test_whatever_is_given_for_a_key_either_resolves_or_is_named(
+    given_values: list[tuple[str, object]],
+) -> None:
+    overrides = [Override(key, value, "key=value") for key, value in given_values]
+    problems: list[Problem] = []
+    written = ""
+    try:
+        written = dump_config(resolve("base/training", overrides=overrides).config)
+    except ConfigProblems as error:
+        problems = error.problems
+    assert bool(problems) is not bool(written)
+    assert all(problem.where and problem.what and problem.remedy for problem in problems)
