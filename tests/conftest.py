@@ -1,5 +1,13 @@
+"""What holds for every test of the repository."""
+
 import os
+
+from hypothesis import HealthCheck, settings
 
 # Read by OpenMP when torch loads it: threads that spin while they wait make a busy machine of two
 # cores twenty times slower. Child processes inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Examples are judged by what they show, never by how long a busy machine takes for them.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
