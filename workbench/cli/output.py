@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from workbench.errors import WorkbenchError
 
 
@@ -23,10 +25,25 @@ def result_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json), flush=True)
 
 
+def result_record(record: msgspec.Struct) -> None:
+    """Write a record as one line of JSON, as it stands in its file; null stands for NaN."""
+    print(msgspec.json.encode(record).decode(), flush=True)
+
+
 def _as_json(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{value!r} is no JSON")
+
+
+def piece(text: str) -> None:
+    """Write a part of the result, without ending the line."""
+    print(text, end="", flush=True)
+
+
+def ask(prompt: str) -> str:
+    """Read a line from a person, or from a pipe, which is not prompted; EOFError at the end."""
+    return input(prompt if sys.stdin.isatty() else "")
 
 
 def narrate(text: str) -> None:

@@ -1,0 +1,172 @@
+"""``workbench serve``: serve a model with the OpenAI protocol, in the foreground.
+
+The model runs in a process of its own, which ends with this one. Invariant: the token is printed
+only if it was made for this server, and only once.
+"""
+
+import argparse
+import asyncio
+import signal
+from contextlib import aclosing
+from pathlib import Path
+
+from workbench.cli import output
+from workbench.errors import RunError
+from workbench.jobs.inference_process import InferenceProcess, Ready, ServerOptions
+from workbench.runs.checkpoints import checkpoint_folder
+from workbench.runs.layout import step_of
+
+DESCRIPTION = """\
+Serve a model with the OpenAI protocol: /v1/models, /v1/chat/completions, /health.
+On a Unix socket for yourself, where `workbench chat` finds it, and on TCP for whoever has the token
+(from WORKBENCH_TOKEN, else made and printed once).
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Serve until Ctrl-C (exit status 130), or until the server ends."""
+    options = parse(arguments)
+    try:
+        return asyncio.run(_serve(options, as_json=options.json))
+    except KeyboardInterrupt:
+        output.narrate("stopped")
+        return 130
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; exits with 2 on a mistake, as argparse does."""
+    parser = argparse.ArgumentParser(
+        prog="workbench serve",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-m",
+        "--model",
+        type=Path,
+        metavar="MODEL",
+        help="model folder, checkpoint, or run (its newest complete checkpoint)",
+    )
+    parser.add_argument(
+        "-c",
+        "--from-checkpoint",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="PATH",
+        help="the newest complete checkpoint of MODEL, or the checkpoint or run at PATH",
+    )
+    parser.add_argument(
+        "-d", "--device", default="auto", help="auto (default), cpu, cuda or cuda:N"
+    )
+    parser.add_argument(
+        "-t", "--template", metavar="NAME", help="chat template: name or file; default: the model's"
+    )
+    parser.add_argument(
+        "-T",
+        "--dtype",
+        default="auto",
+        choices=["auto", "bfloat16", "float16", "float32"],
+        help="precision; auto (default): as the weights are stored",
+    )
+    parser.add_argument(
+        "-s", "--stop", nargs="+", action="extend", default=[], help="texts that end every reply"
+    )
+    parser.add_argument("-H", "--host", default="127.0.0.1", help="default: 127.0.0.1")
+    parser.add_argument(
+        "-p", "--port", type=_port, default=8000, help="default: 8000; 0 takes a free one"
+    )
+    parser.add_argument("--json", action="store_true", help="say where it serves as one JSON line")
+    options = parser.parse_args(arguments)
+    if options.model is None and options.from_checkpoint in (None, Path()):
+        parser.error("name what to serve: -m MODEL, or -c PATH")
+    if options.from_checkpoint not in (None, Path()) and options.model is not None:
+        parser.error("-c PATH names the weights by itself: leave out -m, or the path behind -c")
+    if not all(options.stop):
+        parser.error("-s wants texts that are not empty")
+    return options
+
+
+async def _serve(options: argparse.Namespace, *, as_json: bool) -> int:
+    if options.from_checkpoint is None:
+        model = options.model.expanduser()
+    else:
+        model = checkpoint_of((options.model or options.from_checkpoint).expanduser())
+        output.narrate(f"newest complete checkpoint: {model}")
+    task = asyncio.current_task()
+    assert task is not None
+    # A plain kill ends like Ctrl-C: the server goes first, and its socket with it.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    server = await InferenceProcess.spawn(
+        ServerOptions(
+            model=model,
+            device=options.device,
+            dtype=options.dtype,
+            template=options.template,
+            stop=tuple(options.stop),
+            host=options.host,
+            port=options.port,
+        ),
+        inherit_stderr=True,
+    )
+    try:
+        async with aclosing(server.updates()) as updates:
+            async for progress in updates:
+                size = f" ({progress.bytes / 1e9:,.1f} GB)" if progress.bytes else ""
+                output.narrate(f"{progress.stage}{size} …")
+        if as_json:
+            output.result_json(_as_json(server.ready))
+        else:
+            output.result("\n".join(_lines(server.ready)))
+        status = await server.wait()
+    except asyncio.CancelledError:
+        # As when the model was being loaded: whoever asked to stop is not told off.
+        raise KeyboardInterrupt from None
+    finally:
+        await server.stop()
+    output.narrate(f"the server has ended with status {status}")
+    return 1
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Find the checkpoint that ``-c`` means.
+
+    Raises:
+        RunError: nothing complete is there, or the folder is a model and no run.
+    """
+    folder = checkpoint_folder(path)
+    if step_of(folder.resolve()) is None:
+        raise RunError(
+            "is a model folder, without checkpoints",
+            where=str(path),
+            remedy="leave out -c to serve it, or name a run or a checkpoint",
+        )
+    return folder
+
+
+def _lines(ready: Ready) -> list[str]:
+    lines = [
+        f"serving  {ready.model}, {ready.context:,} tokens of context, {ready.dtype} on"
+        f" {ready.device}",
+        f"folder   {ready.path}",
+        f"stops    {' '.join(repr(text) for text in ready.stop) or 'at its limit only'}",
+        f"socket   {ready.socket}",
+        f"url      {ready.url}",
+    ]
+    if ready.token is not None:
+        lines.append(f"token    {ready.token}")
+    else:
+        lines.append("token    as in WORKBENCH_TOKEN")
+    return lines
+
+
+def _as_json(ready: Ready) -> dict[str, object]:
+    return {name: getattr(ready, name) for name in ready.__struct_fields__}
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError("a port is between 0 and 65535")
+    return port
