@@ -217,6 +217,7 @@ class Life:
         self._was_stopped_early = False
         self._is_ending = False
         self._rank_0_pid: int | None = None
+        self._is_rank_0_ready = False
         self._deadline: float | None = None
         self._earlier_rank_folders: set[Path] = set()
 
@@ -358,10 +359,14 @@ class Life:
             case Hello(pid=pid):
                 logger.info("rank 0 is process %s", pid)
                 self._rank_0_pid, self._deadline, self._leaving = pid, None, None
-                for entry in self._commands.pending:
-                    if (command := entry.for_publisher()) is not None:
-                        peer.send(command)
+                self._is_rank_0_ready = False
             case Progress():
+                if not self._is_rank_0_ready:
+                    # What was asked before there was somebody to tell, in the order it was asked.
+                    self._is_rank_0_ready = True
+                    for entry in self._commands.pending:
+                        if (command := entry.for_publisher()) is not None:
+                            peer.send(command)
                 self._idle = (time.monotonic(), message.idle_seconds)
                 self._step, self._max_steps = message.step, message.max_steps
                 self._enter(message.state)
@@ -447,8 +452,10 @@ class Life:
             self._was_stopped_early = True
             self._enter("stopping")
             self._end_processes(stacks=False)
-        elif self._server.publisher is not None and (told := entry.for_publisher()) is not None:
-            self._server.publisher.send(told)
+        elif self._is_rank_0_ready and (publisher := self._server.publisher) is not None:
+            told = entry.for_publisher()
+            assert told is not None, command
+            publisher.send(told)
 
     def _finish_command(self, number: int, result: Any) -> None:  # noqa: ANN401 - AnyResult
         pending = {entry.number: entry for entry in self._commands.pending}

@@ -1,0 +1,87 @@
+"""``workbench train``: preflight, start, follow; or print the command and start nothing."""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from workbench.cli import output
+from workbench.cli.config_arguments import ConfigArguments, read_config_arguments
+from workbench.cli.follow import follow, passed
+from workbench.cli.narration import ending_lines
+from workbench.jobs.launch import launch, write_run
+from workbench.jobs.torchrun_command import parse_extra, visible_devices
+
+
+def run(arguments: list[str]) -> int:
+    """Start a run and follow it; Ctrl-C stops it, twice aborts it."""
+    read = read_config_arguments(
+        arguments,
+        verb="train",
+        summary="Start a run and follow it. Ctrl-C stops it and saves; twice aborts it.",
+        add_options=_add_options,
+        takes_torchrun=True,
+    )
+    options = read_options(read)
+    if status := passed(read.resolved, options):
+        return status
+    if options.dry_run:
+        folder, command = write_run(
+            read.resolved,
+            project=options.project,
+            devices=options.devices,
+            torchrun_arguments=read.torchrun_arguments,
+        )
+        output.narrate(f"nothing was started; the run folder is {folder.path}")
+        output.result(command.line)
+        return 0
+    folder, job_file = launch(
+        read.resolved,
+        project=options.project,
+        devices=options.devices,
+        torchrun_arguments=read.torchrun_arguments,
+    )
+    output.narrate(f"job {job_file.job} in {folder.path}")
+    if options.detach:
+        output.result(job_file.job)
+        return 0
+    outcome, screen, was_interrupted = asyncio.run(
+        follow(folder, job_file.attempt, records_on_stdout=False)
+    )
+    first, *rest = ending_lines(folder, outcome, screen.last)
+    output.result(first)
+    for line in rest:
+        output.narrate(line)
+    return 130 if was_interrupted else outcome.exit_status
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_devices(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check, write the run folder, print the command; start nothing",
+    )
+    parser.add_argument(
+        "--detach", action="store_true", help="print the job id and return once it has started"
+    )
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Add ``-d/--devices``."""
+    parser.add_argument(
+        "-d", "--devices", metavar="GPUS", help="GPUs to use, such as 0 or 0,2; default: all"
+    )
+
+
+def read_options(read: ConfigArguments) -> argparse.Namespace:
+    """Check what needs no file: GPUs, torchrun's arguments, the project's path.
+
+    Raises:
+        ConfigError: one of them is not what it should be.
+    """
+    options = read.options
+    if options.devices is not None:
+        visible_devices(options.devices)
+    parse_extra(read.torchrun_arguments)
+    options.project = Path(options.project).expanduser() if options.project is not None else None
+    return options

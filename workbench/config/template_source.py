@@ -1,0 +1,84 @@
+"""Which chat template a config means, as text; nothing is rendered or compiled here.
+
+The user side copies the template into the run folder, from where training and serving take it.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from workbench.config.load import shipped_templates
+from workbench.errors import DataError
+
+DEFAULT_TEMPLATE = "chatml"
+_LARGEST_BYTES = 4 << 20
+
+
+def template_source(choice: str, model_folder: Path) -> str:
+    """Give the source of a chat template.
+
+    Args:
+        choice: a shipped name, a path of a .jinja file, or auto: the tokenizer's own, else chatml.
+        model_folder: whose tokenizer may bring one.
+
+    Raises:
+        DataError: there is no such template, or it cannot be read.
+    """
+    if choice == "auto":
+        own = own_template(model_folder)
+        return own if own is not None else template_source(DEFAULT_TEMPLATE, model_folder)
+    if "/" in choice or choice.endswith(".jinja"):
+        return _read(Path(choice))
+    return _read(shipped_templates() / f"{choice}.jinja")
+
+
+def own_template(model_folder: Path) -> str | None:
+    """Give the template beside a tokenizer: its file, else the entry of its config, else None.
+
+    Raises:
+        DataError: a file is there and cannot be read.
+    """
+    file = model_folder / "chat_template.jinja"
+    if file.is_file():
+        return _read(file)
+    path = model_folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    try:
+        stated = msgspec.json.decode(_read(path), type=_TokenizerConfig).chat_template
+    except msgspec.DecodeError as error:
+        raise DataError(
+            f"is not what a tokenizer's config should be: {error}",
+            where=str(path),
+            remedy="download it anew, or set data.chat_template",
+        ) from error
+    if isinstance(stated, list):
+        named = {entry.name: entry.template for entry in stated}
+        return named.get("default")
+    return stated
+
+
+class _NamedTemplate(msgspec.Struct):
+    name: str
+    template: str
+
+
+class _TokenizerConfig(msgspec.Struct):
+    chat_template: str | list[_NamedTemplate] | None = None
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise DataError(
+                "is too large for a chat template",
+                where=str(path),
+                remedy="name another data.chat_template",
+            )
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"the template cannot be read: {error}",
+            where=str(path),
+            remedy="check data.chat_template",
+        ) from error

@@ -1,0 +1,85 @@
+"""Short workers: children that print newline-delimited JSON and end when their stdin closes.
+
+Knows how to start one and read what it says, nothing of what it does. Invariant: however the caller
+leaves, the worker's stdin is closed and the worker is gone.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from workbench.errors import RunError
+
+_LAST_STDERR_BYTES = 4000
+_END_SECONDS = 10.0
+
+
+def run_worker(module: str, arguments: Sequence[str], request: object) -> Iterator[dict[str, Any]]:
+    """Start ``python -m MODULE ARGUMENTS``, send it one JSON line, give each record it prints.
+
+    Args:
+        module: a package of the worker side.
+        arguments: behind the module.
+        request: what its first line of stdin says.
+
+    Raises:
+        RunError: it died, printed something that is no record, or stayed after its last line.
+    """
+    # A file, not a pipe: nobody reads it before the end, and a full pipe would hold the worker up.
+    diagnostics = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, with the rest
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=diagnostics,
+        # Ctrl-C in the terminal is for us; the worker ends when its stdin closes.
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    where = f"python -m {module} {' '.join(arguments)}".rstrip()
+    is_done = False
+    try:
+        with suppress(BrokenPipeError):
+            process.stdin.write(msgspec.json.encode(request) + b"\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            try:
+                record = msgspec.json.decode(line, type=dict[str, Any])
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise RunError(
+                    f"printed a line that is no record: {line[:200]!r}",
+                    where=where,
+                    remedy="run it by hand to see more",
+                ) from error
+            is_done = is_done or record.get("type") == "done"
+            yield record
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            status = process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise RunError(
+                "does not end", where=where, remedy="run it by hand to see more"
+            ) from error
+        if not is_done and status not in (0, 2):
+            diagnostics.seek(0)
+            said = diagnostics.read()[-_LAST_STDERR_BYTES:].decode("utf-8", errors="replace")
+            last = said.strip().rsplit("\n", 1)[-1]
+            raise RunError(
+                f"ended with status {status}: {last}",
+                where=where,
+                remedy="run it by hand to see more",
+            )
+    finally:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        diagnostics.close()
