@@ -12,6 +12,7 @@ from textual import events
 from textual.app import App, SystemCommand
 from textual.css.query import NoMatches
 from textual.dom import DOMNode
+from textual.message import Message
 from textual.screen import Screen
 
 from workbench.tui import keys
@@ -27,7 +28,11 @@ from workbench.tui.widgets.top_bar import Badge, Tab, TopBar
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from workbench.tui.job_index import JobIndex
+    from pathlib import Path
+
+    from workbench.control.messages import CommandName
+    from workbench.tui.job_events import CommandSaid, Watches
+    from workbench.tui.job_index import JobIndex, KnownRun
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +100,12 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         self.first_screen = screen
         self.history: list[Said] = []
         self._index: JobIndex | None = None
+        self._watches: Watches | None = None
+        self.under_way: dict[Path, list[CommandName]] = {}
+        self.wanted_job: Path | None = None
+        self._looked_at: Path | None = None
+        self.parting: list[str] | None = None
+        self._said: Said | None = None
         self._said_timer: Any = None
         self._detach_pressed_at = float("-inf")
 
@@ -119,21 +130,117 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         if wanted not in self.MODES:
             wanted = "jobs" if self.index.has_entries() else "configs"
         self.switch_mode(wanted)
-        self.index.begin(self)
+        self.call_after_refresh(self._begin_to_look)
+
+    def _begin_to_look(self) -> None:
+        self.index.begin(self._runs_were_read)
+        self.set_interval(1 / self.surroundings.frames_per_second, self._tell_changes)
         if not self.surroundings.still:
             self.set_interval(1.0, self._tick)
 
     def _tick(self) -> None:
         self.refresh_frame()
+        for screen in self.screen_stack:
+            if isinstance(screen, WorkbenchScreen):
+                screen.clock_ticked()
 
-    def on_unmount(self) -> None:
-        """Keep the choices for the next start."""
+    async def on_unmount(self) -> None:
+        """Let go of every job, and keep the choices for the next start."""
+        self.index.end()
+        if self._watches is not None:
+            await self._watches.end()
         self.remembered.screen = self.current_mode
         self.remembered.theme = "" if not self.surroundings.colour else self.theme
         try:
             write_remembered(self.surroundings.state_folder, self.remembered)
         except OSError as error:
             logger.warning("choices are not remembered: %s", error)
+
+    # ---- jobs -------------------------------------------------------------------------------------
+
+    @property
+    def watches(self) -> "Watches":
+        """The runs that are followed; its module is imported when it is first asked for."""
+        if self._watches is None:
+            from workbench.tui.job_events import Watches
+
+            self._watches = Watches(self.surroundings)
+        return self._watches
+
+    def _runs_were_read(self, runs: "tuple[KnownRun, ...]") -> None:
+        """Take a list from the reading thread."""
+        self.call_from_thread(self._take_runs, runs)
+
+    def _take_runs(self, runs: "tuple[KnownRun, ...]") -> None:
+        from workbench.tui.job_events import RunsListed
+
+        just_ended = self.index.take(runs)
+        self.follow_jobs(None)
+        for run in just_ended:
+            if run.state in ("failed", "lost"):
+                reason = f": {run.summary.message}" if run.summary and run.summary.message else ""
+                self.say(f"{run.name} {run.state}{reason}", "error")
+            else:
+                self.say(f"{run.name} {run.state}")
+        self._tell(RunsListed(runs))
+        self.refresh_frame()
+
+    def follow_jobs(self, selected: "Path | None") -> None:
+        """Follow every running job and the one that is looked at, and no other."""
+        if selected is not None:
+            self._looked_at = selected
+        wanted = {run.path: run for run in self.index.running()}
+        if self._looked_at is not None and (run := self.index.find(self._looked_at)) is not None:
+            wanted[run.path] = run
+        self.watches.forget_all_but(wanted)
+        for run in wanted.values():
+            self.watches.follow(run.path, run.name, run.attempt)
+
+    def _tell_changes(self) -> None:
+        """Tell the screen what has changed since the last frame."""
+        if self._watches is None:
+            return
+        while self._watches.faults:
+            name, fault = self._watches.faults.pop()
+            self.say(f"{name} ended: {type(fault).__name__}: {fault}", "error")
+        changed = self._watches.take_dirty()
+        if changed:
+            from workbench.tui.job_events import JobsChanged
+
+            if any("state" in parts for parts in changed.values()):
+                self.index.look_soon()
+            self._tell(JobsChanged(changed))
+
+    def _tell(self, message: Message) -> None:
+        for screen in self.screen_stack:
+            if isinstance(screen, WorkbenchScreen):
+                screen.post_message(message)
+
+    def send_command(self, path: "Path", name: "CommandName", **fields: bool) -> None:
+        """Send a command to a job; what becomes of it is said when it is known."""
+        self.under_way.setdefault(path, []).append(name)
+        self.run_worker(
+            self.watches.command(path, name, self._command_said, **fields),
+            group="commands",
+            exit_on_error=False,
+        )
+
+    def _command_said(self, said: "CommandSaid") -> None:
+        severity: Severity = "working"
+        if said.phase != "accepted":
+            severity = "done" if said.phase == "done" else "error"
+            names = self.under_way.get(said.path, [])
+            if said.name in names:
+                names.remove(said.name)
+        self.say(said.text, severity)
+        self._tell(said)
+
+    def shown_path(self, path: "Path") -> str:
+        """Write a path as seen from the project."""
+        try:
+            return str(path.relative_to(self.surroundings.project))
+        except ValueError:
+            return str(path)
 
     # ---- keys -------------------------------------------------------------------------------------
 
@@ -275,8 +382,6 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         self.exit()
         self.parting = [job.name for job in running]
 
-    parting: list[str] | None = None
-
     # ---- messages ------------------------------------------------------------------------------
 
     def say(self, text: str, severity: Severity = "done", detail: str = "") -> None:
@@ -297,8 +402,6 @@ class WorkbenchApp(App[None], inherit_bindings=False):
             return False
         self._show_said(None)
         return True
-
-    _said: Said | None = None
 
     def _show_said(self, said: Said | None) -> None:
         self._said = said

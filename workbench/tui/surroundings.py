@@ -11,11 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench import __version__
-
-
-def _state_folder() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "workbench"
+from workbench.runs.registry import state_folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Surroundings:
     """
 
     project: Path = field(default_factory=Path.cwd)
-    state_folder: Path = field(default_factory=_state_folder)
+    state_folder: Path = field(default_factory=state_folder)
     host: str = field(default_factory=lambda: socket.gethostname().split(".")[0])
     version: str = __version__
     clock: Callable[[], float] = time.time

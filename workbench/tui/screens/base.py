@@ -33,7 +33,8 @@ class Section:
 
     id: str
     name: str
-    beside: bool = False  # stays visible in the narrow form, whatever tab is shown
+    beside: bool = False  # seen in the narrow form only, beside whatever tab is shown
+    always: bool = False  # seen in every form
 
 
 class WorkbenchScreen(Screen[None], inherit_bindings=False):
@@ -94,14 +95,15 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         """Show the panes that the form, the tab and the zoom ask for; title them."""
         if not self.is_mounted or not self.SECTIONS:
             return
-        tabs = [each for each in self.SECTIONS if not each.beside]
+        tabs = self._tabs()
         active = self.section or tabs[0].id
         for each in self.SECTIONS:
             widget = self.query_one(f"#{each.id}")
             if self.zoomed:
                 widget.display = each.id == self.zoomed
             else:
-                widget.display = each.id == active or self.is_narrow == each.beside
+                is_shown = each.id in self.panes_of(active) if self.is_narrow else not each.beside
+                widget.display = is_shown or each.always or (self.is_narrow and each.beside)
             self.entitle(each.id)
         for holder in reversed(list(self.query("#body .holder"))):
             holder.display = any(child.display for child in holder.children)
@@ -111,15 +113,23 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
             self.focus_pane(self.zoomed or active)
         self.refresh_keys()
 
+    def _tabs(self) -> list[Section]:
+        """Give the panes that the narrow form shows one at a time."""
+        return [each for each in self.SECTIONS if not (each.beside or each.always)]
+
+    def panes_of(self, active: str) -> set[str]:
+        """Give the panes that the narrow form shows under a tab."""
+        return {active}
+
     def entitle(self, section_id: str) -> None:
         """Write the title of a pane; in the narrow form the names of all tabs stand before it."""
         title = self.title_of(section_id)
         each = next(each for each in self.SECTIONS if each.id == section_id)
-        if self.is_narrow and not self.zoomed and not each.beside:
+        is_tab = section_id == (self.section or next(tab.id for tab in self._tabs()))
+        if self.is_narrow and not self.zoomed and is_tab:
             names = [
                 (f"[{tab.name}]", "bold") if tab.id == section_id else (tab.name, "$quiet")
-                for tab in self.SECTIONS
-                if not tab.beside
+                for tab in self._tabs()
             ]
             strip = Content("  ").join([Content.assemble(name) for name in names])
             rest = self.note_of(section_id)
@@ -161,7 +171,7 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         self._turn(-1)
 
     def _turn(self, by: int) -> None:
-        tabs = [each.id for each in self.SECTIONS if not each.beside]
+        tabs = [each.id for each in self._tabs()]
         if not tabs:
             return
         if self.zoomed:
@@ -192,6 +202,9 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         """Bring header and footer up to date when the screen comes back."""
         self.workbench.refresh_frame()
         self.came_back()
+
+    def clock_ticked(self) -> None:
+        """Let ages on the screen grow; called once a second while it is shown."""
 
     def came_back(self) -> None:
         """Do what a screen does when it is shown again."""

@@ -95,8 +95,8 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def _fixed(size: float, digits: int) -> str:
-    whole = len(str(int(size)))
-    return _trim(f"{size:.{max(digits - (whole if size >= 1 else 0), 0)}f}")
+    decimals = digits - 1 - math.floor(math.log10(size))
+    return _trim(f"{size:.{max(decimals, 0)}f}")
 
 
 def _trim(number: str) -> str:

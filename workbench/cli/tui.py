@@ -1,0 +1,69 @@
+"""``workbench`` without a verb: the terminal workbench.
+
+Only its options are read here; the screens are imported once they are right.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.cli import output
+from workbench.errors import ConfigError
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Open the screens; give 0 once they were left.
+
+    Raises:
+        ConfigError: a project that is no folder, or no terminal to draw on.
+    """
+    options = _parser().parse_args(list(arguments))
+    project = Path(options.project).expanduser() if options.project else Path.cwd()
+    if not project.is_dir():
+        raise ConfigError(
+            "is not a folder", where=f"project {project}", remedy="name a folder: -p PROJECT"
+        )
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError(
+            "the screens need a terminal",
+            where="workbench",
+            remedy="without one use: workbench --batch -t CONFIG, or a verb of workbench --help",
+        )
+    from workbench.tui.app import WorkbenchApp
+    from workbench.tui.surroundings import Surroundings
+
+    surroundings = replace(
+        Surroundings(),
+        project=project.absolute(),
+        readonly=options.readonly,
+        ascii=options.ascii,
+        light=options.light,
+    )
+    app = WorkbenchApp(surroundings, screen="configs" if options.config else "")
+    if options.config:
+        app.remembered.config = options.config.removesuffix(".yaml")
+    app.run(mouse=not options.no_mouse)
+    if app.parting:
+        several = "s" if len(app.parting) > 1 else ""
+        keep = "keep" if several else "keeps"
+        output.narrate(f"{len(app.parting)} job{several} {keep} running: {', '.join(app.parting)}")
+    return app.return_code or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="workbench", description="The terminal workbench.", allow_abbrev=False
+    )
+    parser.add_argument("-t", "--config", metavar="CONFIG", help="begin with this config selected")
+    parser.add_argument(
+        "-p", "--project", metavar="PROJECT", help="folder of configs/ and output/, else this one"
+    )
+    parser.add_argument("--readonly", action="store_true", help="look only: no key acts on a job")
+    parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
+    parser.add_argument("--light", action="store_true", help="begin with the light theme")
+    parser.add_argument(
+        "--no-mouse", action="store_true", help="leave the mouse to the terminal's own selection"
+    )
+    return parser
