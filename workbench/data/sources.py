@@ -58,7 +58,9 @@ def source_files(path: Path, files: Sequence[str]) -> list[Path]:
             "there is no such file or folder", where=str(path), remedy="check data.sources"
         )
     if not files:
-        found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        found = sorted(
+            file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()
+        )
         if not found:
             raise DataError(
                 f"holds no file ending in {' or '.join(SUFFIXES)}",
