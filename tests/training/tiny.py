@@ -1,17 +1,32 @@
 """A tiny model and rows of random tokens for the tests of training."""
 
+import json
+import queue
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+import msgspec
 import numpy as np
 import torch
 
-from workbench.data.loader import StepRows, make_batch
-from workbench.data.packing import Row
+from workbench.data.loader import Loader, StepRows, make_batch
+from workbench.data.packing import Row, Rows
 from workbench.model.families import Dimensions
 from workbench.model.weights import random_weights
+from workbench.runs.json_lines import read_lines
+from workbench.runs.layout import RunFolder
+from workbench.runs.metrics import MetricsRecord
+from workbench.training import checkpoint
+from workbench.training.control_point import ControlPoint, Wish
+from workbench.training.distributed import Ranks
 from workbench.training.engine.step import LayerMajorEngine
 from workbench.training.engine.weight_store import ResidentStore
+from workbench.training.loop import Ending, Intervals, Training
 from workbench.training.optimizer.adafactor import Adafactor
+from workbench.training.publisher import Publisher
+from workbench.training.report import Report
+from workbench.training.state import TrainingState
 
 VOCABULARY, LENGTH = 61, 24
 CPU = torch.device("cpu")
@@ -124,3 +139,121 @@ def tiny_engine(
         device=device,
     )
     return TinyEngine(engine, store, optimizer)
+
+
+MODEL_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+    "vocab_size": VOCABULARY,
+}
+
+
+def rows_of(seed: int, num_rows: int) -> Rows:
+    generator = np.random.default_rng(seed)
+    return Rows(tuple(random_row(generator, documents=1 + index % 3) for index in range(num_rows)))
+
+
+@dataclass
+class TinyRun:
+    """A training over a run folder, and the queue of its commands."""
+
+    training: Training
+    wishes: "queue.SimpleQueue[Wish]"
+    tiny: TinyEngine
+
+    def train(self) -> Ending:
+        try:
+            return self.training.train()
+        finally:
+            self.training.report.close()
+
+    def losses(self) -> dict[int, float | None]:
+        lines, _ = read_lines(self.training.run.metrics)
+        records = [msgspec.json.decode(line.content, type=MetricsRecord) for line in lines]
+        return {record.step: record.loss for record in records}
+
+
+def tiny_run(
+    folder: Path,
+    *,
+    max_steps: int,
+    dtype: torch.dtype = torch.float32,
+    intervals: Intervals | None = None,
+    num_microbatches: int = 2,
+    clip_norm: float | None = None,
+    attempt: int = 1,
+    nonfinite: Literal["stop", "skip"] = "stop",
+    publisher: Publisher | None = None,
+    wishes: "queue.SimpleQueue[Wish] | None" = None,
+    resume: str = "auto",
+) -> TinyRun:
+    """Build what a rank builds, without a config; resumed where the folder has a checkpoint."""
+    folder.mkdir(exist_ok=True)
+    run = RunFolder(folder)
+    dims = dimensions()
+    torch.manual_seed(1)
+    tiny = tiny_engine(dims, dtype=dtype, clip_norm=clip_norm)
+    rows = Loader(
+        rows_of(1, 18),  # 5 steps per epoch, the last with two masked rows
+        rows_per_step=4,
+        num_microbatches=num_microbatches,
+        shuffle=True,
+        seed=3,
+        pad_id=0,
+        row_length=None,
+    )
+    validation = Loader(
+        rows_of(2, 7), rows_per_step=3, shuffle=False, seed=3, pad_id=0, row_length=None
+    )
+    content = checkpoint.Content(
+        weights=dict(tiny.store.named_tensors()),
+        statistics=tiny.optimizer.named_tensors(),
+        common={"config.json": json.dumps(MODEL_CONFIG).encode()},
+        device=CPU,
+    )
+    state = TrainingState()
+    if (resumed := checkpoint.resume_point(run, resume, attempt)) is not None:
+        saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, Ranks())
+        tiny.engine.restore_previous_norm(saved.previous_gradient_norm)
+        state = TrainingState.from_saved(saved)
+    wishes = wishes or queue.SimpleQueue()
+    training = Training(
+        run=run,
+        ranks=Ranks(),
+        attempt=attempt,
+        engine=tiny.engine,
+        rows=rows,
+        validation=validation,
+        rate=lambda step: 3e-3 * min(step / 4, 1.0),
+        max_steps=max_steps,
+        intervals=intervals
+        or Intervals(
+            log=1,
+            evaluate=None,
+            max_evaluation_batches=None,
+            save=None,
+            save_at_end=True,
+            keep=3,
+        ),
+        nonfinite=nonfinite,
+        content=content,
+        control=ControlPoint(Ranks(), wishes),
+        publisher=publisher,
+        report=Report(
+            run, Ranks(), attempt=attempt, device=CPU, resumed_step=state.step, name=None
+        ),
+        state=state,
+    )
+    return TinyRun(training, wishes, tiny)

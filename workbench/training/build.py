@@ -130,7 +130,9 @@ def build(
     if resumed is None:
         _load_model(config, model_folder, dims, dtype, store)
     else:
-        state = _resume(resumed, dims, dtype, content, store, engine, rows, ranks)
+        saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, ranks)
+        engine.restore_previous_norm(saved.previous_gradient_norm)
+        state = TrainingState.from_saved(saved)
     max_steps = _max_steps(config, rows.steps_per_epoch)
     report = Report(
         run,
@@ -267,41 +269,6 @@ def _load_model(
         store.load(random_weights(dims, config.training.seed, dtype))
     else:
         store.load_each(iterate_weights(folder, dims))
-
-
-def _resume(
-    folder: Path,
-    dims: Dimensions,
-    dtype: torch.dtype,
-    content: checkpoint.Content,
-    store: ResidentStore,
-    engine: LayerMajorEngine,
-    rows: Loader,
-    ranks: Ranks,
-) -> TrainingState:
-    """Restore all that a checkpoint holds; give the counters."""
-    saved = checkpoint.load_state(folder)
-    if saved.steps_per_epoch != rows.steps_per_epoch:
-        raise RunError(
-            f"the data give {rows.steps_per_epoch} steps per epoch, "
-            f"the checkpoint was made with {saved.steps_per_epoch}",
-            where=str(folder),
-            remedy="restore the data files as they were, or begin a new run",
-        )
-    store.load_each(checkpoint.load_weights(folder, dims, dtype))
-    checkpoint.load_statistics(folder, content.statistics)
-    checkpoint.load_random_states(folder, ranks.rank, content.device)
-    if saved.previous_gradient_norm is not None:
-        engine.previous_norm = torch.tensor(
-            saved.previous_gradient_norm, dtype=torch.float32, device=content.device
-        )
-    logger.info("resumed from %s", folder)
-    return TrainingState(
-        step=saved.step,
-        tokens=saved.tokens,
-        target_tokens=saved.target_tokens,
-        epoch=saved.epoch,
-    )
 
 
 def _max_steps(config: Config, steps_per_epoch: int) -> int:

@@ -9,7 +9,7 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -216,42 +216,54 @@ def note_evaluation(run: RunFolder, step: int, loss: float) -> bool:
 # ---- load ----------------------------------------------------------------------------------------
 
 
-def load_weights(
-    folder: Path, dims: Dimensions, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Read the parameters of one of our checkpoints one at a time, in the run's very dtype.
+def load(
+    folder: Path, content: Content, dims: Dimensions, steps_per_epoch: int, ranks: Ranks
+) -> SavedState:
+    """Fill weights, statistics and random states from a checkpoint; give its counters.
+
+    Any number of ranks may have written it: statistics are found by parameter name.
+
+    Args:
+        folder: a complete checkpoint.
+        content: whose tensors are overwritten in place.
+        dims: of the model.
+        steps_per_epoch: of the data at hand, which must be what it was.
+        ranks: whose random state is restored.
 
     Raises:
-        RunError: a tensor is missing, extra, misshapen or of another dtype.
+        RunError: anything is missing, extra, misshapen, of another dtype or of another version.
     """
+    saved = _load_state(folder)
+    if saved.steps_per_epoch != steps_per_epoch:
+        raise RunError(
+            f"the data give {steps_per_epoch} steps per epoch, "
+            f"the checkpoint was made with {saved.steps_per_epoch}",
+            where=str(folder),
+            remedy="restore the data files as they were, or begin a new run",
+        )
+    # Names are checked by iterate_weights against the dimensions, before the first tensor.
     for name, tensor in iterate_weights(folder, dims):
-        if tensor.dtype != dtype:
-            raise RunError(
-                f"{name} is {tensor.dtype}, the run trains in {dtype}",
-                where=str(folder),
-                remedy="resume with the model.dtype it was saved with",
-            )
-        yield name, tensor
+        _fill(folder, name, tensor, content.weights)
+    _load_statistics(folder, content.statistics)
+    _load_random_states(folder, ranks.rank, content.device)
+    return saved
 
 
-def load_statistics(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the optimizer's tensors from every rank's file of a checkpoint.
-
-    Raises:
-        RunError: a tensor is missing, extra, misshapen or of another dtype; nothing is guessed.
-    """
+def _load_statistics(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill the optimizer's tensors from every rank's file."""
     training_state = CheckpointFolder(folder).training_state
     missing = set(into)
     for path in sorted(training_state.glob("optimizer-*.safetensors")):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    _fill(path, name, file.get_tensor(name), into)
-                    missing.discard(name)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise RunError(
                 f"cannot be read: {error}", where=str(path), remedy="resume another checkpoint"
             ) from error
+        for name, tensor in tensors.items():
+            _fill(path, name, tensor, into)
+            missing.discard(name)
     if missing:
         raise RunError(
             f"optimizer statistics are missing: {sorted(missing)[:5]}",
@@ -261,25 +273,22 @@ def load_statistics(folder: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def _fill(path: Path, name: str, tensor: Tensor, into: Mapping[str, Tensor]) -> None:
-    remedy = "resume a checkpoint of this model and optimizer"
     ours = into.get(name)
     if ours is None:
-        raise RunError(f"{name} is unknown to the optimizer", where=str(path), remedy=remedy)
-    if ours.shape != tensor.shape or ours.dtype != tensor.dtype:
-        raise RunError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {ours.dtype} {tuple(ours.shape)}",
-            where=str(path),
-            remedy=remedy,
+        wrong = f"{name} is unknown to this run"
+    elif ours.shape != tensor.shape or ours.dtype != tensor.dtype:
+        wrong = (
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {ours.dtype} {tuple(ours.shape)}"
         )
-    ours.copy_(tensor)
+    else:
+        ours.copy_(tensor)
+        return
+    raise RunError(
+        wrong, where=str(path), remedy="resume a checkpoint of this model, dtype and optimizer"
+    )
 
 
-def load_state(folder: Path) -> SavedState:
-    """Read the counters of a checkpoint.
-
-    Raises:
-        RunError: the file is missing, damaged, or of another format version.
-    """
+def _load_state(folder: Path) -> SavedState:
     path = CheckpointFolder(folder).state
     try:
         state = msgspec.json.decode(path.read_bytes(), type=SavedState)
@@ -296,12 +305,8 @@ def load_state(folder: Path) -> SavedState:
     return state
 
 
-def load_random_states(folder: Path, rank: int, device: torch.device) -> None:
-    """Set every generator to where it was, or say that this rank had none then.
-
-    Raises:
-        RunError: the file is damaged, or rank 0 has none.
-    """
+def _load_random_states(folder: Path, rank: int, device: torch.device) -> None:
+    """Set every generator to where it was; a rank that did not exist then keeps its seeds."""
     path = CheckpointFolder(folder).random(rank)
     if rank > 0 and not path.exists():
         logger.warning("%s is missing: this rank did not exist when it was saved", path)

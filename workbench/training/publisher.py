@@ -12,7 +12,6 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -100,11 +99,15 @@ class Publisher:
         )
         try:
             self._lines.write(encode(hello))
-            answer = next(self._lines.read(), None)
-        except (OSError, msgspec.DecodeError) as error:
-            raise _unreachable(socket_path, str(error)) from error
+            answer, *more = self._lines.read()
+        except (OSError, EOFError, msgspec.DecodeError) as error:
+            raise _unreachable(socket_path, str(error) or "it closed the connection") from error
         if not isinstance(answer, Hello) or answer.job != job:
             raise _unreachable(socket_path, f"it answered {answer}")
+        for wish in more:
+            self._wishes.put(wish)
+        # From here on a supervisor that is slow holds up this thread and nobody else.
+        self._lines.socket.settimeout(None)
 
     def _progress(self) -> Progress:
         snapshot = self._snapshot
@@ -166,8 +169,8 @@ class _Lines:
     def write(self, line: bytes) -> None:
         self.socket.sendall(line)
 
-    def read(self) -> Iterator[ToPublisher]:
-        """Give the messages of the lines that one read completes; at least one if any is sent.
+    def read(self) -> list[ToPublisher]:
+        """Give the messages of all complete lines, waiting for the first.
 
         Raises:
             EOFError: the other end closed, or sends a line without end.
@@ -178,8 +181,7 @@ class _Lines:
                 raise EOFError
             self._rest += data
         *lines, self._rest = self._rest.split(b"\n")
-        for line in lines:
-            yield self._decoder.decode(line)
+        return [self._decoder.decode(line) for line in lines]
 
 
 def _connect(socket_path: str) -> socket.socket:

@@ -33,6 +33,9 @@ from workbench.training.report import peak_host_bytes
 
 logger = logging.getLogger(__name__)
 
+# Some libraries put pages into an exception; the log has them all.
+_LONGEST_MESSAGE = 2000
+
 
 def run_rank(run: RunFolder) -> int:
     """Run this rank of the job on a run folder; give the exit code."""
@@ -135,7 +138,13 @@ def _last_words(error: Exception, step: int) -> Leaving:
         remedy = "see the traceback in the log"
     if isinstance(error, torch.OutOfMemoryError):
         remedy = "lower data.max_length, or raise batch.microbatches"
-    return Leaving(state="failed", step=step, reason=_reason(error), message=message, remedy=remedy)
+    return Leaving(
+        state="failed",
+        step=step,
+        reason=_reason(error),
+        message=message[:_LONGEST_MESSAGE],
+        remedy=remedy,
+    )
 
 
 def _reason(error: Exception) -> JobFailure:

@@ -16,6 +16,20 @@ import torch
 FORMAT_VERSION = 1
 
 
+class SavedState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of training_state/state.json."""
+
+    version: int
+    step: int
+    tokens: int
+    target_tokens: int
+    epoch: float
+    data_position: int  # index of the next step in the order of the loader
+    rounding_counter: int  # the step that the last update's random bits were made from
+    steps_per_epoch: int
+    previous_gradient_norm: float | None
+
+
 @dataclass
 class TrainingState:
     """How far the run is; only the loop changes it.
@@ -32,19 +46,10 @@ class TrainingState:
     target_tokens: int = 0
     epoch: float = 0.0
 
-
-class SavedState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of training_state/state.json."""
-
-    version: int
-    step: int
-    tokens: int
-    target_tokens: int
-    epoch: float
-    data_position: int  # index of the next step in the order of the loader
-    rounding_counter: int  # the step that the last update's random bits were made from
-    steps_per_epoch: int
-    previous_gradient_norm: float | None
+    @classmethod
+    def from_saved(cls, saved: SavedState) -> "TrainingState":
+        """Go on from what a checkpoint kept."""
+        return cls(saved.step, saved.tokens, saved.target_tokens, saved.epoch)
 
 
 def capture_random_states(device: torch.device) -> bytes:

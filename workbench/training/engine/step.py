@@ -122,6 +122,11 @@ class LayerMajorEngine:
         self.previous_norm: Tensor | None = None
         """() fp32: gradient norm of the last step whose norm was finite; None before the first."""
 
+    def restore_previous_norm(self, norm: float | None) -> None:
+        """Clip the next step by the norm that a checkpoint kept."""
+        if norm is not None:
+            self.previous_norm = torch.tensor(norm, dtype=torch.float32, device=self._device)
+
     @torch.no_grad()
     def step(self, rows: StepRows, number: int, learning_rate: float) -> StepResult:
         """Train on the rows of one step: every parameter moves once.
