@@ -230,7 +230,7 @@ def test_processes_give_what_one_process_gives(
     here = run(config_of(chatml_folder, rows, num_workers=0), chatml_folder)
     monkeypatch.setattr(prepare_module, "_MIN_CONVERSATIONS_FOR_PROCESSES", 2)
     monkeypatch.setattr(prepare_module, "_CHUNK_CONVERSATIONS", 7)
-    there = run(config_of(chatml_folder, rows, num_workers=1), chatml_folder)
+    there = run(config_of(chatml_folder, rows, num_workers=2), chatml_folder)
     assert list(texts(there.train, chatml_folder)) == list(texts(here.train, chatml_folder))
     assert there.num_conversations == here.num_conversations
 
@@ -286,10 +286,10 @@ def test_check_reports_progress_and_counts(chatml_folder: Path) -> None:
     assert [line["type"] for line in lines[:-1]] == ["progress"] * (len(lines) - 1)
     assert lines[-1]["type"] == "done"
     counts = lines[-1]["counts"]
-    assert counts["train"]["conversations"] == counts["train"]["rows"] == 16
-    assert counts["validation"]["conversations"] == 3
-    assert counts["test"]["conversations"] == 1
-    assert counts["train"]["targets"] > 0
+    assert counts["train_conversations"] == counts["train_rows"] == 16
+    assert counts["validation_conversations"] == counts["validation_rows"] == 3
+    assert counts["test_conversations"] == 1
+    assert 0 < counts["train_targets"] < counts["train_tokens"]
     assert counts["steps_per_epoch"] == 4
 
 

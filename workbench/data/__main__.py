@@ -10,14 +10,12 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from workbench.config.schema.config import Config
 from workbench.data.chat_template import load_template
 from workbench.data.loader import Loader
-from workbench.data.packing import Rows
 from workbench.data.prepare import PreparedData, Progress, prepare_in_steps
 from workbench.errors import ConfigError, WorkbenchError
 
@@ -76,26 +74,19 @@ def _check(config: Config) -> int:
     return 2 if prepared.findings.num_errors else 0
 
 
-def _counts(prepared: PreparedData, config: Config) -> dict[str, Any]:
+def _counts(prepared: PreparedData, config: Config) -> dict[str, int]:
     conversations = prepared.num_conversations
     return {
-        "train": _counts_of(prepared.train, conversations.train, config.data.max_length),
-        "validation": _counts_of(
-            prepared.validation, conversations.validation, config.data.max_length
-        ),
-        "test": {"conversations": conversations.test},
+        "train_conversations": conversations.train,
+        "validation_conversations": conversations.validation,
+        "test_conversations": conversations.test,
+        "train_rows": len(prepared.train),
+        "train_tokens": prepared.train.num_tokens,
+        "train_targets": prepared.train.num_targets,
+        "longest_row": prepared.train.longest,
+        "validation_rows": len(prepared.validation),
+        "validation_targets": prepared.validation.num_targets,
         "steps_per_epoch": _steps_per_epoch(prepared, config),
-    }
-
-
-def _counts_of(rows: Rows, num_conversations: int, max_length: int) -> dict[str, Any]:
-    return {
-        "conversations": num_conversations,
-        "rows": len(rows),
-        "tokens": rows.num_tokens,
-        "targets": rows.num_targets,
-        "longest": rows.longest,
-        "fill": rows.num_tokens / (len(rows) * max_length) if len(rows) else 0.0,
     }
 
 
