@@ -226,7 +226,8 @@ class JobConnection:
                 )
             writer.write(encode(_hello()))
             line = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
-            check_greeting(line, job_file)
+            if (protocol := check_greeting(line, job_file)) != PROTOCOL_VERSION:
+                raise other_protocol(protocol, job_file)
         except BaseException:
             writer.close()
             raise
@@ -368,11 +369,11 @@ def _hello() -> Hello:
     )
 
 
-def check_greeting(line: bytes, job_file: JobFile) -> None:
-    """Make sure that the right supervisor has answered our hello.
+def check_greeting(line: bytes, job_file: JobFile) -> int:
+    """Make sure that the right supervisor has answered our hello; give the protocol it speaks.
 
     Raises:
-        ControlError: it is another job's, speaks another protocol, or refuses.
+        ControlError: it is another job's, or refuses.
     """
     where = job_file.job
     try:
@@ -389,12 +390,7 @@ def check_greeting(line: bytes, job_file: JobFile) -> None:
                 raise ControlError(
                     f"another job answers: {job}", where=where, remedy="see: workbench control list"
                 )
-            if protocol != PROTOCOL_VERSION:
-                raise ControlError(
-                    f"the supervisor speaks protocol {protocol}, this program {PROTOCOL_VERSION}",
-                    where=where,
-                    remedy="use the version of workbench that started the job",
-                )
+            return protocol
         case Failed(message=message, remedy=remedy):
             raise ControlError(message, where=where, remedy=remedy)
         case _:
@@ -403,19 +399,28 @@ def check_greeting(line: bytes, job_file: JobFile) -> None:
             )
 
 
+def other_protocol(protocol: int, job_file: JobFile) -> ControlError:
+    """Make the error for a supervisor of another version; status, stop and abort are left."""
+    return ControlError(
+        f"the supervisor speaks protocol {protocol}, this program {PROTOCOL_VERSION}",
+        where=job_file.job,
+        remedy="use the version of workbench that started the job; status, stop and abort work",
+    )
+
+
 # ---- one question, one answer ------------------------------------------------------------------
 
 
 class Link:
     """A blocking connection to a supervisor, for commands that ask once and leave."""
 
-    def __init__(self, job_file: JobFile) -> None:
-        """Connect and say hello.
+    def __init__(self, job_file: JobFile, seconds: float = ANSWER_SECONDS) -> None:
+        """Connect and say hello; every answer that is due at once is waited for so long.
 
         Raises:
             ControlError: nobody answers, or it is not this job's supervisor.
         """
-        self._job = job_file
+        self._job, self._seconds = job_file, seconds
         if job_file.host != this_host():
             raise ControlError(
                 f"the job runs on host {job_file.host}", where=job_file.job, remedy="ask there"
@@ -425,17 +430,17 @@ class Link:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._buffer = bytearray()
         try:
-            self._socket.settimeout(ANSWER_SECONDS)
+            self._socket.settimeout(seconds)
             self._socket.connect(os.fspath(address))
             if peer_uid(self._socket) != os.getuid():
                 raise ControlError(
                     "somebody else listens there", where=str(address), remedy="remove the socket"
                 )
             self._socket.sendall(encode(_hello()))
-            check_greeting(self._read_line(ANSWER_SECONDS), job_file)
+            self._protocol = check_greeting(self._read_line(seconds), job_file)
         except OSError as error:
             self._socket.close()
-            raise self._gone(str(error)) from error
+            raise self._gone(str(error) or "no answer") from error
         except BaseException:
             self._socket.close()
             raise
@@ -448,7 +453,7 @@ class Link:
         """
         self._send(StatusRequest(id=1))
         while True:
-            message = self._receive(ANSWER_SECONDS)
+            message = self._receive(self._seconds)
             if isinstance(message, Status):
                 return message
 
@@ -458,9 +463,11 @@ class Link:
         Raises:
             ControlError: the supervisor went away before it answered.
         """
+        if self._protocol != PROTOCOL_VERSION and not isinstance(command, (Stop, Abort)):
+            raise other_protocol(self._protocol, self._job)
         self._send(command)
         while True:
-            message = self._receive(ANSWER_SECONDS)
+            message = self._receive(self._seconds)
             if isinstance(message, (Accepted, Failed)) and message.id in (command.id, None):
                 return message
 
@@ -489,13 +496,13 @@ class Link:
         try:
             self._socket.sendall(encode(message))
         except OSError as error:
-            raise self._gone(str(error)) from error
+            raise self._gone(str(error) or "no answer") from error
 
     def _receive(self, seconds: float | None) -> FromSupervisor:
         try:
             return _from_supervisor.decode(self._read_line(seconds))
         except OSError as error:
-            raise self._gone(str(error)) from error
+            raise self._gone(str(error) or "no answer") from error
         except msgspec.MsgspecError as error:
             raise self._gone(f"it speaks otherwise: {error}") from error
 
@@ -548,11 +555,11 @@ def link_to(run: RunFolder, job_file: JobFile) -> Link:
     return Link(job_file)
 
 
-def request_status(job_file: JobFile) -> Status:
-    """Ask a supervisor once where its job stands.
+def request_status(job_file: JobFile, *, seconds: float = ANSWER_SECONDS) -> Status:
+    """Ask a supervisor once where its job stands; wait so long for the answer.
 
     Raises:
         ControlError: nobody answers.
     """
-    with Link(job_file) as link:
+    with Link(job_file, seconds) as link:
         return link.status()

@@ -58,7 +58,8 @@ def registry_folder() -> Path:
 
 def entry_of(job_file: JobFile, run: RunFolder) -> JobEntry:
     """Give the entry that points to a run's start."""
-    return JobEntry(run=str(run.path), **msgspec.structs.asdict(job_file))
+    fields = {name: getattr(job_file, name) for name in JobFile.__struct_fields__}
+    return JobEntry(run=str(run.path), **fields)
 
 
 def write_entry(entry: JobEntry) -> None:
