@@ -222,10 +222,14 @@ class JobPicture:
     @property
     def eta_seconds(self) -> float | None:
         """Time to the last step at the pace of the last windows, None where it cannot be said."""
-        if self.max_steps is None or not self._recent_step_seconds or self.has_ended:
+        if self.max_steps is None or not self._recent_step_seconds or not self._moves:
             return None
         pace = sum(self._recent_step_seconds) / len(self._recent_step_seconds)
         return max(self.max_steps - self.step, 0) * pace
+
+    @property
+    def _moves(self) -> bool:
+        return self.state not in ("paused", "stopping") and not self.has_ended
 
     @property
     def trend(self) -> str:

@@ -97,12 +97,18 @@ class KeyRow:
 
     @property
     def shown(self) -> str:
-        """The key as the footer writes it."""
-        return shown(self.keys[0])
+        """The key as the footer writes it, "" for a row that only palette and help offer."""
+        return shown(self.keys[0]) if self.keys else ""
+
+    @property
+    def shown_while_typing(self) -> str:
+        """The first key that a text field leaves alone, "" where there is none."""
+        return next((shown(key) for key in self.keys if not _types(key)), "")
 
 
-def _selected(state: KeyState) -> str | None:
-    return None if state.job else "no job is selected"
+def _types(key: str) -> bool:
+    """Whether a key puts a character into a text field."""
+    return len(key) == 1 or (key in _SHOWN and len(_SHOWN[key]) == 1 and key not in ("up", "down"))
 
 
 def _command(name: str) -> Callable[[KeyState], str | None]:
@@ -240,8 +246,14 @@ TABLE: tuple[KeyRow, ...] = (
         "Stop the reply; what came so far stays. Else leave the field, then go to the models.",
         0, "", 1,
     ),
+    KeyRow("clear_chat", (), "transcript", "New chat", "Begin a new conversation."),
     KeyRow(
-        "clear_chat", ("f6",), "transcript", "New chat", "Begin a new conversation.", 0, "", 3
+        "next_answer", ("right_square_bracket",), "transcript", "Next answer",
+        "Show the next of several answers to the last message.", 0, "", 4,
+    ),
+    KeyRow(
+        "previous_answer", ("left_square_bracket",), "transcript", "Previous answer",
+        "Show the answer before this one.", 0, "", 4,
     ),
     KeyRow(
         "load_model", ("enter",), "models", "Load", "Start a server for this checkpoint.",
@@ -310,6 +322,9 @@ BANNED: frozenset[str] = frozenset(
     | {f"alt+{digit}" for digit in "123456789"}
 )  # fmt: skip
 
+# The function keys are ours alone, also where a text field of Textual's has a use for them.
+FUNCTION_KEYS: frozenset[str] = frozenset(f"f{number}" for number in range(1, 10))
+
 _SHOWN = {
     "escape": "esc",
     "question_mark": "?",
@@ -351,6 +366,7 @@ def bindings(*scopes: Scope) -> list[Binding]:
     return [
         Binding(",".join(row.keys), f"app.press('{row.id}')", row.label, show=False, id=row.id)
         for row in rows(scopes)
+        if row.keys
     ]
 
 
@@ -359,7 +375,7 @@ def without_banned(inherited: Iterable[object]) -> list[Binding]:
     kept = []
     for binding in inherited:
         assert isinstance(binding, Binding), binding
-        keys = [key for key in binding.key.split(",") if key not in BANNED]
+        keys = [key for key in binding.key.split(",") if key not in BANNED | FUNCTION_KEYS]
         if keys:
             kept.append(binding.with_key(",".join(keys)))
     return kept

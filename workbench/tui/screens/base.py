@@ -3,7 +3,7 @@
 Invariant: a screen shows the same header and footer whatever its body does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +18,7 @@ from textual.widget import Widget
 
 from workbench.tui import keys
 from workbench.tui.keys import KeyRow, KeyState, Scope
-from workbench.tui.widgets.key_bar import KeyBar
+from workbench.tui.widgets.key_bar import KeyBar, KeyItem
 from workbench.tui.widgets.message_row import MessageRow
 from workbench.tui.widgets.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
 from workbench.tui.widgets.top_bar import TopBar
@@ -238,20 +238,26 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         if not self.is_mounted:
             return
         state = self.key_state()
-        here = [
-            (row, self.label_of(row), row.refusal(state) is not None)
-            for row in _unshadowed(keys.rows(self.key_scopes()))
-        ]
-        everywhere = [(row, row.label, False) for row in keys.rows(("global",)) if row.footer]
+        is_typing = getattr(self.focused, "TAKES_TEXT", False)
         bar = self.query_one("#keys", KeyBar)
-        bar.here, bar.everywhere = tuple(here), tuple(everywhere)
+        bar.here = tuple(self._items(_unshadowed(keys.rows(self.key_scopes())), state, is_typing))
+        bar.everywhere = tuple(self._items(keys.rows(("global",)), state, is_typing))
+
+    def _items(self, rows: Iterable[KeyRow], state: KeyState, is_typing: bool) -> Iterator[KeyItem]:
+        for row in rows:
+            key = row.shown_while_typing if is_typing else row.shown
+            rank = row.footer or (2 if is_typing and row.id == "next_screen" else 0)
+            if key and rank:
+                yield KeyItem(
+                    row.id, key, self.label_of(row), rank, row.refusal(state) is not None
+                )
 
 
 def _unshadowed(rows: list[KeyRow]) -> Iterator[KeyRow]:
     """Pass rows whose first key is not taken by an earlier one."""
     taken: set[str] = set()
     for row in rows:
-        if row.keys[0] not in taken:
+        if row.keys and row.keys[0] not in taken:
             yield row
         taken.update(row.keys)
 

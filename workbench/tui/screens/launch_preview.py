@@ -52,6 +52,7 @@ class FlagsField(Input, inherit_bindings=False):
     """Where flags and keys are typed."""
 
     KEY_SCOPES = ("flags", "field")
+    TAKES_TEXT = True
     BINDINGS = [
         *keys.bindings("flags"),
         *[binding for binding in keys.bindings("field") if binding.id == "leave_field"],

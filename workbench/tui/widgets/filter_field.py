@@ -12,6 +12,7 @@ class FilterField(Input, inherit_bindings=False):
     """Tells every change; leaving it empty hides it."""
 
     KEY_SCOPES = ("field",)
+    TAKES_TEXT = True
     BINDINGS = [*keys.without_banned(Input.BINDINGS), *keys.bindings("field")]
     DEFAULT_CSS = """
     FilterField, FilterField:focus {

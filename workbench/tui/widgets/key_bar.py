@@ -1,10 +1,21 @@
 """The footer: the keys that work here, from the table; refused ones are dim, not gone."""
 
+from dataclasses import dataclass
+
 from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from workbench.tui.keys import KeyRow
+
+@dataclass(frozen=True)
+class KeyItem:
+    """A key in the footer: the row, how key and action are written, its rank, whether refused."""
+
+    row_id: str
+    key: str
+    label: str
+    rank: int
+    is_refused: bool = False
 
 
 class KeyBar(Widget):
@@ -14,9 +25,9 @@ class KeyBar(Widget):
     KeyBar { height: 1; background: $panel; }
     """
 
-    # (row, label, is refused), the screen's own first; then those that work everywhere.
-    here: reactive[tuple[tuple[KeyRow, str, bool], ...]] = reactive(())
-    everywhere: reactive[tuple[tuple[KeyRow, str, bool], ...]] = reactive(())
+    # The screen's own first; then those that work everywhere, at the right.
+    here: reactive[tuple[KeyItem, ...]] = reactive(())
+    everywhere: reactive[tuple[KeyItem, ...]] = reactive(())
 
     def render(self) -> Content:
         """Draw the row with as many keys as fit."""
@@ -30,21 +41,19 @@ class KeyBar(Widget):
         return left.append(" " * gap).append(right).truncate(width)
 
 
-def _draw(items: tuple[tuple[KeyRow, str, bool], ...], worst: int) -> Content:
-    parts = [
-        Content.from_markup(
-            f"[@click=app.press('{row.id}')] [{'$quiet' if is_refused else 'bold $primary'}]$key[/]"
-            f"[{'$quiet dim' if is_refused else ''}] $label[/] [/]",
-            key=row.shown,
-            label=label,
+def _draw(items: tuple[KeyItem, ...], worst: int) -> Content:
+    parts = []
+    for item in items:
+        if item.rank > worst:
+            continue
+        key_style = "$quiet" if item.is_refused else "bold $primary"
+        label_style = "$quiet dim" if item.is_refused else "$foreground"
+        parts.append(
+            Content.from_markup(
+                f"[@click=app.press('{item.row_id}')] [{key_style}]$key[/]"
+                f" [{label_style}]$label[/] [/]",
+                key=item.key,
+                label=item.label,
+            )
         )
-        if is_refused
-        else Content.from_markup(
-            f"[@click=app.press('{row.id}')] [bold $primary]$key[/] $label [/]",
-            key=row.shown,
-            label=label,
-        )
-        for row, label, is_refused in items
-        if row.footer and row.footer <= worst
-    ]
     return Content("").join(parts)
