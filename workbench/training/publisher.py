@@ -62,7 +62,11 @@ class Publisher:
         self._messages: queue.SimpleQueue[FromPublisher] = queue.SimpleQueue()
         self._snapshot = Snapshot(last_beat=time.monotonic())
         self._lines = _Lines(_connect(socket_path))
-        self._greet(socket_path, job)
+        try:
+            self._greet(socket_path, job)
+        except ControlError:
+            self._lines.socket.close()
+            raise
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)

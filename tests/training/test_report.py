@@ -1,0 +1,161 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.tiny import CPU, tiny_run
+from workbench.runs import checkpoints as folders
+from workbench.runs.json_lines import read_lines
+from workbench.runs.layout import RunFolder
+from workbench.training.distributed import Ranks
+from workbench.training.engine.step import EvaluationSums, StepResult
+from workbench.training.evaluate import total
+from workbench.training.loop import Intervals, NonfiniteError
+from workbench.training.report import Report
+from workbench.training.state import TrainingState
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    lines, _ = read_lines(RunFolder(folder).metrics)
+    return [json.loads(line.content) for line in lines]
+
+
+def result(
+    loss_sum: float, num_targets: int, *squares: float, names: tuple[str, ...] = ("a", "b")
+) -> StepResult:
+    return StepResult(
+        loss_sum=torch.tensor(loss_sum),
+        num_targets=num_targets,
+        num_tokens=2 * num_targets,
+        ok=torch.tensor(math.isfinite(loss_sum)),
+        square_norms=torch.tensor(squares),
+        names=names[: len(squares)],
+    )
+
+
+def report_in(folder: Path) -> Report:
+    return Report(RunFolder(folder), Ranks(), attempt=1, device=CPU, resumed_step=0, name=None)
+
+
+def test_a_window_weighs_steps_by_their_target_tokens(tmp_path: Path) -> None:
+    report = report_in(tmp_path)
+    report.add(1, result(30.0, 10, 3.0, 6.0), 0.5)
+    report.add(2, result(10.0, 30, 16.0, 9.0), 1.5)
+    assert report.faults() == []
+    _, record = report.window(TrainingState(step=2, tokens=80, target_tokens=40), 1e-3)
+    report.close()
+    assert record.loss == 1.0, "40 over 40, not the mean of 3 and 1/3"
+    assert record.gradient_norm == pytest.approx(math.sqrt((9 + 25) / 2))
+    assert record.largest_gradient_norm == 5.0
+    assert record.step_seconds == pytest.approx(1.0, rel=0.1)
+    assert record.tokens_per_second == pytest.approx(40.0, rel=0.1)
+    assert record.peak_gpu_bytes == []
+    assert record.peak_host_bytes[0] > 10_000_000
+    assert records(tmp_path)[0]["loss"] == 1.0
+
+
+def test_what_is_not_finite_becomes_null_and_is_named(tmp_path: Path) -> None:
+    report = report_in(tmp_path)
+    report.add(1, result(math.nan, 10), 1.0)
+    (fault,) = report.faults()
+    assert (fault.step, fault.what) == (1, "the loss")
+    _, record = report.window(TrainingState(step=1), 1e-3)
+    assert (record.loss, record.nonfinite, record.skipped_steps) == (None, ["loss"], 1)
+    report.add(2, result(1.0, 10, 1.0, math.inf), 1.0)
+    (fault,) = report.faults()
+    assert (fault.step, fault.what) == (2, "the gradient of b")
+    _, record = report.window(TrainingState(step=2), 1e-3)
+    assert record.loss == 0.1
+    assert (record.gradient_norm, record.nonfinite) == (None, ["gradient_norm"])
+    report.close()
+
+
+def test_an_evaluation_is_token_exact_not_a_mean_of_means() -> None:
+    found = total(
+        [
+            EvaluationSums(torch.tensor(30.0), torch.tensor(5), 10),
+            EvaluationSums(torch.tensor(10.0), torch.tensor(25), 30),
+        ]
+    )
+    assert found.loss == 1.0
+    assert found.perplexity == pytest.approx(math.e)
+    assert found.accuracy == 0.75
+    assert found.target_tokens == 40
+    nothing = total([EvaluationSums(torch.tensor(math.nan), torch.tensor(0), 4)])
+    assert (nothing.loss, nothing.perplexity, nothing.accuracy) == (None, None, 0.0)
+    assert total([EvaluationSums(torch.tensor(4e6), torch.tensor(0), 4)]).perplexity is None
+
+
+@pytest.mark.parametrize("rule", ["stop", "skip"])
+def test_the_rule_for_a_loss_that_is_not_finite(tmp_path: Path, rule: str) -> None:
+    intervals = Intervals(
+        log=5, evaluate=None, max_evaluation_batches=None, save=2, save_at_end=True, keep=9
+    )
+    run = tiny_run(tmp_path, max_steps=6, intervals=intervals, nonfinite=rule)  # type: ignore[arg-type]
+    weight = dict(run.tiny.store.named_tensors())["model.norm.weight"]
+    healthy = weight[0].item()
+    before: dict[str, torch.Tensor] = {}
+
+    def rate(step: int) -> float:
+        # Spoil one weight during step 3 alone: the rate is asked for as the step begins.
+        if step == 3 and not before:
+            weight[0] = math.inf
+            before.update(run.tiny.weights())
+        elif step == 4 and weight[0].isinf():
+            weight[0] = healthy
+        return 1e-3
+
+    run.training.rate = rate
+    if rule == "stop":
+        with pytest.raises(NonfiniteError, match="the loss of step 3 is not finite"):
+            run.train()
+        after = run.tiny.weights()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        last = records(tmp_path)[-1]
+        assert (last["step"], last["nonfinite"]) == (3, ["loss"])
+        assert [found.step for found in folders.list_checkpoints(run.training.run)] == [2]
+        return
+    run.train()
+    found = records(tmp_path)
+    assert [record["skipped_steps"] for record in found] == [1, 0]
+    assert found[0]["loss"] is None
+    assert found[1]["loss"] is not None
+
+
+def test_tensorboard_has_the_tags_and_a_resumed_run_continues_the_curve(tmp_path: Path) -> None:
+    intervals = Intervals(
+        log=1, evaluate=2, max_evaluation_batches=None, save=None, save_at_end=True, keep=3
+    )
+    first = tiny_run(tmp_path, max_steps=3, intervals=intervals)
+    first.training.report.text("experiment", "config", 0)
+    first.train()
+    # An attempt that crashed at step 5 without a checkpoint: its points are taken back.
+    crashed = tiny_run(tmp_path, max_steps=5, intervals=intervals, attempt=2)
+    crashed.training._step()
+    crashed.training._log()
+    crashed.training.report.close()
+    tiny_run(tmp_path, max_steps=6, intervals=intervals, attempt=3).train()
+    # Names order the files by second, then by a counter of the process: here all in one second.
+    files = sorted(
+        RunFolder(tmp_path).tensorboard.iterdir(),
+        key=lambda path: int(path.name.rpartition(".")[2]),
+    )
+    assert len(files) == 3
+    for number, path in enumerate(files):
+        path.rename(path.with_name(f"events.out.tfevents.{number}"))
+    board = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
+    board.Reload()
+    tags = {
+        "train-loss", "eval-loss", "eval-perplexity", "eval-accuracy", "learning-rate",
+        "grad-norm", "grad-norm[max]", "peak_memory_rank0",
+    }  # fmt: skip
+    assert set(board.Tags()["scalars"]) == tags
+    assert "experiment/text_summary" in board.Tags()["tensors"]
+    assert [point.step for point in board.Scalars("train-loss")] == [1, 2, 3, 4, 5, 6]
+    losses = {record["step"]: record["loss"] for record in records(tmp_path)}
+    for point in board.Scalars("train-loss"):
+        assert point.value == pytest.approx(losses[point.step])
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4, 4, 5, 6]
