@@ -27,7 +27,6 @@ from workbench.tui.widgets.top_bar import Badge, Tab, TopBar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
     from pathlib import Path
 
     from workbench.control.messages import CommandName
@@ -109,7 +108,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         self._said_timer: Any = None
         self._detach_pressed_at = float("-inf")
 
-    # ---- start and end ------------------------------------------------------------------------
+    # ---- start and end -----------------------------------------------------------------
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Give our colour names a meaning under every theme."""
@@ -156,7 +155,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         except OSError as error:
             logger.warning("choices are not remembered: %s", error)
 
-    # ---- jobs -------------------------------------------------------------------------------------
+    # ---- jobs --------------------------------------------------------------------------
 
     @property
     def watches(self) -> "Watches":
@@ -242,7 +241,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         except ValueError:
             return str(path)
 
-    # ---- keys -------------------------------------------------------------------------------------
+    # ---- keys --------------------------------------------------------------------------
 
     async def on_event(self, event: events.Event) -> None:
         """Drop keys that reach a dialog before it can have been seen."""
@@ -356,7 +355,9 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         if self.surroundings.colour:
             for theme in ("wb-dark", "wb-light", "ansi-dark", "ansi-light"):
                 yield SystemCommand(
-                    f"Theme {theme}", "Change the colours.", lambda name=theme: self._set_theme(name)
+                    f"Theme {theme}",
+                    "Change the colours.",
+                    lambda name=theme: self._set_theme(name),
                 )
 
     def _set_theme(self, name: str) -> None:
@@ -382,7 +383,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         self.exit()
         self.parting = [job.name for job in running]
 
-    # ---- messages ------------------------------------------------------------------------------
+    # ---- messages ----------------------------------------------------------------------
 
     def say(self, text: str, severity: Severity = "done", detail: str = "") -> None:
         """Show a line above the footer: errors stay until the next one, the rest three seconds."""
@@ -409,7 +410,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
             for row in screen.query(MessageRow):
                 row.said = said
 
-    # ---- header, footer, size --------------------------------------------------------------------
+    # ---- header, footer, size ----------------------------------------------------------
 
     def refresh_frame(self) -> None:
         """Bring header and footer of the visible screen up to date."""

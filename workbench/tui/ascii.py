@@ -36,6 +36,8 @@ class AsciiFilter(LineFilter):
         """Give the segments with their characters replaced; styles stay."""
         del background
         return [
-            segment if segment.text.isascii() else segment._replace(text=segment.text.translate(TABLE))
+            segment
+            if segment.text.isascii()
+            else segment._replace(text=segment.text.translate(TABLE))
             for segment in segments
         ]

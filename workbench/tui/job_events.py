@@ -170,7 +170,7 @@ class Watches:
             picture.take_link(False, str(error), self._surroundings.clock())
             self._dirty.setdefault(watch.path, set()).add("state")
 
-    # ---- commands ------------------------------------------------------------------------------------
+    # ---- commands ----------------------------------------------------------------------
 
     async def command(
         self, path: Path, name: CommandName, post: Callable[[CommandSaid], None], **fields: bool
@@ -184,9 +184,17 @@ class Watches:
             handle = await watch.connection.command(name, **fields)
             accepted = await handle.accepted()
             if isinstance(accepted, Failed):
-                post(CommandSaid(path, name, refused_text(watch.picture.name, name, accepted), "failed"))
+                post(
+                    CommandSaid(
+                        path, name, refused_text(watch.picture.name, name, accepted), "failed"
+                    )
+                )
                 return
-            post(CommandSaid(path, name, accepted_text(watch.picture.name, name, accepted.when), "accepted"))
+            post(
+                CommandSaid(
+                    path, name, accepted_text(watch.picture.name, name, accepted.when), "accepted"
+                )
+            )
             answer = await handle.result()
         except WorkbenchError as error:
             post(CommandSaid(path, name, f"{watch.picture.name}: {name}: {error}", "failed"))

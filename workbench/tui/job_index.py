@@ -69,7 +69,7 @@ class JobIndex:
         except OSError:
             return False
 
-    # ---- the thread -----------------------------------------------------------------------------
+    # ---- the thread --------------------------------------------------------------------
 
     def begin(self, take: Callable[[tuple[KnownRun, ...]], None]) -> None:
         """Read now and then every second; ``take`` is called from the thread with each list."""
@@ -140,7 +140,7 @@ class JobIndex:
         attempt = summary.job.attempt if summary and summary.job else 0
         return KnownRun(run.path, run.name, attempt, summary)
 
-    # ---- the loop ----------------------------------------------------------------------------------
+    # ---- the loop ----------------------------------------------------------------------
 
     def take(self, runs: tuple[KnownRun, ...]) -> list[KnownRun]:
         """Take a list that was read; give the runs that have ended since the last one."""

@@ -35,7 +35,9 @@ KEPT_LOG_LINES = 10_000
 SILENT_AT_LEAST_SECONDS = 120.0
 _GIB = 2**30
 
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]"
+)
 _RANK = re.compile(r"^\[[^\]\s]*?(\d+)\]:\s?")
 
 
@@ -87,7 +89,7 @@ class JobPicture:
         self._recent_step_seconds: deque[float] = deque(maxlen=20)
         self._attempts: set[int] = set()
 
-    # ---- what is told -------------------------------------------------------------------------------
+    # ---- what is told ------------------------------------------------------------------
 
     def take_metrics(self, record: MetricsRecord) -> None:
         """Add a record of metrics.jsonl."""
@@ -144,7 +146,9 @@ class JobPicture:
                 self._note(event.time, f"warning: {event.message}")
             case ExitEvent():
                 self.state, self.state_since = event.state, event.time
-                self._note(event.time, f"{event.state} at step {event.step}" + _because(event.message))
+                self._note(
+                    event.time, f"{event.state} at step {event.step}" + _because(event.message)
+                )
             case SampleEvent():
                 pass
 
@@ -198,7 +202,7 @@ class JobPicture:
         self.log.append(LogLine(f"{words.clock(time)} · {text}", "note"))
         self.num_log_lines += 1
 
-    # ---- what follows from it ------------------------------------------------------------------------
+    # ---- what follows from it ----------------------------------------------------------
 
     @property
     def has_ended(self) -> bool:
@@ -278,4 +282,8 @@ def clean_line(line: str) -> str:
     """
     line = _RANK.sub("", line)
     line = line.rstrip("\r").rpartition("\r")[2]
-    return _CONTROL.sub("", line.expandtabs(4)) if not line.isascii() or _CONTROL.search(line) else line.expandtabs(4)
+    return (
+        _CONTROL.sub("", line.expandtabs(4))
+        if not line.isascii() or _CONTROL.search(line)
+        else line.expandtabs(4)
+    )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 
 from workbench.control.states import END_STATES, JobState, refusal
 
@@ -141,7 +141,7 @@ def _start_again(state: KeyState) -> str | None:
 
 
 TABLE: tuple[KeyRow, ...] = (
-    # ---- a job, wherever one is selected ----------------------------------------------------
+    # ---- a job, wherever one is selected -----------------------------------------------
     KeyRow(
         "save", ("S",), "job", "Save", "Save a checkpoint at the next step boundary.",
         1, "workbench control save JOB", 1, acts=True, needs=_command("save"),
@@ -163,7 +163,7 @@ TABLE: tuple[KeyRow, ...] = (
         "Start a new attempt from the newest complete checkpoint, through the preview.",
         1, "workbench train -t RUN/config.yaml --output-dir RUN", 2, acts=True, needs=_start_again,
     ),
-    # ---- screens ------------------------------------------------------------------------------
+    # ---- screens -----------------------------------------------------------------------
     KeyRow(
         "launch", ("L",), "configs", "Launch…",
         "Open the launch preview of the selected config; nothing starts before enter there.",
@@ -198,16 +198,23 @@ TABLE: tuple[KeyRow, ...] = (
         0, "", 1,
     ),
     KeyRow(
+        "leave_flags", ("escape",), "flags", "Leave", "Leave the flags as they were.", 0, "", 1
+    ),
+    KeyRow(
         "copy_job", ("y",), "jobs", "Copy path", "Copy the path of the run folder.", 0,
         "workbench control status JOB", 5,
     ),
-    KeyRow("longer_tail", ("minus",), "chart", "Longer", "Show more steps of the charts.", 0, "", 4),
+    KeyRow(
+        "longer_tail", ("minus",), "chart", "Longer", "Show more steps of the charts.", 0, "", 4
+    ),
     KeyRow(
         "shorter_tail", ("plus", "equals_sign"), "chart", "Shorter",
         "Show only the newest steps of the charts; new ones keep coming in.", 0, "", 4,
     ),
-    KeyRow("whole_run", ("0",), "chart", "All", "Show all steps of the run in the charts.", 0, "", 5),
-    # ---- stop menu and confirmations -----------------------------------------------------------
+    KeyRow(
+        "whole_run", ("0",), "chart", "All", "Show all steps of the run in the charts.", 0, "", 5
+    ),
+    # ---- stop menu and confirmations ---------------------------------------------------
     KeyRow(
         "stop_save", ("s",), "stop_menu", "Save, then stop",
         "Save at the next step boundary, then end the job.",
@@ -231,7 +238,7 @@ TABLE: tuple[KeyRow, ...] = (
     KeyRow("confirm_yes", ("y",), "confirm", "Yes", "Go on in spite of what is listed.", 2, "", 1),
     KeyRow("confirm_no", ("n",), "confirm", "No", "Go back; nothing happens.", 0, "", 1),
     KeyRow("close", ("escape",), "dialog", "Close", "Close this and change nothing.", 0, "", 1),
-    # ---- chat ------------------------------------------------------------------------------------
+    # ---- chat --------------------------------------------------------------------------
     KeyRow(
         "send", ("enter",), "chat", "Send", "Send the message.",
         0, "workbench chat -m CHECKPOINT --message TEXT", 1,
@@ -259,7 +266,7 @@ TABLE: tuple[KeyRow, ...] = (
         "load_model", ("enter",), "models", "Load", "Start a server for this checkpoint.",
         0, "workbench serve -m CHECKPOINT", 1,
     ),
-    # ---- everywhere --------------------------------------------------------------------------------
+    # ---- everywhere --------------------------------------------------------------------
     KeyRow("filter", ("slash",), "pane", "Filter", "Filter this list; enter keeps it.", 0, "", 3),
     KeyRow("zoom", ("z",), "pane", "Zoom", "Give the pane the whole screen, and back.", 0, "", 4),
     KeyRow(
@@ -305,7 +312,8 @@ TABLE: tuple[KeyRow, ...] = (
         "Copy the selection, else stop the reply, else say how to detach.",
     ),
     KeyRow(
-        "detach", ("q",), "global", "Detach", "Leave the program; every job keeps running.", 0, "", 1
+        "detach", ("q",), "global", "Detach",
+        "Leave the program; every job keeps running.", 0, "", 1,
     ),
 )  # fmt: skip
 
@@ -361,7 +369,7 @@ def rows(scopes: Iterable[Scope]) -> list[KeyRow]:
     return [row for row in TABLE if row.scope in wanted]
 
 
-def bindings(*scopes: Scope) -> list[Binding]:
+def bindings(*scopes: Scope) -> list[BindingType]:
     """Make Textual's bindings for ``scopes``; every one ends in the app's dispatch."""
     return [
         Binding(",".join(row.keys), f"app.press('{row.id}')", row.label, show=False, id=row.id)
@@ -370,9 +378,9 @@ def bindings(*scopes: Scope) -> list[Binding]:
     ]
 
 
-def without_banned(inherited: Iterable[object]) -> list[Binding]:
+def without_banned(inherited: Iterable[object]) -> list[BindingType]:
     """Give a widget's own bindings less the banned keys, for text fields of Textual's."""
-    kept = []
+    kept: list[BindingType] = []
     for binding in inherited:
         assert isinstance(binding, Binding), binding
         keys = [key for key in binding.key.split(",") if key not in BANNED | FUNCTION_KEYS]

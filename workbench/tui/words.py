@@ -1,7 +1,7 @@
 """Numbers as words with units, short enough for a table; pure."""
 
 import time
-from datetime import UTC, datetime
+from pathlib import Path
 
 from workbench.tui.widgets.ticks import short
 
@@ -51,12 +51,9 @@ def learning_rate(value: float) -> str:
     return short(value, 2)
 
 
-def clock(seconds: float, *, utc: bool = False) -> str:
+def clock(seconds: float) -> str:
     """Say the time of day, in local time: 14:03."""
-    moment = datetime.fromtimestamp(seconds, tz=UTC) if utc else time.localtime(seconds)
-    return moment.strftime("%H:%M") if isinstance(moment, datetime) else time.strftime(
-        "%H:%M", moment
-    )
+    return time.strftime("%H:%M", time.localtime(seconds))
 
 
 def shorten(text: str, width: int) -> str:
@@ -64,6 +61,17 @@ def shorten(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     return text[: max(width - 1, 0)] + "…" if width > 0 else ""
+
+
+def from_project(text: str, project: Path) -> str:
+    """Write the paths in a text as seen from the project: /p/configs/a.yaml is configs/a.yaml."""
+    return text.replace(f"{project}/", "")
+
+
+def last_parts(path: str) -> str:
+    """Name a folder by its last part, or the last two where one says little: demo/model."""
+    parts = Path(path).parts
+    return "/".join(parts[-2:]) if parts and len(parts[-1]) < 8 else "".join(parts[-1:])
 
 
 def shorten_path(path: str, width: int) -> str:

@@ -20,7 +20,7 @@ from workbench.tui import keys
 from workbench.tui.keys import KeyRow, KeyState, Scope
 from workbench.tui.widgets.key_bar import KeyBar, KeyItem
 from workbench.tui.widgets.message_row import MessageRow
-from workbench.tui.widgets.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
+from workbench.tui.widgets.too_small import TooSmall
 from workbench.tui.widgets.top_bar import TopBar
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         """Give the widgets of the body."""
         yield from ()
 
-    # ---- panes: all at once, one at a time, or one alone ------------------------------------------
+    # ---- panes: all at once, one at a time, or one alone -------------------------------
 
     section: reactive[str] = reactive("")
     zoomed: reactive[str] = reactive("")
@@ -124,7 +124,6 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
     def entitle(self, section_id: str) -> None:
         """Write the title of a pane; in the narrow form the names of all tabs stand before it."""
         title = self.title_of(section_id)
-        each = next(each for each in self.SECTIONS if each.id == section_id)
         is_tab = section_id == (self.section or next(tab.id for tab in self._tabs()))
         if self.is_narrow and not self.zoomed and is_tab:
             names = [
@@ -175,7 +174,9 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         if not tabs:
             return
         if self.zoomed:
-            self.zoomed = tabs[(tabs.index(self.zoomed) + by) % len(tabs)] if self.zoomed in tabs else tabs[0]
+            self.zoomed = (
+                tabs[(tabs.index(self.zoomed) + by) % len(tabs)] if self.zoomed in tabs else tabs[0]
+            )
             self.focus_pane(self.zoomed)
         elif self.is_narrow:
             self.section = tabs[(tabs.index(self.section or tabs[0]) + by) % len(tabs)]
@@ -196,7 +197,7 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
             return None
         return None if self.workbench.clear_said() else NotImplemented
 
-    # ---- life --------------------------------------------------------------------------------------
+    # ---- life --------------------------------------------------------------------------
 
     def on_screen_resume(self) -> None:
         """Bring header and footer up to date when the screen comes back."""
@@ -248,9 +249,7 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
             key = row.shown_while_typing if is_typing else row.shown
             rank = row.footer or (2 if is_typing and row.id == "next_screen" else 0)
             if key and rank:
-                yield KeyItem(
-                    row.id, key, self.label_of(row), rank, row.refusal(state) is not None
-                )
+                yield KeyItem(row.id, key, self.label_of(row), rank, row.refusal(state) is not None)
 
 
 def _unshadowed(rows: list[KeyRow]) -> Iterator[KeyRow]:

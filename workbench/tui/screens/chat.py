@@ -7,9 +7,10 @@ field; a reply that was stopped keeps what came.
 
 import asyncio
 import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from textual import on
 from textual.app import ComposeResult
@@ -30,9 +31,42 @@ from workbench.tui.widgets.transcript import Answer, Exchange, Transcript
 
 if TYPE_CHECKING:
     from workbench.jobs.chat_client import ChatClient, ChatTurn
-    from workbench.jobs.inference_process import InferenceProcess, Ready
+    from workbench.jobs.inference_process import Progress, Ready
 
 _SEEDS = 10_000  # short enough to be read aloud and typed again
+
+
+class Server(Protocol):
+    """What a conversation needs of a server: ``jobs.inference_process.InferenceProcess``."""
+
+    @property
+    def ready(self) -> "Ready":
+        """What it serves, once it is ready."""
+
+    @property
+    def socket(self) -> Path:
+        """Where it answers."""
+
+    @property
+    def model(self) -> str:
+        """The name of what it serves."""
+
+    @property
+    def has_ended(self) -> bool:
+        """The process is gone."""
+
+    def updates(self) -> "AsyncIterator[Progress]":
+        """Give what it does until it is ready."""
+
+    async def stop(self) -> None:
+        """End it."""
+
+
+async def spawn(path: Path) -> Server:
+    """Start a server of this program's own for a checkpoint."""
+    from workbench.jobs.inference_process import InferenceProcess, ServerOptions
+
+    return await InferenceProcess.spawn(ServerOptions(path))
 
 
 class ChatScreen(WorkbenchScreen):
@@ -42,9 +76,10 @@ class ChatScreen(WorkbenchScreen):
     SCOPES = ("transcript",)
     BINDINGS = keys.bindings("transcript")
 
-    def __init__(self) -> None:
+    def __init__(self, start: Callable[[Path], Awaitable[Server]] = spawn) -> None:
         super().__init__()
-        self._server: InferenceProcess | None = None
+        self._start = start
+        self._server: Server | None = None
         self._client: ChatClient | None = None
         self._served: ModelRow | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -81,7 +116,7 @@ class ChatScreen(WorkbenchScreen):
         if self._server is not None:
             await self._server.stop()
 
-    # ---- checkpoints -----------------------------------------------------------------------------
+    # ---- checkpoints -------------------------------------------------------------------
 
     @on(RunsListed)
     def _runs_listed(self) -> None:
@@ -136,12 +171,11 @@ class ChatScreen(WorkbenchScreen):
 
     async def _load(self, row: ModelRow) -> None:
         from workbench.jobs.chat_client import ChatClient
-        from workbench.jobs.inference_process import InferenceProcess, ServerOptions
 
         try:
             await self._stop_server()
             self._say_stage(f"starting a server for {row.run}/{row.checkpoint}…")
-            self._server = await InferenceProcess.spawn(ServerOptions(row.path))
+            self._server = await self._start(row.path)
             async for progress in self._server.updates():
                 amount = f" {words.size(progress.bytes)}" if progress.bytes else ""
                 self._say_stage(f"{progress.stage}{amount}…")
@@ -175,7 +209,7 @@ class ChatScreen(WorkbenchScreen):
             self.query_one("#stage", Static).update(mark)
             self.refresh_keys()
 
-    # ---- form ------------------------------------------------------------------------------------------
+    # ---- form --------------------------------------------------------------------------
 
     def _show_form(self) -> None:
         self.query_one("#picker").display = self._is_picking
@@ -197,9 +231,9 @@ class ChatScreen(WorkbenchScreen):
         transcript.border_title = Content(f"{row.run}/{row.checkpoint}")
         used = f"context {self._num_context_tokens:,} / {ready.context:,}"
         transcript.border_subtitle = used
-        self.query_one("#message").border_subtitle = (
-            f"{keys.hint('send')} send · {keys.hint('newline')} new line"
-        )
+        self.query_one(
+            "#message"
+        ).border_subtitle = f"{keys.hint('send')} send · {keys.hint('newline')} new line"
         self.query_one("#about", Static).update(
             Content("\n").join(
                 Content.assemble((f"{name:<9}", "$quiet"), value)
@@ -222,12 +256,13 @@ class ChatScreen(WorkbenchScreen):
         elif self.query_one("#models", ModelList).current is None:
             refused.append(("load_model", "there is no checkpoint"))
         if self._replying is not None:
-            refused += [("send", "the model is answering"), ("regenerate", "the model is answering")]
+            refused += [
+                ("send", "the model is answering"),
+                ("regenerate", "the model is answering"),
+            ]
         elif self._last is None:
             refused.append(("regenerate", "nothing was asked yet"))
-        return KeyState(
-            readonly=self.workbench.surroundings.readonly, refused=tuple(refused)
-        )
+        return KeyState(readonly=self.workbench.surroundings.readonly, refused=tuple(refused))
 
     def label_of(self, row: KeyRow) -> str:
         """Esc stops a reply, and else goes back."""
@@ -235,7 +270,7 @@ class ChatScreen(WorkbenchScreen):
             return "Stop" if self._replying is not None else "Models"
         return row.label
 
-    # ---- talking -----------------------------------------------------------------------------------------
+    # ---- talking -----------------------------------------------------------------------
 
     @property
     def _last(self) -> Exchange | None:
@@ -261,7 +296,7 @@ class ChatScreen(WorkbenchScreen):
         if self._last is not None and self._replying is None:
             self._reply(self._answer(self._last))
 
-    def _reply(self, work: "asyncio.coroutines.Coroutine[None, None, None]") -> None:  # type: ignore[name-defined]
+    def _reply(self, work: Coroutine[Any, Any, None]) -> None:
         self._replying = asyncio.create_task(work, name="reply")
         self._replying.add_done_callback(self._reply_ended)
         rate = 10.0 if self.workbench.surroundings.frames_per_second > 1 else 5.0
@@ -288,7 +323,7 @@ class ChatScreen(WorkbenchScreen):
 
         assert self._client is not None
         stopwatch = self.workbench.surroundings.stopwatch
-        answer = Answer(seed=random.randrange(_SEEDS))  # noqa: S311 - a seed to repeat a reply by
+        answer = Answer(seed=random.randrange(_SEEDS))
         turns = self._turns_before(exchange)
         exchange.answers.append(answer)
         exchange.shown = len(exchange.answers) - 1

@@ -73,11 +73,11 @@ class ConfigsScreen(WorkbenchScreen):
                 yield ConfigTree(id="config-tree", classes="pane")
             with Vertical(id="key-pane", classes="pane"):
                 yield FilterField(id="key-filter")
-                yield OriginTable(id="key-table")
+                yield OriginTable(self._project, id="key-table")
                 yield Static(id="key-chain")
             yield Static(id="summary", classes="pane")
 
-    # ---- reading ----------------------------------------------------------------------------------
+    # ---- reading -----------------------------------------------------------------------
 
     def on_mount(self) -> None:
         """Read the configs, off the loop."""
@@ -145,7 +145,7 @@ class ConfigsScreen(WorkbenchScreen):
         if current is not None and current.name == found.name:
             self.resolution = found
 
-    # ---- the list -----------------------------------------------------------------------------------
+    # ---- the list ----------------------------------------------------------------------
 
     def _show_list(self) -> None:
         """Fill the list by what the filter lets through, under headings of folders."""
@@ -160,9 +160,7 @@ class ConfigsScreen(WorkbenchScreen):
             folder = parent
             mark, colour, run = self.workbench.index.last_run_of(listing.name)
             rows.append(
-                ConfigRow(
-                    listing.name, listing.description, _brief(listing), mark, colour, run
-                )
+                ConfigRow(listing.name, listing.description, _brief(listing), mark, colour, run)
             )
         config_list = self.query_one("#config-list", ConfigList)
         if self._listings and not shown:
@@ -250,7 +248,7 @@ class ConfigsScreen(WorkbenchScreen):
             self.query_one("#config-list").focus()
         return None
 
-    # ---- tree and keys --------------------------------------------------------------------------------
+    # ---- tree and keys -----------------------------------------------------------------
 
     def watch_resolution(self, found: Resolution | None) -> None:
         """Show tree, keys and summary of another config."""
@@ -260,9 +258,11 @@ class ConfigsScreen(WorkbenchScreen):
         if found.resolved is not None:
             rows = tree_rows(found.resolved.files)
             facts = _facts(found.resolved)
-            tree.set_rows([*rows, TreeRow(text=Content("")), *(TreeRow(text=line) for line in facts)])
+            tree.set_rows(
+                [*rows, TreeRow(text=Content("")), *(TreeRow(text=line) for line in facts)]
+            )
         else:
-            tree.set_rows([TreeRow(text=line) for line in _mistakes(found, 200)])
+            tree.set_rows([TreeRow(text=line) for line in _mistakes(found, self._project, 200)])
         self._show_keys()
         self._show_summary()
         self.show_panes()
@@ -302,7 +302,9 @@ class ConfigsScreen(WorkbenchScreen):
             widget.update("")
         else:
             widget.update(
-                Content.assemble((" chain ", "$quiet"), chain(line.leaf).replace("[", "\\["))
+                Content.assemble(
+                    (" chain ", "$quiet"), words.from_project(chain(line.leaf), self._project)
+                )
             )
 
     @on(LineList.Opened, "#config-tree")
@@ -320,7 +322,7 @@ class ConfigsScreen(WorkbenchScreen):
         assert isinstance(event.row, KeyLine)
         self.app.push_screen(KeyDetails(event.row))
 
-    # ---- titles -----------------------------------------------------------------------------------------
+    # ---- titles ------------------------------------------------------------------------
 
     def title_of(self, section_id: str) -> Content:
         """Give pane titles with their counts."""
@@ -350,7 +352,7 @@ class ConfigsScreen(WorkbenchScreen):
         if found is None:
             return
         if found.resolved is None:
-            lines = _mistakes(found, 76)[:4]
+            lines = _mistakes(found, self._project, 76)[:4]
         else:
             listing = next((each for each in self._listings if each.name == found.name), None)
             description = listing.description if listing else ""
@@ -361,7 +363,7 @@ class ConfigsScreen(WorkbenchScreen):
             ]
         self.query_one("#summary", Static).update(Content("\n").join(lines))
 
-    # ---- keys ---------------------------------------------------------------------------------------------
+    # ---- keys --------------------------------------------------------------------------
 
     def key_state(self) -> KeyState:
         """Refuse to launch what cannot be resolved."""
@@ -433,14 +435,17 @@ def _facts(resolved: "ResolvedConfig") -> list[Content]:
     num_stated = sum(leaf.origin.source != "default" for leaf in resolved.leaves.values())
     num_shadowed = _shadowed(resolved)
     gpus = "CPU" if config.training.device == "cpu" else f"GPUs {config.pipeline.ranks}"
-    model = Path(config.model.path).name if config.model.path else "no model"
+    model = words.last_parts(config.model.path) if config.model.path else "no model"
     offers = "  ".join(flag.short or flag.name for flag in resolved.flags)
-    length = f"{config.training.max_steps} steps" if config.training.max_steps else (
-        f"{config.training.epochs:g} epochs"
+    length = (
+        f"{config.training.max_steps} steps"
+        if config.training.max_steps
+        else (f"{config.training.epochs:g} epochs")
     )
     return [
         Content(
-            f"{len(resolved.leaves)} keys · {num_stated} stated · {num_shadowed} shadowed · 0 unknown"
+            f"{len(resolved.leaves)} keys · {num_stated} stated · {num_shadowed} shadowed"
+            " · 0 unknown"
         ),
         Content(
             f"{gpus} · model {model} · context {config.data.max_length:,} · "
@@ -459,13 +464,18 @@ def _shadowed(resolved: "ResolvedConfig") -> int:
     return total
 
 
-def _mistakes(found: Resolution, width: int) -> list[Content]:
+def _mistakes(found: Resolution, project: Path, width: int) -> list[Content]:
     """Give every problem: where, what, and what to do."""
     if found.problems is None:
         return []
     lines: list[Content] = []
     for problem in found.problems.problems:
-        lines.append(Content.assemble(("! ", "bold $bad"), words.shorten(problem.where, width)))
+        lines.append(
+            Content.assemble(
+                ("! ", "bold $bad"),
+                words.shorten(words.from_project(problem.where, project), width),
+            )
+        )
         lines.append(Content.assemble("  ", words.shorten(problem.what, width)))
         lines.append(Content.assemble(("  → ", "$primary"), words.shorten(problem.remedy, width)))
     return lines

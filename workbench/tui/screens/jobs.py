@@ -85,7 +85,7 @@ class JobsScreen(WorkbenchScreen):
         """The overview of the narrow form has a curve below its numbers."""
         return {active, "loss-chart"} if active == "job-detail" else {active}
 
-    # ---- news ------------------------------------------------------------------------------------
+    # ---- news --------------------------------------------------------------------------
 
     @on(RunsListed)
     def _runs_listed(self) -> None:
@@ -111,7 +111,7 @@ class JobsScreen(WorkbenchScreen):
         self._fill_table()
         self._show_banner()
 
-    # ---- the table -----------------------------------------------------------------------------------
+    # ---- the table ---------------------------------------------------------------------
 
     def _fill_table(self) -> None:
         if not self.is_mounted:
@@ -208,7 +208,7 @@ class JobsScreen(WorkbenchScreen):
         """What is known of the selected job."""
         return self.workbench.watches.picture(self.selected) if self.selected else None
 
-    # ---- the selected job --------------------------------------------------------------------------
+    # ---- the selected job --------------------------------------------------------------
 
     def _show_selected(self, parts: frozenset[str]) -> None:
         if not self.is_mounted:
@@ -277,9 +277,7 @@ class JobsScreen(WorkbenchScreen):
         """Say that the supervisor of the selected job does not answer, and what follows."""
         banner = self.query_one("#banner", Static)
         picture = self.picture
-        is_cut = (
-            picture is not None and not picture.has_ended and picture.link is not None
-        )
+        is_cut = picture is not None and not picture.has_ended and picture.link is not None
         banner.display = is_cut and not self.zoomed
         if is_cut and picture is not None:
             since = words.clock(picture.link_since) if picture.link_since else "?"
@@ -291,7 +289,7 @@ class JobsScreen(WorkbenchScreen):
                 )
             )
 
-    # ---- titles ----------------------------------------------------------------------------------------
+    # ---- titles ------------------------------------------------------------------------
 
     def title_of(self, section_id: str) -> Content:
         """Give pane titles with what they show."""
@@ -370,7 +368,7 @@ class JobsScreen(WorkbenchScreen):
         self.entitle("loss-chart")
         self.entitle("memory-chart")
 
-    # ---- filter ------------------------------------------------------------------------------------------
+    # ---- filter ------------------------------------------------------------------------
 
     def do_filter(self) -> None:
         """Filter the table by name or state."""
@@ -393,7 +391,7 @@ class JobsScreen(WorkbenchScreen):
         self.query_one("#job-table").focus()
         return None
 
-    # ---- commands ----------------------------------------------------------------------------------------
+    # ---- commands ----------------------------------------------------------------------
 
     def key_state(self) -> KeyState:
         """Say what the selected job allows."""

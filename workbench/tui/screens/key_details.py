@@ -25,7 +25,10 @@ class KeyDetails(Dialog):
 
         leaf = self._line.leaf
         schema_key = key_at(self._line.key.split("."))
-        steps = [*((each.value, each.origin) for each in reversed(leaf.overrode)), (leaf.value, leaf.origin)]
+        steps = [
+            *((each.value, each.origin) for each in reversed(leaf.overrode)),
+            (leaf.value, leaf.origin),
+        ]
         width = max(len(value_text(value)) for value, _ in steps)
         lines = [
             Content(schema_key.description if schema_key else ""),
@@ -33,7 +36,10 @@ class KeyDetails(Dialog):
             *(
                 Content.assemble(
                     ("→ " if index else "  ", "$quiet"),
-                    (value_text(value).ljust(min(width, 40)), "bold" if index == len(steps) - 1 else ""),
+                    (
+                        value_text(value).ljust(min(width, 40)),
+                        "bold" if index == len(steps) - 1 else "",
+                    ),
                     "  ",
                     (origin.source, "$secondary"),
                 )

@@ -1,4 +1,4 @@
-"""The launch preview: checks as they finish, flags, plan, and the exact command. The only way to start.
+"""The launch preview, the only way to start: checks as they finish, flags, plan, exact command.
 
 Knows ``jobs.preflight`` and ``jobs.launch`` and repeats nothing of them. Invariants: nothing is
 written before enter; what is started is what the command line shown would start; an error found by
@@ -6,13 +6,15 @@ a check keeps it from starting, a warning asks.
 """
 
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from textual import on, work
 from textual.app import ComposeResult
+from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
 from textual.content import Content
 from textual.widgets import Input, Static
@@ -48,14 +50,20 @@ class Planned:
     model: str
 
 
+class Look(Protocol):
+    """Looks at everything before a launch: ``jobs.preflight``."""
+
+    def __call__(self, resolved: "ResolvedConfig", *, project: Path) -> "Iterator[Check]":
+        """Give one check after the other."""
+
+
 class FlagsField(Input, inherit_bindings=False):
     """Where flags and keys are typed."""
 
-    KEY_SCOPES = ("flags", "field")
+    KEY_SCOPES = ("flags",)
     TAKES_TEXT = True
-    BINDINGS = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         *keys.bindings("flags"),
-        *[binding for binding in keys.bindings("field") if binding.id == "leave_field"],
         *keys.without_banned(Input.BINDINGS),
     ]
 
@@ -74,9 +82,16 @@ class LaunchPreview(WorkbenchScreen):
     )
 
     def __init__(
-        self, config: str, *, typed: Sequence[str] = (), can_launch: bool = True, again: str = ""
+        self,
+        config: str,
+        *,
+        typed: Sequence[str] = (),
+        can_launch: bool = True,
+        again: str = "",
+        look: "Look | None" = None,
     ) -> None:
         super().__init__()
+        self._look = look
         self._config = config
         self._typed = list(typed)
         self._can_launch = can_launch
@@ -91,9 +106,7 @@ class LaunchPreview(WorkbenchScreen):
     @classmethod
     def of_run(cls, run: Path) -> Self:
         """Preview one more attempt of a run: its own config, in its own folder."""
-        return cls(
-            str(run / "config.yaml"), typed=[f"training.output_dir={run}"], again=run.name
-        )
+        return cls(str(run / "config.yaml"), typed=[f"training.output_dir={run}"], again=run.name)
 
     def compose_body(self) -> ComposeResult:
         """Lay out the panes."""
@@ -119,7 +132,7 @@ class LaunchPreview(WorkbenchScreen):
         self.query_one("#checks").focus()
         self._begin()
 
-    # ---- checking ------------------------------------------------------------------------------------
+    # ---- checking ----------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Resolve with what was typed, then check, off the loop."""
@@ -133,6 +146,7 @@ class LaunchPreview(WorkbenchScreen):
         """Resolve and check; every finding goes to the screen at once."""
         from workbench.jobs.preflight import preflight
 
+        look = self._look or preflight
         worker = get_current_worker()
         project = self.workbench.surroundings.project
         try:
@@ -144,7 +158,7 @@ class LaunchPreview(WorkbenchScreen):
         if worker.is_cancelled:
             return
         self.app.call_from_thread(self._take_plan, planned)
-        for found in preflight(planned.resolved, project=project):
+        for found in look(planned.resolved, project=project):
             if worker.is_cancelled:
                 return
             self.app.call_from_thread(self._take_check, found)
@@ -172,7 +186,7 @@ class LaunchPreview(WorkbenchScreen):
         if self._is_checking and self.is_mounted:
             self._show_checks()
 
-    # ---- drawing ---------------------------------------------------------------------------------------
+    # ---- drawing -----------------------------------------------------------------------
 
     def _show(self) -> None:
         if not self.is_mounted:
@@ -181,9 +195,7 @@ class LaunchPreview(WorkbenchScreen):
         self._show_checks()
         self.query_one("#plan-lines", Static).update(Content("\n").join(self._plan_lines()))
         self.query_one("#flag-lines", Static).update(Content("\n").join(self._flag_lines()))
-        self.query_one("#command-lines", Static).update(
-            Content("\n").join(self._command_content())
-        )
+        self.query_one("#command-lines", Static).update(Content("\n").join(self._command_content()))
         self.show_panes()
 
     def _show_headline(self) -> None:
@@ -200,17 +212,22 @@ class LaunchPreview(WorkbenchScreen):
         lines = []
         for found in self._checks:
             mark, colour = CHECK_MARKS[found.state]
-            lines.append(Content.assemble((f"{mark} ", f"bold {colour}"), found.message))
+            lines.append(
+                Content.assemble((f"{mark} ", f"bold {colour}"), self._short(found.message))
+            )
             if found.remedy:
-                lines.append(Content.assemble(("  → ", "$primary"), found.remedy))
+                lines.append(Content.assemble(("  → ", "$primary"), self._short(found.remedy)))
         if self._mistake:
-            for number, line in enumerate(self._mistake.splitlines()):
+            for number, line in enumerate(self._short(self._mistake).splitlines()):
                 lines.append(Content.assemble(("✗ " if number == 0 else "  ", "bold $bad"), line))
         if self._is_checking:
             age = self.workbench.surroundings.stopwatch() - self._checking_since
             word = f"still checking, {words.duration(age)}" if age > 2 else "checking…"
             lines.append(Content.assemble(("◌ ", "$busy"), (word, "$quiet")))
         self.query_one("#check-lines", Static).update(Content("\n").join(lines))
+
+    def _short(self, text: str) -> str:
+        return words.from_project(text, self.workbench.surroundings.project)
 
     def _plan_lines(self) -> list[Content]:
         if self._planned is None:
@@ -233,13 +250,20 @@ class LaunchPreview(WorkbenchScreen):
             lines.append(
                 Content.assemble(
                     words.shorten(spelled, 26).ljust(26),
-                    (words.shorten(value_text(value), 22).ljust(22), "bold" if is_set else ""),
+                    (
+                        words.shorten(self._short(value_text(value)), 22).ljust(22),
+                        "bold" if is_set else "",
+                    ),
                     ("● " if is_set else "  ", "$accent"),
                     (flag.help, "$quiet"),
                 ).truncate(max(self.app.size.width - 6, 20), ellipsis=True)
             )
         if not resolved.flags:
-            lines.append(Content.assemble(("This config offers no flags; any key can be set as key=value.", "$quiet")))
+            lines.append(
+                Content.assemble(
+                    ("This config offers no flags; any key can be set as key=value.", "$quiet")
+                )
+            )
         others = [
             key
             for key, leaf in resolved.leaves.items()
@@ -263,7 +287,9 @@ class LaunchPreview(WorkbenchScreen):
     def _command_content(self) -> list[Content]:
         lines = [Content.assemble((self.command_line, "bold"))]
         if self._planned and self._planned.torchrun:
-            lines.append(Content.assemble(("→ supervisor → ", "$quiet"), (self._planned.torchrun, "$quiet")))
+            # For the eye: what is pasted is the line above.
+            torchrun = self._short(self._planned.torchrun.replace(sys.executable, "python"))
+            lines.append(Content.assemble((f"→ supervisor → {torchrun}", "$quiet")))
         return lines
 
     def title_of(self, section_id: str) -> Content:
@@ -289,7 +315,7 @@ class LaunchPreview(WorkbenchScreen):
                 counts.append(f"{mark}{number}")
         return " · " + " ".join(counts) if counts else ""
 
-    # ---- keys --------------------------------------------------------------------------------------------
+    # ---- keys --------------------------------------------------------------------------
 
     def key_state(self) -> KeyState:
         """Refuse to start what would not."""
@@ -307,7 +333,11 @@ class LaunchPreview(WorkbenchScreen):
         if self._mistake:
             return self._mistake.splitlines()[0]
         if errors:
-            return f"{errors[0].message}; {errors[0].remedy}" if errors[0].remedy else errors[0].message
+            return (
+                f"{errors[0].message}; {errors[0].remedy}"
+                if errors[0].remedy
+                else errors[0].message
+            )
         if self._is_checking:
             return "the checks are not through yet"
         return None
@@ -388,7 +418,7 @@ class LaunchPreview(WorkbenchScreen):
         self._close_field()
         self._begin()
 
-    def do_leave_field(self) -> None:
+    def do_leave_flags(self) -> None:
         """Leave what was typed before."""
         self.query_one("#flag-field", FlagsField).value = shlex.join(self._typed)
         self._close_field()
@@ -440,11 +470,11 @@ def plan(config: str, typed: Sequence[str], project: Path) -> Planned:
     except WorkbenchError:
         pass  # the check of the folder says it
     if resolved.config.model.path is not None:
-        path = Path(resolved.config.model.path)
-        model = path.name
+        model = words.last_parts(resolved.config.model.path)
         try:
-            facts = read_model_facts(path)
-            model = f"{path.name}: {facts.family}, {facts.num_layers} layers, {facts.num_parameters / 1e6:,.1f} M"
+            facts = read_model_facts(resolved.config.model.path)
+            millions = facts.num_parameters / 1e6
+            model += f": {facts.family}, {facts.num_layers} layers, {millions:,.1f} M"
         except WorkbenchError:
             pass  # the check of the model says it
     return Planned(resolved, run, torchrun, model)
@@ -473,13 +503,21 @@ def plan_facts(planned: Planned) -> list[tuple[str, str]]:
         ("model", planned.model + (", random weights" if config.model.weights == "random" else "")),
         ("length", f"{length} of {config.batch.train} rows, context {config.data.max_length:,}"),
         ("optimizer", f"{optimizer.name}, {warmup}{rate}{cooldown}"),
-        ("numbers", f"{config.model.dtype}, {optimizer.rounding} rounding, seed {config.training.seed}"),
+        (
+            "numbers",
+            f"{config.model.dtype}, {optimizer.rounding} rounding, seed {config.training.seed}",
+        ),
         ("device", config.training.device),
         ("evaluate", f"every {every} steps" if every else "never"),
         ("save", f"{saves}, keep {config.checkpoints.keep} + best"),
     ]
     if planned.run is not None:
-        facts.append(("folder", planned.run.folder.path.name + (f", attempt {attempt}" if attempt > 1 else "")))
+        facts.append(
+            (
+                "folder",
+                planned.run.folder.path.name + (f", attempt {attempt}" if attempt > 1 else ""),
+            )
+        )
         if planned.run.changed:
             facts.append(("changed", ", ".join(planned.run.changed)))
     return facts

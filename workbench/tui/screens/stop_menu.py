@@ -73,13 +73,9 @@ class StopMenu(Dialog):
             )
         lines += [
             Content(""),
-            Content.assemble(
-                (f" {keys.hint('close')}", "bold $primary"), "  Keep running"
-            ),
+            Content.assemble((f" {keys.hint('close')}", "bold $primary"), "  Keep running"),
             Content(""),
-            Content.assemble(
-                (f"Same as: workbench control stop {picture.name}", "$quiet")
-            ),
+            Content.assemble((f"Same as: workbench control stop {picture.name}", "$quiet")),
         ]
         return lines
 

@@ -89,7 +89,7 @@ class Chart(Widget, can_focus=True):
         name: str,
         *,
         from_zero: bool = False,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,
         classes: str | None = None,
     ) -> None:
         super().__init__(id=id, classes=classes)
@@ -104,7 +104,7 @@ class Chart(Widget, can_focus=True):
         self._drawn: object = None
         self.num_drawn = 0
 
-    # ---- data --------------------------------------------------------------------------------------
+    # ---- data --------------------------------------------------------------------------
 
     def show(
         self,
@@ -167,13 +167,15 @@ class Chart(Widget, can_focus=True):
         self.post_message(self.ViewChanged(self))
 
     def _whole_extent(self) -> float:
-        ends = [(curve.series.x[0], curve.series.x[-1]) for curve in self._curves if len(curve.series)]
+        ends = [
+            (curve.series.x[0], curve.series.x[-1]) for curve in self._curves if len(curve.series)
+        ]
         return float(max(end[1] for end in ends) - min(end[0] for end in ends)) if ends else 0.0
 
     def _extent(self) -> float:
         return self.tail if self.tail is not None else self._whole_extent()
 
-    # ---- drawing -----------------------------------------------------------------------------------
+    # ---- drawing -----------------------------------------------------------------------
 
     def on_hide(self) -> None:
         """Hold no raster while out of sight."""
@@ -236,7 +238,9 @@ class Chart(Widget, can_focus=True):
             low = max(low, high - self.tail)
         return low, high
 
-    def _y_bounds(self, points: "Sequence[Points]", x_low: float, x_high: float) -> tuple[float, float]:
+    def _y_bounds(
+        self, points: "Sequence[Points]", x_low: float, x_high: float
+    ) -> tuple[float, float]:
         """Give a scale that outliers do not squash: most of the window, and its last value."""
         import numpy as np
 
@@ -283,9 +287,11 @@ class Chart(Widget, can_focus=True):
     def _draw_plot(
         self, raster: "Raster", layout: Layout, view: "View", at: dict[str, float]
     ) -> list[Strip]:
-        names = {
-            _row_of(value, view, layout.height): name for name, value in at.items()
-        } if layout.gutter else {}
+        names = (
+            {_row_of(value, view, layout.height): name for name, value in at.items()}
+            if layout.gutter
+            else {}
+        )
         styles = [self._style(curve.colour) for curve in self._curves]
         blank, axis = self._style(None), self._style("axis")
         mark = self._style("note", bold=True)
@@ -326,7 +332,10 @@ class Chart(Widget, can_focus=True):
             for happening in self._happenings
             if (column := _column_of(happening.x, view, layout.width)) is not None
         }
-        if first_gap is not None and (column := _column_of(first_gap, view, layout.width)) is not None:
+        if (
+            first_gap is not None
+            and (column := _column_of(first_gap, view, layout.width)) is not None
+        ):
             marks[column] = "!"
         numbers = _x_labels(view, layout.width)
         corner = Segment("└".rjust(layout.gutter), axis)
@@ -338,8 +347,8 @@ class Chart(Widget, can_focus=True):
             return [Strip([corner, Segment("".join(line), axis)], self.size.width)]
         segments = [corner]
         for column in range(layout.width):
-            letter = marks.get(column)
-            segments.append(Segment(letter or "─", note if letter else axis))
+            mark = marks.get(column)
+            segments.append(Segment(mark or "─", note if mark else axis))
         return [
             Strip(segments, self.size.width).simplify(),
             Strip([Segment(" " * layout.gutter + numbers, axis)], self.size.width),

@@ -36,14 +36,17 @@ class ConfigList(LineList[ConfigRow]):
             return Content.assemble((row.name, "$quiet"))
         folder, _, last = row.name.rpartition("/")
         indent = "  " if folder else ""
-        mark, colour = (("!", "$bad") if row.problem else (row.mark, row.mark_colour))
+        mark, colour = ("!", "$bad") if row.problem else (row.mark, row.mark_colour)
         name = words.shorten(f"{indent}{last}", 22)
         if width < 46:
             name = words.shorten(f"{indent}{last}", width - 3)
             return Content.assemble(name.ljust(width - 2), (mark or " ", colour or ""), " ")
         said = row.problem or row.description
         return Content.assemble(
-            name.ljust(23), (mark or " ", colour or ""), " ", (said, "$bad" if row.problem else "$quiet")
+            name.ljust(23),
+            (mark or " ", colour or ""),
+            " ",
+            (said, "$bad" if row.problem else "$quiet"),
         )
 
     def key_of(self, row: ConfigRow) -> object:

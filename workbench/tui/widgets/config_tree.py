@@ -48,7 +48,11 @@ def tree_rows(root: "FileNode") -> list[TreeRow]:
 
 def _name(path: Path, root: Path) -> str:
     """Name a file by its folder and name, as its tree is read."""
-    return path.name if path.parent == root.parent and path != root else f"{path.parent.name}/{path.name}"
+    return (
+        path.name
+        if path.parent == root.parent and path != root
+        else f"{path.parent.name}/{path.name}"
+    )
 
 
 class ConfigTree(LineList[TreeRow]):

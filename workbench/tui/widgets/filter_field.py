@@ -1,7 +1,9 @@
 """The one-line field that filters a list; hidden until it is asked for."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from textual.binding import BindingType
 from textual.message import Message
 from textual.widgets import Input
 
@@ -13,7 +15,10 @@ class FilterField(Input, inherit_bindings=False):
 
     KEY_SCOPES = ("field",)
     TAKES_TEXT = True
-    BINDINGS = [*keys.without_banned(Input.BINDINGS), *keys.bindings("field")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *keys.without_banned(Input.BINDINGS),
+        *keys.bindings("field"),
+    ]
     DEFAULT_CSS = """
     FilterField, FilterField:focus {
         border: none; height: 1; padding: 0 1; background: $panel; display: none;
@@ -31,7 +36,7 @@ class FilterField(Input, inherit_bindings=False):
     class Left(Message):
         """The field gives the focus back."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(placeholder="filter", id=id, select_on_focus=False, compact=True)
         self.cursor_blink = False
 

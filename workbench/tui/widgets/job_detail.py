@@ -69,7 +69,9 @@ def _pairs(*pairs: tuple[str, str]) -> Content:
 def _progress(picture: JobPicture, width: int) -> Content:
     if not picture.max_steps:
         return _pairs(("step", f"{picture.step}"))
-    left = Content.assemble(("step ", "$quiet"), (f"{picture.step}/{picture.max_steps}", "bold"), " ")
+    left = Content.assemble(
+        ("step ", "$quiet"), (f"{picture.step}/{picture.max_steps}", "bold"), " "
+    )
     share = picture.step / picture.max_steps
     eta = picture.eta_seconds
     right = f" {100 * share:3.0f} %" + (f"  ETA {words.duration(eta)}" if eta is not None else "")
@@ -85,7 +87,11 @@ def _reason(picture: JobPicture) -> list[Content]:
     text = first.message if first and first.message else outcome.message
     where = f"rank {first.rank}: " if first and first.rank is not None else ""
     reason = f"{outcome.reason}: " if outcome.reason else ""
-    lines = [Content.assemble(("✗ ", "bold $bad"), f"{reason}{where}{text.splitlines()[0] if text else ''}")]
+    lines = [
+        Content.assemble(
+            ("✗ ", "bold $bad"), f"{reason}{where}{text.splitlines()[0] if text else ''}"
+        )
+    ]
     if first and first.remedy:
         lines.append(Content.assemble(("→ ", "$primary"), first.remedy))
     return lines

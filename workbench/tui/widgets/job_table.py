@@ -51,12 +51,16 @@ class JobTable(LineList[JobRow]):
             return Content.assemble(("◌ reading    ", "$quiet"), row.name)
         mark, colour = mark_of("silent" if row.silent_seconds is not None else row.state)
         word = (
-            f"silent {words.brief(row.silent_seconds)}" if row.silent_seconds is not None else row.state
+            f"silent {words.brief(row.silent_seconds)}"
+            if row.silent_seconds is not None
+            else row.state
         )
         steps = f"{row.step:,}".replace(",", "") if row.step or row.max_steps else "–"
         if row.max_steps:
             steps = f"{row.step}/{row.max_steps}"
-        name_width = min(max((len(each.name) for each in self.rows), default=8), max(width - 38, 12))
+        name_width = min(
+            max((len(each.name) for each in self.rows), default=8), max(width - 38, 12)
+        )
         parts: list[Content | str | tuple[str, str]] = [
             (f"{mark} ", f"bold {colour}"),
             (f"{word:<11}", colour),

@@ -6,7 +6,7 @@ cursor stays on a row that can be chosen, and on the same row (by its key) when 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from textual import events
 from textual.content import Content
@@ -26,7 +26,7 @@ class LineList(ScrollView, Generic[Row], can_focus=True):
     """Rows under a cursor."""
 
     BINDINGS = keys.bindings("list", "pane")
-    COMPONENT_CLASSES = {"line-list--cursor", "line-list--cursor-blurred"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"line-list--cursor", "line-list--cursor-blurred"}
     DEFAULT_CSS = """
     LineList {
         scrollbar-size-vertical: 1;
@@ -62,12 +62,12 @@ class LineList(ScrollView, Generic[Row], can_focus=True):
             """The list, for handlers that select by it."""
             return self.list
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self.rows: Sequence[Row] = ()
         self.empty_text: Content = Content("")
 
-    # ---- what a subclass says ---------------------------------------------------------------
+    # ---- what a subclass says ----------------------------------------------------------
 
     def draw(self, row: Row, width: int) -> Content:
         """Give a row as one line of at most ``width`` cells."""
@@ -83,7 +83,7 @@ class LineList(ScrollView, Generic[Row], can_focus=True):
         del row
         return True
 
-    # ---- rows and cursor ------------------------------------------------------------------------
+    # ---- rows and cursor ---------------------------------------------------------------
 
     @property
     def current(self) -> Row | None:
@@ -147,9 +147,7 @@ class LineList(ScrollView, Generic[Row], can_focus=True):
             return
         # A heading above the first row comes into view with it.
         top = 0 if self.cursor == self._nearest(0, 1) else self.cursor
-        self.scroll_to_region(
-            Region(0, top, 1, self.cursor - top + 1), animate=False, force=True
-        )
+        self.scroll_to_region(Region(0, top, 1, self.cursor - top + 1), animate=False, force=True)
 
     def do_move_down(self) -> None:
         """Move one row down."""
@@ -188,7 +186,7 @@ class LineList(ScrollView, Generic[Row], can_focus=True):
         if self.current is not None:
             self.post_message(self.Opened(self, self.current))
 
-    # ---- drawing --------------------------------------------------------------------------------------
+    # ---- drawing -----------------------------------------------------------------------
 
     def render_line(self, y: int) -> Strip:
         """Draw one line of the view."""
@@ -204,7 +202,11 @@ class LineList(ScrollView, Generic[Row], can_focus=True):
             return Strip.blank(width, self.visual_style.rich_style)
         row = self.rows[index]
         at_cursor = index == self.cursor and self.can_choose(row)
-        bar = Content.assemble(("▌", "$primary" if self.has_focus else "$quiet")) if at_cursor else Content(" ")
+        bar = (
+            Content.assemble(("▌", "$primary" if self.has_focus else "$quiet"))
+            if at_cursor
+            else Content(" ")
+        )
         component = None
         if at_cursor:
             component = "line-list--cursor" if self.has_focus else "line-list--cursor-blurred"

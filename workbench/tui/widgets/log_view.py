@@ -40,7 +40,7 @@ class LogView(ScrollView, can_focus=True):
 
         follows: bool
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self.follows = True
         self.empty_text = "No output yet."

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.content import Content
@@ -38,7 +39,7 @@ def value_text(value: object) -> str:
 
 
 def chain(leaf: "Leaf") -> str:
-    """Tell how a value came to be, the oldest first: 5e-6 training.yaml:38 → 3.5e-6 mine.yaml:10."""
+    """Tell how a value came to be, oldest first: 5e-6 training.yaml:38 → 3.5e-6 mine.yaml:10."""
     steps = [(each.value, each.origin.source) for each in reversed(leaf.overrode)]
     steps.append((leaf.value, leaf.origin.source))
     return "  →  ".join(f"{value_text(value)} {source}" for value, source in steps)
@@ -49,24 +50,34 @@ class OriginTable(LineList[KeyLine]):
 
     KEY_SCOPES = ("pane",)
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        project: Path,
+        *,
+        id: str | None = None,
+        classes: str | None = None,
+    ) -> None:
         super().__init__(id=id, classes=classes)
+        self._project = project
         self._key_width = self._value_width = self._origin_width = 0
 
     def set_rows(self, rows: Sequence[KeyLine]) -> None:
         """Show other keys; columns are as wide as these need."""
         self._key_width = max((len(row.key) for row in rows), default=0)
-        self._value_width = max((len(value_text(row.leaf.value)) for row in rows), default=0)
+        self._value_width = max((len(self._value(row)) for row in rows), default=0)
         self._origin_width = max((len(row.leaf.origin.source) for row in rows), default=0)
         super().set_rows(rows)
+
+    def _value(self, row: KeyLine) -> str:
+        return words.from_project(value_text(row.leaf.value), self._project)
 
     def draw(self, row: KeyLine, width: int) -> Content:
         """Give key, value, origin and, where there is room, what was overridden."""
         key_width = min(self._key_width, max(width // 3, 22))
-        value_width = min(self._value_width, max(width // 4, 14))
+        value_width = min(self._value_width, max(width // 4, 16))
         origin_width = min(self._origin_width, 34)
         is_default = row.leaf.origin.source == "default"
-        value = words.shorten(value_text(row.leaf.value), value_width).ljust(value_width)
+        value = words.shorten(self._value(row), value_width).ljust(value_width)
         origin = words.shorten_path(row.leaf.origin.source, origin_width).ljust(origin_width)
         overrode = " ← ".join(
             f"{each.origin.source} ({value_text(each.value)})" for each in row.leaf.overrode

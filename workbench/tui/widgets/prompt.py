@@ -1,6 +1,9 @@
 """The field where a message is written."""
 
+from typing import ClassVar
+
 from textual import events
+from textual.binding import BindingType
 from textual.widgets import TextArea
 
 from workbench.tui import keys
@@ -11,14 +14,21 @@ class Prompt(TextArea, inherit_bindings=False):
 
     KEY_SCOPES = ("chat",)
     TAKES_TEXT = True
-    BINDINGS = [*keys.bindings("chat"), *keys.without_banned(TextArea.BINDINGS)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *keys.bindings("chat"),
+        *keys.without_banned(TextArea.BINDINGS),
+    ]
     DEFAULT_CSS = """
     Prompt, Prompt:focus { border: none; padding: 0 1; background: $background; height: 1fr; }
     """
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(
-            id=id, soft_wrap=True, compact=True, highlight_cursor_line=False, show_line_numbers=False
+            id=id,
+            soft_wrap=True,
+            compact=True,
+            highlight_cursor_line=False,
+            show_line_numbers=False,
         )
         self.cursor_blink = False
 

@@ -51,7 +51,9 @@ class TopBar(Widget):
             left = Content(" ").append(self._names(is_short=True))
             room = width - left.cell_length - 9
             place = words.shorten(self.place, room) if room > 8 else ""
-            right = Content.assemble((f"{place}  " if place else "", "$quiet"), words.clock(self.now))
+            right = Content.assemble(
+                (f"{place}  " if place else "", "$quiet"), words.clock(self.now)
+            )
         gap = max(width - left.cell_length - right.cell_length - 1, 1)
         return left.append(" " * gap).append(right)
 
@@ -63,10 +65,14 @@ class TopBar(Widget):
             action = f"[@click=app.press('{tab.row_id}')]"
             if tab.is_active:
                 parts.append(
-                    Content.from_markup(f"{action}[bold reverse] $key $name [/][/]", key=key, name=name.upper())
+                    Content.from_markup(
+                        f"{action}[bold reverse] $key $name [/][/]", key=key, name=name.upper()
+                    )
                 )
             else:
-                parts.append(Content.from_markup(f"{action} [$primary]$key[/] $name [/]", key=key, name=name))
+                parts.append(
+                    Content.from_markup(f"{action} [$primary]$key[/] $name [/]", key=key, name=name)
+                )
             for badge in tab.badges:
                 parts.append((f"{badge.mark}{badge.count} ", badge.colour))
             if not is_short:

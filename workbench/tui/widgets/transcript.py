@@ -96,19 +96,15 @@ def _rule(who: str, about: str, width: int, colour: str) -> Content:
 class Transcript(VerticalScroll, can_focus=True):
     """Exchanges, the newest at the end."""
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self.exchanges: list[Exchange] = []
-
-    def on_mount(self) -> None:
-        """Follow the end."""
-        self.anchor()
 
     async def add(self, exchange: Exchange) -> None:
         """Show one more exchange at the end."""
         self.exchanges.append(exchange)
         await self.mount(ExchangeView(exchange))
-        self.anchor()
+        self.scroll_end(animate=False)
 
     async def drop_last(self) -> None:
         """Take the last exchange away."""
@@ -123,5 +119,9 @@ class Transcript(VerticalScroll, can_focus=True):
     def redraw_last(self) -> None:
         """Draw the last exchange as it stands."""
         views = list(self.query(ExchangeView))
-        if views:
-            views[-1].draw()
+        if not views:
+            return
+        follows = self.scroll_offset.y >= self.max_scroll_y - 1
+        views[-1].draw()
+        if follows:
+            self.scroll_end(animate=False)
