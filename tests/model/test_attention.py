@@ -40,17 +40,19 @@ def test_a_query_sees_its_document_up_to_itself_within_the_window() -> None:
         ([[300]], None, "causal"),
         ([[300]], 300, "causal"),
         ([[300]], 299, "documents"),
-        ([[60, 40]], None, "masked"),
+        ([[60, 40]], None, "documents"),
+        ([[1, 1, 2, 33, 32, 64, 65, 2], [31, 169, 0, 0, 0, 0, 0, 0]], None, "documents"),
+        ([[1, 1, 2, 33, 32, 64, 65, 2], [31, 169, 0, 0, 0, 0, 0, 0]], 40, "documents"),
         ([[200, 100], [150, 150]], None, "documents"),
         ([[200, 100], [150, 150]], 50, "documents"),
-        ([[20, 20], [5, 35]], 7, "masked"),
+        ([[20, 20], [5, 35]], 7, "documents"),
     ],
 )
 def test_every_way_equals_the_dense_twin(
     lengths: list[list[int]], window: int | None, way: str
 ) -> None:
     row_length = sum(lengths[0])
-    starts = torch.tensor([[0, *torch.tensor(row).cumsum(0).tolist()] for row in lengths])
+    starts = torch.tensor([[0, *torch.tensor(row).cumsum(0)[:-1].tolist()] for row in lengths])
     structure = attention_structure(starts, row_length, window, "sdpa", CPU)
     assert structure.way == way
     generator = torch.Generator().manual_seed(0)

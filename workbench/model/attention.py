@@ -6,8 +6,7 @@ device. The ways:
 
     varlen      torch's varlen kernel, CUDA in 16 bits, where it passes its start-up test
     causal      plain causal SDPA: every row is one document and no window bites
-    documents   SDPA document by document, for long documents
-    masked      SDPA under a (rows, 1, length, length) mask
+    documents   causal SDPA over documents of like length, gathered side by side
     dense       the twin that defines the result: scores, mask, softmax in fp32
 """
 
@@ -29,9 +28,23 @@ logger = logging.getLogger(__name__)
 
 Method = Literal["varlen", "sdpa", "dense"]
 
-# Mean document length from which one call per document beats one call under a mask that computes
-# every pair: about where the launches of small calls no longer dominate.
-_LONG_DOCUMENT_TOKENS = {"cpu": 128, "cuda": 512}
+# Documents up to this length share a group; longer ones share it with those of up to twice their
+# length, so that a group's padding at most doubles its tokens and a row needs few calls.
+_SHORT_DOCUMENT_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class DocumentGroup:
+    """Documents of like length, laid side by side for one call.
+
+    Attributes:
+        tokens: (documents, longest) int64, which token of the flattened rows stands here; a
+            shorter document repeats its last one, which no earlier token sees.
+        band: (longest, longest) bool, True where a query may see a key; None without a window.
+    """
+
+    tokens: Tensor
+    band: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,18 +55,21 @@ class AttentionStructure:
         way: see the module's docstring.
         row_length: tokens in a row.
         window: tokens a query sees, itself included; None sees all before it.
-        mask: for masked and dense, (rows or 1, 1, length, length) bool, True where a query (third
-            axis) may see a key; for documents under a window, the band of the longest document.
-        spans: for documents, (row, start, end) of each.
+        mask: for dense, (rows, 1, length, length) bool, True where a query (third axis) may see a
+            key.
+        groups: for documents, all of them.
+        places: for documents, (rows * length,) int64, where each token's result stands among the
+            results of the groups.
         boundaries: for varlen, (rows * documents + 1,) int32 offsets into the flattened rows.
         expand_heads: for varlen, repeat keys and values because the kernel fails grouped heads.
     """
 
-    way: Literal["varlen", "causal", "documents", "masked", "dense"]
+    way: Literal["varlen", "causal", "documents", "dense"]
     row_length: int
     window: int | None = None
     mask: Tensor | None = None
-    spans: tuple[tuple[int, int, int], ...] = ()
+    groups: tuple[DocumentGroup, ...] = ()
+    places: Tensor | None = None
     boundaries: Tensor | None = None
     expand_heads: bool = False
 
@@ -116,22 +132,12 @@ def attention_structure(
     if method == "dense":
         mask = visible(document_starts.to(device, non_blocking=True), row_length, window)
         return AttentionStructure("dense", row_length, window, mask=mask)
-    starts = document_starts.tolist()
-    spans = tuple(
-        (row, start, end)
-        for row, offsets in enumerate(starts)
-        for start, end in zip(offsets, [*offsets[1:], row_length], strict=True)
-        if start < end
-    )
-    if len(spans) == len(starts) and window is None:
+    begins, lengths = _documents(document_starts.cpu().long(), row_length)
+    if begins.numel() == document_starts.shape[0] and window is None:
         return AttentionStructure("causal", row_length)
     if method == "varlen":
         return _varlen(document_starts, row_length, window, device, dtype, head_dim)
-    mean_tokens = len(starts) * row_length / len(spans)
-    if mean_tokens >= _LONG_DOCUMENT_TOKENS.get(device.type, 512):
-        return _documents(spans, row_length, window, device)
-    mask = visible(document_starts.to(device, non_blocking=True), row_length, window)
-    return AttentionStructure("masked", row_length, window, mask=mask)
+    return _grouped(begins, lengths, document_starts.shape[0], row_length, window, device)
 
 
 def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, structure: AttentionStructure) -> Tensor:
@@ -142,18 +148,13 @@ def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, structure: AttentionS
     """
     if structure.way == "varlen":
         return _attend_varlen(q_BTHD, k_BTKD, v_BTKD, structure)
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BTHD, k_BTKD, v_BTKD))
-    grouped = q.shape[1] != k.shape[1]
-    if structure.way == "dense":
-        assert structure.mask is not None
-        return dense_attention(q, k, v, structure.mask).transpose(1, 2)
     if structure.way == "documents":
-        out = _attend_documents(q, k, v, structure, grouped=grouped)
-    elif structure.way == "masked":
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=structure.mask, enable_gqa=grouped)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    return out.transpose(1, 2)
+        return _attend_documents(q_BTHD, k_BTKD, v_BTKD, structure)
+    if structure.way == "causal":
+        return _causal(q_BTHD, k_BTKD, v_BTKD)
+    assert structure.mask is not None
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BTHD, k_BTKD, v_BTKD))
+    return dense_attention(q, k, v, structure.mask).transpose(1, 2)
 
 
 def visible(document_starts: Tensor, row_length: int, window: int | None) -> Tensor:
@@ -195,43 +196,74 @@ def _band(length: int, window: int | None, device: torch.device) -> Tensor:
     return allowed if window is None else allowed & (distance < window)
 
 
-def _documents(
-    spans: tuple[tuple[int, int, int], ...],
+def _causal(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, band: Tensor | None = None
+) -> Tensor:
+    """Attend causally over the whole of each row, or within the band."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BTHD, k_BTKD, v_BTKD))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=band, is_causal=band is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out.transpose(1, 2)
+
+
+def _documents(document_starts: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
+    """Give each document's offset in the flattened rows and its length, empty ones left out.
+
+    Starts [[0, 3], [0, 5]] in rows of 5 give [0, 3, 5] and [3, 2, 5].
+    """
+    rows = torch.arange(document_starts.shape[0])[:, None] * row_length
+    ends = F.pad(document_starts[:, 1:], (0, 1), value=row_length)
+    lengths = (ends - document_starts).flatten()
+    begins = (document_starts + rows).flatten()
+    return begins[lengths > 0], lengths[lengths > 0]
+
+
+def _grouped(
+    begins: Tensor,
+    lengths: Tensor,
+    num_rows: int,
     row_length: int,
     window: int | None,
     device: torch.device,
 ) -> AttentionStructure:
-    longest = max(end - start for _, start, end in spans)
-    band = _band(longest, window, device) if window is not None and window < longest else None
-    return AttentionStructure("documents", row_length, window, mask=band, spans=spans)
+    """Group documents by length and say where to find each token's result again."""
+    doublings = (lengths.clamp(min=_SHORT_DOCUMENT_TOKENS) - 1).log2().floor()
+    groups = []
+    places = torch.empty(num_rows * row_length, dtype=torch.int64)
+    num_results = 0
+    for doubling in sorted(set(doublings.tolist())):
+        members = doublings == doubling
+        begin, length = begins[members, None], lengths[members, None]
+        offsets = torch.arange(int(length.max()))
+        tokens = begin + torch.minimum(offsets, length - 1)
+        found = offsets < length
+        places[tokens[found]] = num_results + found.flatten().nonzero().flatten()
+        num_results += tokens.numel()
+        longest = offsets.numel()
+        band = None if window is None or window >= longest else _band(longest, window, device)
+        groups.append(DocumentGroup(tokens.to(device, non_blocking=True), band))
+    return AttentionStructure(
+        "documents",
+        row_length,
+        window,
+        groups=tuple(groups),
+        places=places.to(device, non_blocking=True),
+    )
 
 
-def _attend_documents(
-    q: Tensor, k: Tensor, v: Tensor, structure: AttentionStructure, *, grouped: bool
-) -> Tensor:
-    """Attend document by document; spans cover every token, so the parts join to the whole."""
-    rows: list[list[Tensor]] = [[] for _ in range(q.shape[0])]
-    for row, start, end in structure.spans:
-        tokens = (slice(row, row + 1), slice(None), slice(start, end))
-        length = end - start
-        if (
-            structure.mask is not None
-            and structure.window is not None
-            and (length > structure.window)
-        ):
-            part = F.scaled_dot_product_attention(
-                q[tokens],
-                k[tokens],
-                v[tokens],
-                attn_mask=structure.mask[:length, :length],
-                enable_gqa=grouped,
-            )
-        else:
-            part = F.scaled_dot_product_attention(
-                q[tokens], k[tokens], v[tokens], is_causal=True, enable_gqa=grouped
-            )
-        rows[row].append(part)
-    return torch.cat([torch.cat(parts, dim=2) for parts in rows], dim=0)
+def _attend_documents(q: Tensor, k: Tensor, v: Tensor, structure: AttentionStructure) -> Tensor:
+    assert structure.places is not None
+    flat = [tensor.flatten(0, 1) for tensor in (q, k, v)]
+    results = []
+    for group in structure.groups:
+        tokens = group.tokens.flatten()
+        side_by_side = [
+            tensor.index_select(0, tokens).view(*group.tokens.shape, *tensor.shape[1:])
+            for tensor in flat
+        ]
+        results.append(_causal(*side_by_side, band=group.band).flatten(0, 1))
+    return torch.cat(results).index_select(0, structure.places).view(q.shape)
 
 
 # ---- varlen: one wrapper around a function whose form differs between torch 2.11 and 2.13 ----
