@@ -1,12 +1,17 @@
 """A random llama with a byte-level tokenizer and ChatML: a model folder in a second."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CONTEXT = 2048
+from workbench.runs.checkpoints import complete_checkpoint
+from workbench.runs.layout import RunFolder
+from workbench.runs.manifest import hash_file, write_manifest
+
+CONTEXT = 1024
 
 CHATML = (
     "{%- for message in messages -%}\n"
@@ -53,6 +58,15 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     )
     model.save_pretrained(folder)
     return folder
+
+
+def add_checkpoint(run: RunFolder, model: Path, step: int) -> Path:
+    """Make a complete checkpoint of a model folder, with its manifest."""
+    partial = run.partial_checkpoint(step)
+    shutil.copytree(model, partial)
+    files = {path.name: hash_file(path) for path in partial.iterdir()}
+    write_manifest(partial, files, step, num_ranks=1)
+    return complete_checkpoint(run, step)
 
 
 def _make_tokenizer() -> Tokenizer:

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from workbench.control.address import check_folder, check_length, remove_stale, serve_address
+from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, RefusedError, RunError, WorkbenchError
+from workbench.inference.prompt import read_prompt_writer
 from workbench.runs.checkpoints import checkpoint_folder
 from workbench.runs.layout import step_of
 
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
         with closing(bound):
             return serve(options, folder, bound, ending)
     except WorkbenchError as error:
+        # Whoever started us may close the pipe as soon as it has read this.
+        ending.exit_status = error.exit_status
         say(
             "error",
             kind=type(error).__name__,
@@ -236,9 +240,9 @@ class Ending:
             while os.read(0, 4096):
                 pass
         if self._loop is None:
-            self.leave_at_once(0)
+            self.leave_at_once(self.exit_status)
         with suppress(RuntimeError):  # the loop has closed: we are ending already
-            self._loop.call_soon_threadsafe(self._end, 0)
+            self._loop.call_soon_threadsafe(self._end, self.exit_status)
 
 
 def serve(options: argparse.Namespace, folder: Path, bound: BoundSockets, ending: Ending) -> int:
@@ -247,22 +251,17 @@ def serve(options: argparse.Namespace, folder: Path, bound: BoundSockets, ending
     Raises:
         WorkbenchError: the model cannot be served.
     """
+    name, context, num_bytes = served_name(folder), read_context(folder), weight_bytes(folder)
+    tokenizer = load_tokenizer(folder)
+    prompts = read_prompt_writer(folder, tokenizer, options.template, options.stop)
     say("progress", stage="loading libraries")
     # Mistakes found so far were cheap; torch and transformers take seconds to import.
-    from workbench.data.tokenizer import load_tokenizer
     from workbench.inference.generate import Engine
-    from workbench.inference.prompt import read_prompt_writer
     from workbench.inference.server import ServedModel
 
-    tokenizer = load_tokenizer(folder)
-    served = ServedModel(
-        name=served_name(folder),
-        context=read_context(folder),
-        engine=Engine(folder, tokenizer, options.device, options.dtype),
-        prompts=read_prompt_writer(folder, tokenizer, options.template, options.stop),
-        created=int(time.time()),
-    )
-    say("progress", stage="loading weights", bytes=weight_bytes(folder))
+    engine = Engine(folder, tokenizer, options.device, options.dtype)
+    served = ServedModel(name, context, engine, prompts, created=int(time.time()))
+    say("progress", stage="loading weights", bytes=num_bytes)
     return asyncio.run(answer_requests(served, folder, bound, ending))
 
 

@@ -317,10 +317,12 @@ def describe_validation(problems: Sequence[Any]) -> tuple[str, str | None, str |
             unknown[0],
             ("unknown_parameter"),
         )
-    # A value that fits no member of a union is reported once for each: one line per parameter.
+    # A value that fits no member of a union is reported for each: the innermost place says most.
     messages: dict[str, str] = {}
-    for problem in problems:
-        messages.setdefault(_parameter(problem), problem["msg"])
+    for problem in sorted(problems, key=lambda problem: -len(_parameter(problem))):
+        name = _parameter(problem)
+        if not any(known.startswith(name) for known in messages):
+            messages[name] = problem["msg"]
     sentence = "; ".join(f"{name}: {message}" for name, message in messages.items())
     return sentence, next(iter(messages), None), "invalid_value"
 

@@ -55,7 +55,7 @@ class StopDetector:
             return self._give_out(position)
         return self._give_out(len(said) - longest_open_end(said, self._stop_strings))
 
-    def finish(self, parts: Sequence[TextPart], stop_id: int | None = None) -> str:
+    def finish(self, parts: Sequence[TextPart] = (), stop_id: int | None = None) -> str:
         """Give the text that was held back: no token follows.
 
         Args:

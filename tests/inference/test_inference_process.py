@@ -1,0 +1,122 @@
+"""Servers as children: which model they take, how they fail, and that they never stay behind."""
+
+import asyncio
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.inference.tiny_model import add_checkpoint
+from workbench.control.address import serve_address
+from workbench.errors import ControlError, DataError, RefusedError, RunError
+from workbench.inference.__main__ import bind, bind_unix, served_name
+from workbench.jobs.inference_process import InferenceProcess, ServerOptions, start_server
+from workbench.runs.layout import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def short_runtime_folder(runtime_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_folder))
+
+
+def sockets() -> set[Path]:
+    return set(serve_address(1).parent.glob("*.sock"))
+
+
+async def test_what_is_no_complete_model_is_refused_before_torch_is_loaded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    damaged = add_checkpoint(run, tiny_model, 7)
+    (damaged / "model.safetensors").write_bytes(b"")
+    shutil.copytree(tiny_model, run.partial_checkpoint(9))
+    without_weights = tmp_path / "without_weights"
+    shutil.copytree(tiny_model, without_weights, ignore=shutil.ignore_patterns("*.safetensors"))
+    said = {
+        damaged: "manifest says",
+        run.partial_checkpoint(9): "never completed",
+        run.path: "no complete checkpoint",
+        without_weights: "no .safetensors weights",
+        tmp_path / "nothing": "no such folder",
+        tmp_path: "config.json",
+    }
+    for path, what in said.items():
+        server = await InferenceProcess.spawn(ServerOptions(path))
+        with pytest.raises(RunError, match=what):
+            assert [progress.stage async for progress in server.updates()] == []
+        assert await server.wait() == 2
+
+
+async def test_a_model_without_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(DataError, match=r"no tokenizer\.json"):
+        await start_server(folder)
+
+
+async def test_a_server_that_crashes_is_reported_with_its_last_words(tiny_model: Path) -> None:
+    server = await InferenceProcess.spawn(ServerOptions(tiny_model, dtype="int3"))  # type: ignore[arg-type]
+    with pytest.raises(ControlError, match=r"(?s)status 2 before it was ready.*invalid choice"):
+        assert [progress async for progress in server.updates()] == []
+
+
+async def test_giving_up_the_start_leaves_no_server_behind(tiny_model: Path) -> None:
+    before = sockets()
+    server = await InferenceProcess.spawn(ServerOptions(tiny_model, port=0))
+    async for progress in server.updates():
+        assert progress.stage == "loading libraries"
+        break
+    await server.stop()
+    assert server.has_ended
+    assert sockets() == before
+
+
+def test_an_address_that_is_taken_is_refused() -> None:
+    first = bind(None, "127.0.0.1", 0)
+    try:
+        assert first.url is not None
+        port = int(first.url.rsplit(":", 1)[1].removesuffix("/v1"))
+        assert first.path == serve_address(port)
+        with pytest.raises(RefusedError, match="another port"):
+            bind(None, "127.0.0.1", port)
+        assert first.path is not None
+        with pytest.raises(RefusedError, match="Address already in use"):
+            bind_unix(first.path)
+    finally:
+        first.close()
+    assert not first.path.exists()
+
+
+def test_the_socket_of_a_dead_server_is_taken_over() -> None:
+    path = serve_address(54321)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert path.is_socket()
+    taken = bind(path, "127.0.0.1", None)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    taken.close()
+
+
+def test_a_folder_that_others_can_enter_holds_no_socket(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(ControlError, match="others may enter"):
+        bind_unix(tmp_path / "serve-1.sock")
+
+
+def test_a_checkpoint_is_named_with_its_run() -> None:
+    assert served_name(Path("/runs/demo-1/checkpoints/checkpoint-7")) == "demo-1/checkpoint-7"
+    assert served_name(Path("/models/mistral_7b")) == "mistral_7b"
+
+
+async def test_a_cancelled_start_leaves_no_server_behind(tiny_model: Path) -> None:
+    before = sockets()
+    starting = asyncio.create_task(start_server(tiny_model))
+    async with asyncio.timeout(20):
+        while sockets() == before:
+            await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert sockets() == before

@@ -1,0 +1,314 @@
+"""The server as its clients see it: the real openai client, curl's way, and strangers."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.inference.conftest import TOKEN, Server
+from tests.inference.tiny_model import CONTEXT
+
+SAY_HELLO: Any = [{"role": "user", "content": "Hello, what is your name?"}]
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url, api_key=TOKEN, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def local(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """A client on the Unix socket."""
+    transport = httpx.AsyncHTTPTransport(uds=str(server.socket))
+    async with httpx.AsyncClient(transport=transport, base_url="http://x", timeout=60) as local:
+        yield local
+
+
+async def health(local: httpx.AsyncClient) -> dict[str, Any]:
+    answer: dict[str, Any] = (await local.get("/health")).json()
+    return answer
+
+
+async def test_the_openai_client_completes_a_chat(client: openai.OpenAI, server: Server) -> None:
+    completion = client.chat.completions.create(
+        model=server.model, messages=SAY_HELLO, max_tokens=12, temperature=0
+    )
+    assert completion.choices[0].message.content
+    assert completion.choices[0].message.role == "assistant"
+    assert completion.choices[0].finish_reason == "length"
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 12
+    assert completion.usage.total_tokens == completion.usage.prompt_tokens + 12
+    assert completion.model == server.model
+
+
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, server: Server) -> None:
+    settings: Any = {"model": server.model, "messages": SAY_HELLO, "max_tokens": 60, "seed": 3}
+    whole = client.chat.completions.create(**settings)
+    chunks = list(
+        client.chat.completions.create(
+            **settings, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(texts) == whole.choices[0].message.content
+    assert len([text for text in texts if text]) > 10
+    assert any(ord(character) > 127 for character in "".join(texts))
+    finish_reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert finish_reasons[-1] == whole.choices[0].finish_reason
+    assert set(finish_reasons[:-1]) == {None}
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+async def test_two_requests_at_once_are_both_answered(server: Server) -> None:
+    async with openai.AsyncOpenAI(base_url=server.url, api_key=TOKEN, max_retries=0) as client:
+
+        async def ask(text: str) -> str:
+            stream = await client.chat.completions.create(
+                model=server.model,
+                messages=[{"role": "user", "content": text}],
+                max_tokens=20,
+                temperature=0,
+                stream=True,
+            )
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        together = await asyncio.gather(ask("one"), ask("another"))
+        assert together == [await ask("one"), await ask("another")]
+        assert together[0] != together[1]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_closing_the_connection_stops_the_generation(
+    local: httpx.AsyncClient, streams: bool
+) -> None:
+    before = (await health(local))["tokens_made"]
+    body = {"messages": SAY_HELLO, "temperature": 0, "stream": streams, "stop_token_ids": []}
+    if streams:
+        async with local.stream("POST", "/v1/chat/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if '"content"' in line and '"content": ""' not in line:
+                    break
+    else:
+        request = asyncio.create_task(local.post("/v1/chat/completions", json=body))
+        await until(local, lambda state: state["tokens_made"] > before)
+        request.cancel()
+    state = await until(local, lambda state: not state["busy"])
+    assert 0 < state["tokens_made"] - before < CONTEXT // 2
+
+
+async def until(
+    local: httpx.AsyncClient, is_so: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        while not is_so(state := await health(local)):
+            pass
+    return state
+
+
+def test_a_stop_string_across_tokens_ends_the_reply(client: openai.OpenAI, server: Server) -> None:
+    settings: Any = {"model": server.model, "messages": SAY_HELLO, "max_tokens": 60, "seed": 3}
+    stream = client.chat.completions.create(**settings, stream=True)
+    texts = [text for chunk in stream if (text := chunk.choices[0].delta.content)]
+    whole = "".join(texts)
+    # The end of one piece and the beginning of the next.
+    at = next(at for at in range(8, len(texts)) if texts[at - 1].isascii() and texts[at].isascii())
+    stop = texts[at - 1][-1] + texts[at][0]
+    for streams in (True, False):
+        answer = client.chat.completions.create(**settings, stop=[stop, "never"], stream=streams)
+        if streams:
+            chunks = list(answer)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            finish_reason = chunks[-1].choices[0].finish_reason
+        else:
+            text, finish_reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+        assert text == whole[: whole.index(stop)]
+        assert finish_reason == "stop"
+
+
+def test_a_stop_token_ends_the_reply_and_is_not_shown(
+    client: openai.OpenAI, server: Server
+) -> None:
+    settings: Any = {
+        "model": server.model,
+        "messages": SAY_HELLO,
+        "max_tokens": 60,
+        "temperature": 0,
+    }
+    whole = client.chat.completions.create(**settings).choices[0].message.content
+    assert whole
+    completion = client.chat.completions.create(
+        **settings, extra_body={"stop_token_ids": list(range(300))}
+    )
+    assert completion.choices[0].message.content == ""
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("key", ["", "wrong"])
+def test_without_the_token_every_answer_is_401(server: Server, key: str) -> None:
+    with (
+        openai.OpenAI(base_url=server.url, api_key=key or "-", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError, match="wants its token"),
+    ):
+        client.chat.completions.create(model=server.model, messages=SAY_HELLO)
+    for path in ("/v1/models", "/v1/nothing", "/docs", "/openapi.json"):
+        assert httpx.get(server.url.removesuffix("/v1") + path).status_code == 401
+
+
+def test_health_answers_strangers_without_saying_what_is_served(server: Server) -> None:
+    answer = httpx.get(server.url.removesuffix("/v1") + "/health")
+    assert answer.json() == {"status": "ok"}
+
+
+async def test_health_answers_while_a_reply_is_made(local: httpx.AsyncClient) -> None:
+    async with local.stream(
+        "POST", "/v1/chat/completions", json={"messages": SAY_HELLO, "stream": True}
+    ):
+        state = await until(local, lambda state: state["busy"])
+        assert state["context"] == CONTEXT
+
+
+def test_models_are_listed_and_looked_up(client: openai.OpenAI, server: Server) -> None:
+    assert [entry.id for entry in client.models.list()] == [server.model]
+    assert client.models.retrieve(server.model).id == server.model
+    with pytest.raises(openai.NotFoundError, match=server.model):
+        client.chat.completions.create(model="gpt-9", messages=SAY_HELLO)
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "said"),
+    [
+        ({"logit_bias": {"5": 1}}, "logit_bias", "not honoured here: logit_bias"),
+        ({"tools": [], "best_of": 2}, "tools", "not honoured here: tools, best_of"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name", "name"),
+        ({"messages": [{"role": "narrator", "content": "a"}]}, "messages[0].role", "'user'"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"n": 2}, "n", "n: "),
+        ({"presence_penalty": 0.5}, "presence_penalty", "presence_penalty: "),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"temperature": "hot"}, "temperature", "temperature: "),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "not both"),
+        ({"stop": [""]}, "stop[0]", "stop[0]: "),
+        ({"seed": 1 << 70}, "seed", "seed: "),
+    ],
+)
+async def test_what_cannot_be_honoured_is_refused_by_name(
+    local: httpx.AsyncClient, change: dict[str, Any], param: str, said: str
+) -> None:
+    body = {"messages": SAY_HELLO, "max_tokens": 4, **change}
+    answer = await local.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert said in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"text"'])
+async def test_a_body_that_is_no_request_is_refused(local: httpx.AsyncClient, content: str) -> None:
+    answer = await local.post(
+        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_a_prompt_longer_than_the_context_is_refused(client: openai.OpenAI, server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="shorten the conversation") as refused:
+        client.chat.completions.create(
+            model=server.model, messages=[{"role": "user", "content": "ж" * CONTEXT}]
+        )
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_a_reply_ends_where_the_context_does(client: openai.OpenAI, server: Server) -> None:
+    completion = client.chat.completions.create(
+        model=server.model,
+        messages=[{"role": "user", "content": "z" * (CONTEXT - 40)}],
+        max_tokens=5000,
+        temperature=0,
+    )
+    assert completion.choices[0].finish_reason == "length"
+    assert completion.usage is not None
+    assert completion.usage.total_tokens == CONTEXT
+    assert completion.usage.completion_tokens < 40
+
+
+async def test_the_text_of_a_message_may_come_in_parts(local: httpx.AsyncClient) -> None:
+    parts = [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "what is your name?"}]
+    answers = [
+        (
+            await local.post(
+                "/v1/chat/completions",
+                json={
+                    "messages": [{"role": "user", "content": content}],
+                    "max_tokens": 8,
+                    "temperature": 0,
+                },
+            )
+        ).json()
+        for content in (parts, SAY_HELLO[0]["content"])
+    ]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
+async def test_prompts_are_not_logged_but_their_length_is(
+    server: Server, local: httpx.AsyncClient
+) -> None:
+    content = "a secret that must not leave the room"
+    answer = await local.post(
+        "/v1/chat/completions",
+        json={"messages": [{"role": "user", "content": content}], "max_tokens": 3},
+    )
+    num_prompt_tokens = answer.json()["usage"]["prompt_tokens"]
+    async with asyncio.timeout(10):
+        while f"{num_prompt_tokens} prompt tokens, 3 tokens made" not in server.log.read_text():
+            await health(local)
+    assert "secret" not in server.log.read_text()
+
+
+def test_the_socket_answers_curl(server: Server) -> None:
+    shown = subprocess.run(
+        ["curl", "-sS", "--unix-socket", str(server.socket), "http://x/v1/models"],
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    assert json.loads(shown.stdout)["data"][0]["id"] == server.model
+
+
+def test_another_user_is_hung_up_on(server: Server) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can connect as somebody else")
+    # Even where somebody has opened the folder and the socket to all.
+    opened = [server.socket.parent.parent, server.socket.parent, server.socket]
+    modes = [path.stat().st_mode for path in opened]
+    script = (
+        "import os, socket, sys; os.setgid(65534); os.setuid(65534);"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "s.sendall(b'GET /health HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n'); print(s.recv(100))"
+    )
+    command = [sys.executable, "-I", "-c", script, str(server.socket)]
+    try:
+        for path in opened:
+            path.chmod(0o777)
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    finally:
+        for path, mode in zip(opened, modes, strict=True):
+            path.chmod(mode)
+    assert "HTTP" not in shown.stdout
+    assert shown.stdout == "b''\n" or "BrokenPipe" in shown.stderr or "Reset" in shown.stderr
+    assert "refused a connection of user 65534" in server.log.read_text()
