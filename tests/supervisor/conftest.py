@@ -39,6 +39,8 @@ class Supervised:
 
     def start(self, *actions: str, arguments: list[str] | None = None) -> None:
         self.run.path.mkdir(exist_ok=True)
+        if self.process is not None and self.process.stderr is not None:
+            self.process.stderr.close()
         rank = [sys.executable, str(SCRIPTED_RANK), str(self.run.path), *actions]
         command = {"arguments": arguments or rank, "environment": {}}
         self.run.command.write_text(json.dumps(command))

@@ -1,7 +1,7 @@
 """A rank that does what its script says, for what the real trainer cannot be made to do.
 
-``python scripted_rank.py RUN ACTION…`` connects as the publisher of the job in RUN/job.json and runs
-its actions in order. ``serve`` takes steps and answers commands until a stop.
+``python scripted_rank.py RUN ACTION…`` runs its actions in order; ``connect`` makes it the
+publisher of the job in RUN/job.json. ``serve`` takes steps and answers commands until a stop.
 """
 
 import faulthandler
@@ -111,6 +111,9 @@ def main() -> None:
     for action in sys.argv[2:]:
         name, _, value = action.partition("=")
         match name:
+            case "wait_for":
+                while not Path(value).exists():
+                    time.sleep(0.01)
             case "connect":
                 rank.connect()
             case "serve":
@@ -130,7 +133,7 @@ def main() -> None:
             case "fail":
                 rank.leave("failed", reason=value, message="it went wrong", remedy="mend it")
             case "print":
-                print(value, flush=True)
+                os.write(1, value.encode() + b"\n")
             case "kill":
                 os.kill(os.getpid(), getattr(signal, value))
             case "ignore":

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never, cast
 
+import msgspec
+
 from workbench.control.messages import (
     Abort,
     Accepted,
@@ -18,7 +20,6 @@ from workbench.control.messages import (
     Evaluate,
     Failed,
     FromSupervisor,
-    JobFailure,
     Pause,
     Pending,
     Refusal,
@@ -169,11 +170,7 @@ def answer_done(entry: PendingCommand, result: AnyResult) -> None:
         asker.send(Done(id=request, command=entry.number, result=result))
 
 
-def answer_failed(
-    entry: PendingCommand, reason: JobFailure | Refusal, message: str, remedy: str
-) -> None:
+def answer_failed(entry: PendingCommand, failed: Failed) -> None:
     """Tell everyone who asked that nothing changed, and why."""
     for asker, request in entry.askers:
-        asker.send(
-            Failed(id=request, command=entry.number, reason=reason, message=message, remedy=remedy)
-        )
+        asker.send(msgspec.structs.replace(failed, id=request, command=entry.number))

@@ -468,7 +468,7 @@ class Life:
 
     def _fail(self, entry: PendingCommand, failed: Failed) -> None:
         self._record_command(entry, "failed", failed)
-        answer_failed(entry, failed.reason, failed.message, failed.remedy)
+        answer_failed(entry, failed)
 
     # ---- the end --------------------------------------------------------------------------------
 
@@ -510,28 +510,12 @@ class Life:
         )
         self._checkpoint = checkpoint
         ended = Ended(state=state, step=self._step, checkpoint=checkpoint, killed=killed)
-        for entry in self._commands.pending:
+        answers = [
+            (entry, self._last_answer(entry, ended, failure)) for entry in self._commands.pending
+        ]
+        for entry, answer in answers:
             self._commands.take(entry.number)
-            if entry.name == "abort" or (entry.name == "stop" and failure is None):
-                self._record_command(entry, "done")
-                answer_done(entry, ended)
-            elif entry.name == "stop" and failure is not None:
-                self._fail(
-                    entry,
-                    Failed(
-                        reason=failure.reason,
-                        message=failure.message,
-                        remedy=failure.first_error.remedy,
-                    ),
-                )
-            else:
-                message = f"the job ended before it could {entry.name}: {state}"
-                remedy = REFUSAL_REMEDIES["ended"]
-                self._fail(entry, Failed(reason="ended", message=message, remedy=remedy))
-        try:
-            write_outcome(self._run.outcome, outcome)
-        except OSError as error:
-            logger.error("cannot write %s: %s", self._run.outcome, error)
+            self._record_command(entry, "done" if isinstance(answer, Ended) else "failed", answer)
         self._state, self._since = state, outcome.time
         self._record(
             ExitEvent(
@@ -543,8 +527,30 @@ class Life:
                 message=outcome.message,
             )
         )
+        # Last of all files: whoever sees it has seen everything.
+        try:
+            write_outcome(self._run.outcome, outcome)
+        except OSError as error:
+            logger.error("cannot write %s: %s", self._run.outcome, error)
+        for entry, answer in answers:
+            if isinstance(answer, Ended):
+                answer_done(entry, answer)
+            else:
+                answer_failed(entry, answer)
         logger.info("%s at step %s: %s", state, self._step, outcome.message)
         return outcome
+
+    def _last_answer(
+        self, entry: PendingCommand, ended: Ended, failure: Failure | None
+    ) -> Ended | Failed:
+        """Say what becomes of a command that the end of the job leaves pending."""
+        if entry.name == "abort" or (entry.name == "stop" and failure is None):
+            return ended
+        if entry.name == "stop" and failure is not None:
+            remedy = failure.first_error.remedy
+            return Failed(reason=failure.reason, message=failure.message, remedy=remedy)
+        message = f"the job ended before it could {entry.name}: {ended.state}"
+        return Failed(reason="ended", message=message, remedy=REFUSAL_REMEDIES["ended"])
 
     def _verdict(self) -> tuple[EndState, Failure | None, dict[str, int]]:
         new_folders: set[Path] = set()
@@ -612,8 +618,9 @@ class Life:
         self,
         entry: PendingCommand,
         phase: Literal["accepted", "done", "failed"],
-        failed: Failed | None = None,
+        answer: Failed | Ended | None = None,
     ) -> None:
+        failed = answer if isinstance(answer, Failed) else None
         self._record(
             CommandEvent(
                 time=time.time(),
