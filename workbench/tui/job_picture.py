@@ -23,7 +23,7 @@ from workbench.runs.events import (
 )
 from workbench.runs.metrics import MetricsRecord
 from workbench.runs.outcome import Outcome
-from workbench.tui.widgets.chart import Happening
+from workbench.tui.drawn import Happening, LogLine
 
 if TYPE_CHECKING:
     from workbench.tui.widgets.series import Series, Smoothed
@@ -50,14 +50,6 @@ class Curves:
     tokens_per_second: "Series"
     gpu_memory: "list[Series]" = field(default_factory=list)
     host_memory: "list[Series]" = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """A line for the eye: no control characters, what was overwritten is gone."""
-
-    text: str
-    kind: Literal["output", "note"] = "output"
 
 
 class JobPicture:

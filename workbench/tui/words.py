@@ -1,9 +1,10 @@
 """Numbers as words with units, short enough for a table; pure."""
 
+import math
 import time
 from pathlib import Path
 
-from workbench.tui.widgets.ticks import short
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def duration(seconds: float) -> str:
@@ -77,3 +78,30 @@ def last_parts(path: str) -> str:
 def shorten_path(path: str, width: int) -> str:
     """Cut a path to ``width`` characters from its beginning: the end tells paths apart."""
     return path if len(path) <= width else "…" + path[len(path) - max(width - 1, 0) :]
+
+
+def short(value: float, digits: int = 3) -> str:
+    """Give a number in about ``digits`` significant digits: 12 345 is 12.3k, 3.5e-6 stays so."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    sign, size = ("−" if value < 0 else ""), abs(value)
+    # Rounding may carry into the next power of ten: 999.9 is 1k with three digits.
+    size = float(f"{size:.{digits - 1}e}")
+    if size < 1e-3:
+        mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
+        return f"{sign}{_trim(mantissa)}e-{-int(exponent)}"
+    for factor, prefix in PREFIXES:
+        if size >= factor:
+            return f"{sign}{_fixed(size / factor, digits)}{prefix}"
+    return f"{sign}{_fixed(size, digits)}"
+
+
+def _fixed(size: float, digits: int) -> str:
+    decimals = digits - 1 - math.floor(math.log10(size))
+    return _trim(f"{size:.{max(decimals, 0)}f}")
+
+
+def _trim(number: str) -> str:
+    return number.rstrip("0").rstrip(".") if "." in number else number

@@ -5,7 +5,7 @@ Invariant: a screen shows the same header and footer whatever its body does.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from textual import events
 from textual.app import ComposeResult
@@ -18,13 +18,11 @@ from textual.widget import Widget
 
 from workbench.tui import keys
 from workbench.tui.keys import KeyRow, KeyState, Scope
+from workbench.tui.program import Program
 from workbench.tui.widgets.key_bar import KeyBar, KeyItem
 from workbench.tui.widgets.message_row import MessageRow
 from workbench.tui.widgets.too_small import TooSmall
 from workbench.tui.widgets.top_bar import TopBar
-
-if TYPE_CHECKING:
-    from workbench.tui.app import WorkbenchApp
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,9 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
     VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-tall")]  # noqa: RUF012 - Textual's form
 
     @property
-    def workbench(self) -> "WorkbenchApp":
+    def workbench(self) -> Program:
         """The program, with its own type."""
-        return cast("WorkbenchApp", self.app)
+        return cast(Program, self.app)
 
     @property
     def is_narrow(self) -> bool:
@@ -281,9 +279,9 @@ class Dialog(ModalScreen[object], inherit_bindings=False):
         self.opened_at: float | None = None
 
     @property
-    def workbench(self) -> "WorkbenchApp":
+    def workbench(self) -> Program:
         """The program, with its own type."""
-        return cast("WorkbenchApp", self.app)
+        return cast(Program, self.app)
 
     def on_mount(self) -> None:
         """Begin to count the moments in which keys are ignored."""

@@ -19,6 +19,7 @@ from workbench.control.messages import CommandName
 from workbench.control.states import END_STATES
 from workbench.tui import keys, words
 from workbench.tui.job_events import CommandSaid, JobsChanged, RunsListed
+from workbench.tui.job_lines import detail_lines
 from workbench.tui.keys import KeyRow, KeyState
 from workbench.tui.marks import mark_of
 from workbench.tui.screens.base import Section, WorkbenchScreen
@@ -107,7 +108,7 @@ class JobsScreen(WorkbenchScreen):
         """Let ages grow."""
         if not self.is_mounted:
             return
-        self.query_one("#job-detail", JobDetail).now = self.workbench.surroundings.clock()
+        self._show_detail()
         self._fill_table()
         self._show_banner()
 
@@ -214,10 +215,7 @@ class JobsScreen(WorkbenchScreen):
         if not self.is_mounted:
             return
         picture = self.picture
-        detail = self.query_one("#job-detail", JobDetail)
-        detail.now = self.workbench.surroundings.clock()
-        detail.path = self.workbench.shown_path(self.selected) if self.selected else ""
-        detail.picture = picture
+        self._show_detail()
         if parts & {"metrics", "events", "state"}:
             self._show_charts(picture)
         if parts & {"log", "events", "state"}:
@@ -231,6 +229,13 @@ class JobsScreen(WorkbenchScreen):
             self.entitle(each.id)
         self._show_banner()
         self.refresh_keys()
+
+    def _show_detail(self) -> None:
+        picture, now = self.picture, self.workbench.surroundings.clock()
+        path = self.workbench.shown_path(self.selected) if self.selected else ""
+        self.query_one("#job-detail", JobDetail).show(
+            lambda width: detail_lines(picture, now, width, path) if picture else ()
+        )
 
     def _show_charts(self, picture: "JobPicture | None") -> None:
         loss, memory = self.query_one("#loss-chart", Chart), self.query_one("#memory-chart", Chart)

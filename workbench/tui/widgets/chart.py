@@ -19,7 +19,9 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from workbench.tui import keys
-from workbench.tui.widgets.ticks import labels, short, ticks
+from workbench.tui.drawn import Happening
+from workbench.tui.widgets.ticks import labels, ticks
+from workbench.tui.words import short
 
 if TYPE_CHECKING:
     from workbench.tui.widgets.raster import Raster, View
@@ -36,14 +38,6 @@ class Curve:
     series: "Series"
     colour: str
     is_scale: bool = True
-
-
-@dataclass(frozen=True)
-class Happening:
-    """An event on the x-axis: E evaluation, S save, A new attempt, ! not finite."""
-
-    x: float
-    letter: str
 
 
 @dataclass(frozen=True)

@@ -1,177 +1,29 @@
-"""Everything about the selected job in a few lines; what does not fit is dropped from the end."""
+"""A few lines about the selected job; what does not fit is dropped from the end."""
+
+from collections.abc import Callable, Sequence
 
 from textual.content import Content
-from textual.reactive import reactive
 from textual.widget import Widget
-
-from workbench.tui import words
-from workbench.tui.job_picture import JobPicture
-from workbench.tui.widgets.ticks import short
-
-_EIGHTHS = " ▏▎▍▌▋▊▉"
-
-
-def progress_bar(share: float, width: int) -> Content:
-    """Draw a share from 0 to 1 as a line of ``width`` cells, half a cell exact."""
-    share = min(max(share, 0.0), 1.0)
-    halves = round(share * 2 * width)
-    full, half = divmod(halves, 2)
-    head = "━" * full + ("╸" if half else "")
-    return Content.assemble((head, "$good"), ("─" * (width - len(head)), "$frame"))
-
-
-def level_bar(share: float, width: int) -> Content:
-    """Draw a share from 0 to 1 as a filled bar of ``width`` cells, an eighth of a cell exact."""
-    eighths = round(min(max(share, 0.0), 1.0) * 8 * width)
-    full, rest = divmod(eighths, 8)
-    bar = "█" * full + (_EIGHTHS[rest] if rest else "")
-    return Content.assemble("▕", (bar.ljust(width), "$chart-1"), "▏")
 
 
 class JobDetail(Widget, can_focus=False):
-    """Lines about one job."""
+    """Lines that somebody else writes for the width there is."""
 
     DEFAULT_CSS = """
     JobDetail { height: 1fr; padding: 0 1; }
     """
 
-    picture: reactive[JobPicture | None] = reactive(None, always_update=True)
-    now: reactive[float] = reactive(0.0)
-    path: reactive[str] = reactive("")
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._write: Callable[[int], Sequence[Content]] = lambda width: ()
+
+    def show(self, write: Callable[[int], Sequence[Content]]) -> None:
+        """Draw what ``write`` gives for the width in cells."""
+        self._write = write
+        self.refresh()
 
     def render(self) -> Content:
         """Draw the lines that fit."""
-        if self.picture is None:
-            return Content("")
-        lines = detail_lines(self.picture, self.now, self.size.width, self.path)
-        return Content("\n").join(
-            [line.truncate(self.size.width, ellipsis=True) for line in lines[: self.size.height]]
-        )
-
-
-def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list[Content]:
-    """Give the lines about a job, the most important first."""
-    lines = [_progress(picture, width), *_reason(picture), _numbers(picture), _speed(picture)]
-    lines.append(_saved(picture, now))
-    lines.append(_contact(picture, now))
-    lines.extend(_memory(picture, width))
-    if path:
-        lines.append(Content.assemble(("run  ", "$quiet"), words.shorten_path(path, width - 5)))
-    return [line for line in lines if line.plain.strip()]
-
-
-def _pairs(*pairs: tuple[str, str]) -> Content:
-    """Write names dim and numbers plain, two blanks between the pairs."""
-    parts = [Content.assemble((f"{name} ", "$quiet"), value) for name, value in pairs if value]
-    return Content("  ").join(parts)
-
-
-def _progress(picture: JobPicture, width: int) -> Content:
-    if not picture.max_steps:
-        return _pairs(("step", f"{picture.step}"))
-    left = Content.assemble(
-        ("step ", "$quiet"), (f"{picture.step}/{picture.max_steps}", "bold"), " "
-    )
-    share = picture.step / picture.max_steps
-    eta = picture.eta_seconds
-    right = f" {100 * share:3.0f} %" + (f"  ETA {words.duration(eta)}" if eta is not None else "")
-    room = width - left.cell_length - len(right)
-    return left.append(progress_bar(share, max(room, 4))).append(right)
-
-
-def _reason(picture: JobPicture) -> list[Content]:
-    outcome = picture.outcome
-    if outcome is None or not (outcome.reason or outcome.message):
-        return []
-    first = outcome.first_error
-    text = first.message if first and first.message else outcome.message
-    where = f"rank {first.rank}: " if first and first.rank is not None else ""
-    reason = f"{outcome.reason}: " if outcome.reason else ""
-    lines = [
-        Content.assemble(
-            ("✗ ", "bold $bad"), f"{reason}{where}{text.splitlines()[0] if text else ''}"
-        )
-    ]
-    if first and first.remedy:
-        lines.append(Content.assemble(("→ ", "$primary"), first.remedy))
-    return lines
-
-
-def _numbers(picture: JobPicture) -> Content:
-    last, evaluation, best = picture.last, picture.last_evaluation, picture.best_evaluation
-    evaluated = ""
-    if evaluation is not None:
-        evaluated = f"{words.loss(evaluation.loss)} @{evaluation.step}"
-        if best is not None and best.step == evaluation.step:
-            evaluated += " (best)"
-        elif best is not None:
-            evaluated += f" (best {words.loss(best.loss)} @{best.step})"
-    return _pairs(
-        ("loss", words.loss(last.loss) if last else "–"),
-        ("eval", evaluated),
-        ("lr", words.learning_rate(last.learning_rate) if last else ""),
-    )
-
-
-def _speed(picture: JobPicture) -> Content:
-    last = picture.last
-    if last is None:
-        return Content("")
-    norm = "–" if last.gradient_norm is None else short(last.gradient_norm)
-    speed = Content(words.rate(last.tokens_per_second))
-    return Content("  ").join(
-        [
-            speed,
-            _pairs(
-                ("gnorm", norm),
-                ("epoch", f"{last.epoch:.2f}"),
-                ("tokens", short(last.tokens)),
-                ("skipped", str(last.skipped_steps) if last.skipped_steps else ""),
-            ),
-        ]
-    )
-
-
-def _saved(picture: JobPicture, now: float) -> Content:
-    saved = picture.last_checkpoint
-    if saved is None:
-        return _pairs(("last save", "none yet"))
-    best = " best" if saved.best else ""
-    return _pairs(
-        ("last save", f"checkpoint-{saved.step}{best}, {words.duration(now - saved.time)} ago"),
-        ("size", words.size(saved.bytes)),
-    )
-
-
-def _contact(picture: JobPicture, now: float) -> Content:
-    idle = picture.idle(now)
-    parts = []
-    if idle is not None:
-        parts.append(_pairs(("idle", words.duration(idle))))
-    parts.append(_pairs(("attempt", str(picture.attempt or 1))))
-    if picture.has_ended:
-        return Content(" · ").join(parts)
-    parts.append(
-        Content("supervisor answers")
-        if picture.has_link
-        else Content.assemble(("supervisor does not answer", "$note"))
-    )
-    return Content(" · ").join(parts)
-
-
-def _memory(picture: JobPicture, width: int) -> list[Content]:
-    curves = picture.curves
-    if curves is None:
-        return []
-    series, name = (curves.gpu_memory, "GPU") if curves.gpu_memory else (curves.host_memory, "RAM")
-    lines = []
-    for rank, each in enumerate(series):
-        last = each.last
-        if last is None:
-            continue
-        peak = max(float(value) for value in each.y[-512:] if value == value)
-        label = name if len(series) == 1 else f"{name} {rank}"
-        bar = level_bar(last[1] / (peak * 1.25) if peak else 0.0, max(min(width - 36, 24), 6))
-        numbers = f" {last[1]:.2f} GiB  peak {peak:.2f}"
-        lines.append(Content.assemble((f"{label} ", "$quiet")).append(bar).append(numbers))
-    return lines
+        width = self.size.width
+        lines = self._write(width)[: self.size.height]
+        return Content("\n").join([line.truncate(width, ellipsis=True) for line in lines])

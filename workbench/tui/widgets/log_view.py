@@ -20,7 +20,7 @@ from workbench.tui import keys
 if TYPE_CHECKING:
     from collections import deque
 
-    from workbench.tui.job_picture import LogLine
+    from workbench.tui.drawn import LogLine
 
 _LONGEST = 2000
 

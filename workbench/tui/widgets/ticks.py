@@ -6,7 +6,7 @@ Invariant: no label appears twice in one list, so two ticks never claim to be th
 import math
 from collections.abc import Sequence
 
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+from workbench.tui.words import PREFIXES, short
 
 
 def ticks(low: float, high: float, max_count: int) -> list[float]:
@@ -70,34 +70,7 @@ def _close(label: str, value: float, values: Sequence[float]) -> bool:
 
 
 def _value(label: str) -> float:
-    for factor, prefix in _PREFIXES:
+    for factor, prefix in PREFIXES:
         if label.endswith(prefix):
             return float(label[: -len(prefix)].replace("−", "-")) * factor
     return float(label.replace("−", "-"))
-
-
-def short(value: float, digits: int = 3) -> str:
-    """Give a number in about ``digits`` significant digits: 12 345 is 12.3k, 3.5e-6 stays so."""
-    if not math.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    sign, size = ("−" if value < 0 else ""), abs(value)
-    # Rounding may carry into the next power of ten: 999.9 is 1k with three digits.
-    size = float(f"{size:.{digits - 1}e}")
-    if size < 1e-3:
-        mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
-        return f"{sign}{_trim(mantissa)}e-{-int(exponent)}"
-    for factor, prefix in _PREFIXES:
-        if size >= factor:
-            return f"{sign}{_fixed(size / factor, digits)}{prefix}"
-    return f"{sign}{_fixed(size, digits)}"
-
-
-def _fixed(size: float, digits: int) -> str:
-    decimals = digits - 1 - math.floor(math.log10(size))
-    return _trim(f"{size:.{max(decimals, 0)}f}")
-
-
-def _trim(number: str) -> str:
-    return number.rstrip("0").rstrip(".") if "." in number else number

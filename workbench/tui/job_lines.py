@@ -1,0 +1,136 @@
+"""What is told about one job, line by line; pure but for the pictures it reads."""
+
+from textual.content import Content
+
+from workbench.tui import words
+from workbench.tui.job_picture import JobPicture
+from workbench.tui.widgets.bars import level_bar, progress_bar
+from workbench.tui.words import short
+
+
+def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list[Content]:
+    """Give the lines about a job, the most important first."""
+    lines = [_progress(picture, width), *_reason(picture), _numbers(picture), _speed(picture)]
+    lines.append(_saved(picture, now))
+    lines.append(_contact(picture, now))
+    lines.extend(_memory(picture, width))
+    if path:
+        lines.append(Content.assemble(("run  ", "$quiet"), words.shorten_path(path, width - 5)))
+    return [line for line in lines if line.plain.strip()]
+
+
+def _pairs(*pairs: tuple[str, str]) -> Content:
+    """Write names dim and numbers plain, two blanks between the pairs."""
+    parts = [Content.assemble((f"{name} ", "$quiet"), value) for name, value in pairs if value]
+    return Content("  ").join(parts)
+
+
+def _progress(picture: JobPicture, width: int) -> Content:
+    if not picture.max_steps:
+        return _pairs(("step", f"{picture.step}"))
+    left = Content.assemble(
+        ("step ", "$quiet"), (f"{picture.step}/{picture.max_steps}", "bold"), " "
+    )
+    share = picture.step / picture.max_steps
+    eta = picture.eta_seconds
+    right = f" {100 * share:3.0f} %" + (f"  ETA {words.duration(eta)}" if eta is not None else "")
+    room = width - left.cell_length - len(right)
+    return left.append(progress_bar(share, max(room, 4))).append(right)
+
+
+def _reason(picture: JobPicture) -> list[Content]:
+    outcome = picture.outcome
+    if outcome is None or not (outcome.reason or outcome.message):
+        return []
+    first = outcome.first_error
+    text = first.message if first and first.message else outcome.message
+    where = f"rank {first.rank}: " if first and first.rank is not None else ""
+    reason = f"{outcome.reason}: " if outcome.reason else ""
+    lines = [
+        Content.assemble(
+            ("✗ ", "bold $bad"), f"{reason}{where}{text.splitlines()[0] if text else ''}"
+        )
+    ]
+    if first and first.remedy:
+        lines.append(Content.assemble(("→ ", "$primary"), first.remedy))
+    return lines
+
+
+def _numbers(picture: JobPicture) -> Content:
+    last, evaluation, best = picture.last, picture.last_evaluation, picture.best_evaluation
+    evaluated = ""
+    if evaluation is not None:
+        evaluated = f"{words.loss(evaluation.loss)} @{evaluation.step}"
+        if best is not None and best.step == evaluation.step:
+            evaluated += " (best)"
+        elif best is not None:
+            evaluated += f" (best {words.loss(best.loss)} @{best.step})"
+    return _pairs(
+        ("loss", words.loss(last.loss) if last else "–"),
+        ("eval", evaluated),
+        ("lr", words.learning_rate(last.learning_rate) if last else ""),
+    )
+
+
+def _speed(picture: JobPicture) -> Content:
+    last = picture.last
+    if last is None:
+        return Content("")
+    norm = "–" if last.gradient_norm is None else short(last.gradient_norm)
+    speed = Content(words.rate(last.tokens_per_second))
+    return Content("  ").join(
+        [
+            speed,
+            _pairs(
+                ("gnorm", norm),
+                ("epoch", f"{last.epoch:.2f}"),
+                ("tokens", short(last.tokens)),
+                ("skipped", str(last.skipped_steps) if last.skipped_steps else ""),
+            ),
+        ]
+    )
+
+
+def _saved(picture: JobPicture, now: float) -> Content:
+    saved = picture.last_checkpoint
+    if saved is None:
+        return _pairs(("last save", "none yet"))
+    best = " best" if saved.best else ""
+    return _pairs(
+        ("last save", f"checkpoint-{saved.step}{best}, {words.duration(now - saved.time)} ago"),
+        ("size", words.size(saved.bytes)),
+    )
+
+
+def _contact(picture: JobPicture, now: float) -> Content:
+    idle = picture.idle(now)
+    parts = []
+    if idle is not None:
+        parts.append(_pairs(("idle", words.duration(idle))))
+    parts.append(_pairs(("attempt", str(picture.attempt or 1))))
+    if picture.has_ended:
+        return Content(" · ").join(parts)
+    parts.append(
+        Content("supervisor answers")
+        if picture.has_link
+        else Content.assemble(("supervisor does not answer", "$note"))
+    )
+    return Content(" · ").join(parts)
+
+
+def _memory(picture: JobPicture, width: int) -> list[Content]:
+    curves = picture.curves
+    if curves is None:
+        return []
+    series, name = (curves.gpu_memory, "GPU") if curves.gpu_memory else (curves.host_memory, "RAM")
+    lines = []
+    for rank, each in enumerate(series):
+        last = each.last
+        if last is None:
+            continue
+        peak = max(float(value) for value in each.y[-512:] if value == value)
+        label = name if len(series) == 1 else f"{name} {rank}"
+        bar = level_bar(last[1] / (peak * 1.25) if peak else 0.0, max(min(width - 36, 24), 6))
+        numbers = f" {last[1]:.2f} GiB  peak {peak:.2f}"
+        lines.append(Content.assemble((f"{label} ", "$quiet")).append(bar).append(numbers))
+    return lines
