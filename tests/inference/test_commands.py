@@ -104,6 +104,24 @@ def test_chat_asks_any_server_by_url(
     assert asked.stdout.strip()
 
 
+def test_the_example_of_another_client_works(
+    serving: tuple["subprocess.Popen[str]", dict[str, str]], environment: dict[str, str]
+) -> None:
+    ready = serving[1]
+    asked = subprocess.run(
+        [sys.executable, "examples/openai_client/chat.py", "Hello"],
+        cwd=Path(__file__).parents[2],
+        env={**environment, "WORKBENCH_URL": ready["url"], "WORKBENCH_TOKEN": ready["token"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.strip()
+    assert "tokens" in asked.stderr
+
+
 def test_talking_turn_by_turn(
     serving: tuple["subprocess.Popen[str]", dict[str, str]], environment: dict[str, str]
 ) -> None:

@@ -18,6 +18,8 @@ from workbench.jobs.chat_client import ChatClient, ChatSettings, ChatTurn, Reply
 from workbench.jobs.inference_process import start_server
 
 DEFAULT_PORT = 8000
+# At 1.0, the servers' usual default, small models lose their thread.
+DEFAULT_TEMPERATURE = 0.7
 
 DESCRIPTION = """\
 Ask a model one thing (--message), or talk with it (--interactive).
@@ -36,7 +38,7 @@ def run(arguments: list[str]) -> int:
     options = parse(arguments)
     settings = ChatSettings(
         max_tokens=options.max_tokens,
-        temperature=options.temperature,
+        temperature=_temperature(options.temperature, options.url),
         top_p=options.top_p,
         seed=options.seed,
     )
@@ -80,7 +82,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--system", metavar="TEXT", help="instruction before the conversation")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest reply")
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="0 takes the likeliest token each time"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help=f"0: the likeliest token each time; default: {DEFAULT_TEMPERATURE}, with --url the"
+        " server's",
     )
     parser.add_argument("--top-p", type=float, metavar="P", help="share of likely tokens, up to 1")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed, the same reply")
@@ -90,6 +96,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.interactive and options.json:
         parser.error("--json goes with --message")
     return options
+
+
+def _temperature(asked: float | None, url: str | None) -> float | None:
+    """Give the temperature to ask for; what another server does by itself is its own business."""
+    return DEFAULT_TEMPERATURE if asked is None and url is None else asked
 
 
 async def _ask(

@@ -255,6 +255,9 @@ def serve(options: argparse.Namespace, folder: Path, bound: BoundSockets, ending
     tokenizer = load_tokenizer(folder)
     prompts = read_prompt_writer(folder, tokenizer, options.template, options.stop)
     say("progress", stage="loading libraries")
+    # Read when torch loads OpenMP: threads that spin while they wait would take the cores from a
+    # training run on the same machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Mistakes found so far were cheap; torch and transformers take seconds to import.
     from workbench.inference.generate import Engine
     from workbench.inference.server import ServedModel
