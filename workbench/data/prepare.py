@@ -197,14 +197,13 @@ def _read_source(
     for file in source_files(Path(source.path), source.files):
         rows = list(read_rows(file))
         form = _form(source, rows)
-        if rows and form is None:
+        if form is None:
             raise DataError(
                 "has neither 'conversations' (ShareGPT) nor 'messages' (OpenAI)",
                 where=rows[0].where,
                 remedy=f"correct the row, or state data.sources.{name}.format",
             )
-        if form is not None:
-            conversations += [_read_row(row, form, data, findings) for row in rows]
+        conversations += [_read_row(row, form, data, findings) for row in rows]
     if not conversations:
         raise DataError(
             f"{source.path} holds no conversation",
@@ -215,11 +214,12 @@ def _read_source(
 
 
 def _form(source: SourceSection, rows: Sequence[RawRow]) -> Format | None:
+    """Give the form of a file's rows; None if auto cannot tell it from the first."""
     if source.format != "auto":
         return source.format
-    readable = next((row for row in rows if row.problem is None), None)
+    readable = [row for row in rows if row.problem is None]
     # A file of broken lines only is reported line by line, whatever its form would have been.
-    return "sharegpt" if readable is None and rows else recognise(readable and readable.value)
+    return recognise(readable[0].value) if readable else "sharegpt"
 
 
 def _read_row(
