@@ -156,15 +156,18 @@ def _spans(
     from_row, to_row = row[ends[joined]], row[starts[joined + 1]]
     num_columns = to_column - from_column
     which = np.repeat(np.arange(len(joined)), num_columns + 1)
-    offset = np.arange(len(which)) - np.repeat(
-        np.concatenate([[0], np.cumsum(num_columns + 1)[:-1]]), num_columns + 1
-    )
+    first = np.cumsum(num_columns + 1) - (num_columns + 1)
+    offset = np.arange(len(which)) - first[which]
     length = num_columns[which]
     slope = (to_row - from_row)[which]
     begin = from_row[which] + slope * np.clip((offset - 0.5) / length, 0.0, 1.0)
     end = from_row[which] + slope * np.clip((offset + 0.5) / length, 0.0, 1.0)
-    join_low = np.rint(np.minimum(begin, end)).astype(np.int64)
-    join_high = np.rint(np.maximum(begin, end)).astype(np.int64)
+    # Half-open, so that neighbouring columns share no dot and a slanted line stays one dot thin.
+    join_low = np.ceil(np.minimum(begin, end) - 1e-9).astype(np.int64)
+    join_high = np.ceil(np.maximum(begin, end) - 1e-9).astype(np.int64) - 1
+    is_flat = join_high < join_low
+    middle = np.rint((begin + end) / 2).astype(np.int64)
+    join_low[is_flat] = join_high[is_flat] = middle[is_flat]
     return (
         np.concatenate([group_column, from_column[which] + offset]),
         np.concatenate([low, join_low]),

@@ -140,17 +140,27 @@ class Series:
         while (last - first) // size > max_points:
             level, size = level + 1, size * FACTOR
         self._grow_levels(level)
-        begin, end = -(-first // size), min(last // size, self._levels[level - 1].low.length)
-        head, tail = slice(first, begin * size), slice(end * size, last)
-        middle = self._levels[level - 1]
-        low_y, high_y = middle.low.values[begin:end], middle.high.values[begin:end]
+        return self._reduced(first, last, level)
+
+    def _reduced(self, first: int, last: int, level: int) -> Points:
+        """Give samples ``first`` to ``last`` in blocks of a level; the ends in smaller blocks."""
+        if level == 0:
+            return Points(self.x[first:last], self.y[first:last])
+        size, blocks = FACTOR**level, self._levels[level - 1]
+        begin, end = -(-first // size), min(last // size, blocks.low.length)
+        if end <= begin:
+            return self._reduced(first, last, level - 1)
+        head = self._reduced(first, begin * size, level - 1)
+        tail = self._reduced(end * size, last, level - 1)
+        low, high, gap = (
+            column.values[begin:end] for column in (blocks.low, blocks.high, blocks.gap)
+        )
         at = np.arange(begin, end) * size
         # Three samples stand for a block: at its first x, in its middle, and its gap behind them.
         x = np.stack([self.x[at], self.x[at + size // 2], self.x[at + size - 1]], axis=1)
-        y = np.stack([low_y, high_y, np.where(middle.gap.values[begin:end] > 0, np.nan, low_y)], 1)
+        y = np.stack([low, high, np.where(gap > 0, np.nan, low)], axis=1)
         return Points(
-            np.concatenate([self.x[head], x.ravel(), self.x[tail]]),
-            np.concatenate([self.y[head], y.ravel(), self.y[tail]]),
+            np.concatenate([head.x, x.ravel(), tail.x]), np.concatenate([head.y, y.ravel(), tail.y])
         )
 
     def bounds(self, low: float, high: float) -> tuple[float, float] | None:
