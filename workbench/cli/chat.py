@@ -14,12 +14,16 @@ from pathlib import Path
 from workbench.cli import output
 from workbench.control.address import serve_address
 from workbench.errors import ConfigError, ControlError, WorkbenchError
-from workbench.jobs.chat_client import ChatClient, ChatSettings, ChatTurn, Reply
+from workbench.jobs.chat_client import (
+    SUGGESTED_TEMPERATURE,
+    ChatClient,
+    ChatSettings,
+    ChatTurn,
+    Reply,
+)
 from workbench.jobs.inference_process import start_server
 
 DEFAULT_PORT = 8000
-# At 1.0, the servers' usual default, small models lose their thread.
-DEFAULT_TEMPERATURE = 0.7
 
 DESCRIPTION = """\
 Ask a model one thing (--message), or talk with it (--interactive).
@@ -85,7 +89,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--temperature",
         type=float,
         metavar="T",
-        help=f"0: the likeliest token each time; default: {DEFAULT_TEMPERATURE}, with --url the"
+        help=f"0: the likeliest token each time; default: {SUGGESTED_TEMPERATURE}, with --url the"
         " server's",
     )
     parser.add_argument("--top-p", type=float, metavar="P", help="share of likely tokens, up to 1")
@@ -100,7 +104,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _temperature(asked: float | None, url: str | None) -> float | None:
     """Give the temperature to ask for; what another server does by itself is its own business."""
-    return DEFAULT_TEMPERATURE if asked is None and url is None else asked
+    return SUGGESTED_TEMPERATURE if asked is None and url is None else asked
 
 
 async def _ask(

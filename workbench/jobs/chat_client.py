@@ -19,6 +19,9 @@ from workbench.errors import ControlError, WorkbenchError
 # A reply may wait long for its turn, but whoever listens accepts at once.
 _TIMEOUT = httpx.Timeout(None, connect=10.0)
 
+# At 1.0, the servers' usual default, small models lose their thread.
+SUGGESTED_TEMPERATURE = 0.7
+
 
 class ChatError(WorkbenchError):
     """A request that the server refused, or could not complete."""
