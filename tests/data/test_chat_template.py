@@ -296,6 +296,8 @@ def test_tokens_that_only_the_config_lists_are_known(make_folder: MakeFolder) ->
 
 
 def test_a_broken_tokenizer_is_named(make_folder: MakeFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such model folder"):
+        load_tokenizer(tmp_path / "absent")
     with pytest.raises(DataError, match=r"has no tokenizer\.json"):
         load_tokenizer(tmp_path)
     folder = make_folder("bad", eos_token="<absent>")

@@ -100,13 +100,17 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read tokenizer.json and the names of its special tokens.
+    """Read tokenizer.json, as it stands, and the names of its special tokens.
 
     Raises:
-        DataError: no tokenizer.json, or one of the files cannot be read.
+        DataError: no such folder, no tokenizer.json, or one of the files cannot be read.
     """
     folder = Path(folder)
     path = folder / TOKENIZER_FILE
+    if not folder.is_dir():
+        raise DataError(
+            "there is no such model folder", where=str(folder), remedy="check model.path"
+        )
     if not path.is_file():
         raise DataError(
             f"has no {TOKENIZER_FILE}",
