@@ -246,14 +246,18 @@ def check_data(resolved: ResolvedConfig) -> Iterator[Check]:
 
 
 def _counted(done: dict[str, Any]) -> str:
-    """Say the counts of the data check in the order in which the worker gives them."""
-    counts = done.get("counts", done)
-    told = [
-        f"{name.replace('_', ' ')} {value:,}"
-        for name, value in counts.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
-    return ", ".join(told) or "the data set is sound"
+    """Say what the data set comes to."""
+    counts: dict[str, int] = done.get("counts", {})
+
+    def count(name: str) -> str:
+        return f"{counts.get(name, 0):,}"
+
+    return (
+        f"{count('train_conversations')} conversations to train, "
+        f"{count('validation_conversations')} to validate; {count('train_rows')} rows, "
+        f"{count('train_tokens')} tokens, {count('train_targets')} of them targets; "
+        f"{count('steps_per_epoch')} steps per epoch"
+    )
 
 
 def _error(name: str, error: WorkbenchError) -> Check:
