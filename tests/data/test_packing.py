@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.data.packing import (
@@ -14,8 +14,6 @@ from workbench.data.packing import (
 
 METHODS: tuple[Method, ...] = ("none", "best_fit", "first_fit", "greedy")
 CAPACITY = 32
-# A busy machine is no reason to fail.
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def document(length: int, first: int = 0) -> Document:
@@ -30,7 +28,6 @@ def documents(lengths: list[int]) -> list[Document]:
     return [document(length, first=1000 * number) for number, length in enumerate(lengths)]
 
 
-@patient
 @given(st.lists(st.integers(1, CAPACITY), max_size=60), st.sampled_from(METHODS))
 def test_no_token_is_lost_and_no_document_crosses_a_row(lengths: list[int], method: Method) -> None:
     given_documents = documents(lengths)
@@ -46,7 +43,6 @@ def test_no_token_is_lost_and_no_document_crosses_a_row(lengths: list[int], meth
     assert rows.num_targets == sum(lengths) - len(lengths)
 
 
-@patient
 @given(st.lists(st.integers(1, CAPACITY), max_size=60), st.sampled_from(METHODS))
 def test_rows_keep_the_order_of_the_data(lengths: list[int], method: Method) -> None:
     groups = assign(lengths, CAPACITY, method)
@@ -55,7 +51,6 @@ def test_rows_keep_the_order_of_the_data(lengths: list[int], method: Method) -> 
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
 
 
-@patient
 @given(st.lists(st.integers(1, CAPACITY), max_size=60))
 def test_best_fit_equals_its_slow_definition(lengths: list[int]) -> None:
     rooms: list[int] = []

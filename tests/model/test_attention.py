@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.errors import ConfigError
@@ -68,7 +68,7 @@ def test_every_way_equals_the_dense_twin(
         torch.testing.assert_close(ours, twin, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     window=st.none() | st.integers(1, 12),
