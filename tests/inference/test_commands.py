@@ -56,6 +56,11 @@ def serving(
     process.stdout.close()
 
 
+def restore_ctrl_c() -> None:
+    """Let a child heed ctrl+c as one that a terminal starts; background jobs ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run(
     arguments: list[str], environment: dict[str, str], said: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
@@ -137,6 +142,29 @@ def test_talking_turn_by_turn(
     assert "/clear " in talk.stderr
 
 
+def test_ctrl_c_stops_the_reply_and_not_the_program(
+    serving: tuple["subprocess.Popen[str]", dict[str, str]], environment: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        [*WORKBENCH, "chat", "--interactive", "--temperature", "0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        preexec_fn=restore_ctrl_c,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"Hello\n")
+    process.stdin.flush()
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(b"/help\nq\n", timeout=20)
+    assert process.returncode == 0
+    assert b"(stopped)" in told
+    assert b"/clear " in told
+
+
 def test_chat_serves_the_newest_complete_checkpoint_of_a_run_for_one_call(
     tiny_model: Path, tmp_path: Path, environment: dict[str, str], runtime_folder: Path
 ) -> None:
@@ -175,8 +203,7 @@ def test_ctrl_c_ends_serve_with_130(tiny_model: Path, environment: dict[str, str
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        # As a terminal starts it; a background job of a script ignores ctrl+c.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=restore_ctrl_c,
     )
     assert process.stderr is not None
     assert "loading" in process.stderr.readline()
