@@ -114,10 +114,7 @@ def test_what_is_lost_to_the_length_is_told(chatml_folder: Path) -> None:
     config = config_of(chatml_folder, rows, packing="best_fit")
     prepared = run(config, chatml_folder)
     told = [finding.what for finding in prepared.findings]
-    assert any(
-        "2 of 8 training conversations are longer than data.max_length (64)" in what
-        for what in told
-    )
+    assert any("2 of 8 training conversations are longer than 64 tokens" in what for what in told)
     assert any("1 of 8 training conversations have nothing to train" in what for what in told)
     assert all(finding.severity == "warning" for finding in prepared.findings)
     split = run(config_of(chatml_folder, rows, overlong="split"), chatml_folder)

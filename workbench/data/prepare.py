@@ -447,31 +447,34 @@ def _report_losses(
     fitted: Fitted, num_documents: int, data: DataSection, split: str, findings: Findings
 ) -> None:
     of = f"of {num_documents} {split} conversations"
-    limit = f"data.max_length ({data.max_length})"
+    longer = f"{of} are longer than {data.max_length} tokens"
     losses = (
         (
             fitted.num_truncated,
-            f"{fitted.num_truncated} {of} are longer than {limit}; {fitted.num_cut_tokens} tokens "
-            "are cut off",
+            "data.max_length",
+            f"{fitted.num_truncated} {longer}; {fitted.num_cut_tokens} tokens are cut off",
             "raise data.max_length, or set data.overlong: split",
         ),
         (
             fitted.num_split,
-            f"{fitted.num_split} {of} are longer than {limit} and become several",
+            "data.max_length",
+            f"{fitted.num_split} {longer} and become several",
             "raise data.max_length to keep them whole",
         ),
         (
             fitted.num_short,
+            "data.packing",
             f"{fitted.num_short} {of} have fewer than {MIN_PACKED_TOKENS} tokens and are dropped",
             "set data.packing: none to keep them",
         ),
         (
             fitted.num_without_targets,
-            f"{fitted.num_without_targets} {of} have nothing to train within {limit} and are "
-            "dropped",
+            "data.max_length",
+            f"{fitted.num_without_targets} {of} have nothing to train within {data.max_length} "
+            "tokens and are dropped",
             "raise data.max_length, or set data.overlong: split",
         ),
     )
-    for number, what, remedy in losses:
+    for number, where, what, remedy in losses:
         if number:
-            findings.add(what, Finding("warning", "data", what, remedy))
+            findings.add(what, Finding("warning", where, what, remedy))
