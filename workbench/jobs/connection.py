@@ -43,16 +43,19 @@ from workbench.control.messages import (
     Topic,
     ToSupervisor,
 )
+from workbench.control.states import END_STATES
 from workbench.errors import ControlError, RefusedError, RunError
 from workbench.jobs.follow import (
     LOG_HISTORY_BYTES,
     EndedUpdate,
+    EventUpdate,
     FileReader,
     LinkUpdate,
     StatusUpdate,
     Update,
 )
 from workbench.runs.catalog import last_known
+from workbench.runs.events import ExitEvent
 from workbench.runs.job_file import JobFile, read_job_file, this_host
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import Outcome
@@ -65,6 +68,9 @@ LOOK_SECONDS = 0.5
 
 ANSWER_SECONDS = 10.0
 """A supervisor answers at once, whatever its ranks do; one that takes longer is not there."""
+
+# The outcome is written right after its event; the files are read once more by then.
+_OUTCOME_SECONDS = 0.02
 
 _TOPICS: list[Topic] = ["events", "metrics", "log"]
 _COMMANDS: dict[CommandName, type[Save | Evaluate | Pause | Resume | Stop | Abort]] = {
@@ -238,6 +244,7 @@ class JobConnection:
         """Subscribe, catch up, then give the news until the other end closes."""
         self._last_id += 1
         asks_status_at = 0.0
+        has_ended = False
         try:
             await self._send(Subscribe(id=self._last_id, topics=_TOPICS))
             waiting: asyncio.Task[bytes] | None = None
@@ -257,7 +264,12 @@ class JobConnection:
                     if not line.endswith(b"\n"):
                         return
                     for update in self._understand(_from_supervisor.decode(line)):
+                        has_ended = has_ended or _tells_the_end(update)
                         yield update
+                    # The supervisor waits for us to leave; whoever asked is answered first.
+                    if has_ended and not self._handles:
+                        await asyncio.sleep(_OUTCOME_SECONDS)
+                        return
             finally:
                 if waiting is not None:
                     waiting.cancel()
@@ -340,6 +352,16 @@ class JobConnection:
         handles, self._handles = self._handles, {}
         for handle in handles.values():
             handle._lose(error)
+
+
+def _tells_the_end(update: Update) -> bool:
+    match update:
+        case EventUpdate(event=ExitEvent()):
+            return True
+        case StatusUpdate(status=status):
+            return status.state in END_STATES
+        case _:
+            return False
 
 
 def _end_of(run: RunFolder, job_file: JobFile) -> Outcome | None:

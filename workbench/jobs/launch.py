@@ -4,7 +4,9 @@ Invariant: when ``launch`` raises, no process of the job runs, and a folder in w
 is gone.
 """
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,10 +23,10 @@ from workbench.jobs.torchrun_command import TorchrunCommand, torchrun_command
 from workbench.runs.atomic import write_atomically
 from workbench.runs.create import check_not_running, create_run, discard_new, plan_run
 from workbench.runs.environment import look_around
-from workbench.runs.job_file import JOB_VARIABLE, JobFile, new_job_id, read_job_file
+from workbench.runs.job_file import JOB_VARIABLE, JobFile, new_job_id, processes_of, read_job_file
 from workbench.runs.layout import RunFolder
 from workbench.runs.lock import is_locked
-from workbench.runs.registry import readable_outcome, supervisor_lives
+from workbench.runs.registry import entry_of, outcome_of, supervisor_lives
 
 HELLO_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
@@ -102,6 +104,32 @@ def start_supervisor(run: RunFolder) -> JobFile:
     check_not_running(run)
     job = new_job_id(run.name)
     log_begin = run.supervisor_log.stat().st_size if run.supervisor_log.exists() else 0
+    deadline = time.monotonic() + HELLO_SECONDS
+    try:
+        said = _spawn_detached(run, job)
+        while time.monotonic() < deadline:
+            job_file = _job_file_of(run, job)
+            if job_file is not None and _has_come_up(run, job_file):
+                return job_file
+            if job_file is None and not is_locked(run.lock):
+                break
+            time.sleep(_LOOK_SECONDS)
+        why = said or _last_lines(run.supervisor_log, log_begin) or "it said nothing in time"
+        raise ControlError(
+            f"the supervisor did not start: {why}",
+            where=str(run.path),
+            remedy="mend what it says, then start again",
+        )
+    except BaseException:
+        # Also when the user presses Ctrl-C: what nobody waits for must not start by itself.
+        for pid in processes_of(job):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        raise
+
+
+def _spawn_detached(run: RunFolder, job: str) -> str:
+    """Start a supervisor that belongs to nobody; give what it said before it held the lock."""
     with subprocess.Popen(
         [sys.executable, "-m", "workbench.supervisor", "--detach", str(run.path)],
         cwd=run.path,
@@ -110,25 +138,18 @@ def start_supervisor(run: RunFolder) -> JobFile:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        text=True,
     ) as process:
-        assert process.stderr is not None
-        # It ends when the supervisor holds the lock and writes to its own log, or is dead.
-        said = process.stderr.read().decode("utf-8", errors="replace").strip()
-    deadline = time.monotonic() + HELLO_SECONDS
-    while time.monotonic() < deadline:
-        if (job_file := _job_file_of(run, job)) is not None and (
-            supervisor_lives(job_file) or readable_outcome(run) is not None
-        ):
-            return job_file
-        if not is_locked(run.lock) and _job_file_of(run, job) is None:
-            break
-        time.sleep(_LOOK_SECONDS)
-    why = said or _last_lines(run.supervisor_log, log_begin) or "it said nothing"
-    raise ControlError(
-        f"the supervisor did not start: {why}",
-        where=str(run.path),
-        remedy="mend what it says, then start again",
-    )
+        try:
+            # It ends when the supervisor holds the lock and writes to its own log, or is dead.
+            _, said = process.communicate(timeout=HELLO_SECONDS)
+        except subprocess.TimeoutExpired:
+            return ""
+    return said.strip()
+
+
+def _has_come_up(run: RunFolder, job_file: JobFile) -> bool:
+    return supervisor_lives(job_file) or outcome_of(entry_of(job_file, run)) is not None
 
 
 def _job_file_of(run: RunFolder, job: str) -> JobFile | None:

@@ -5,6 +5,7 @@ renamed into its place, so that no mistake leaves half of one. Invariant: a run 
 only what says how it goes on may change between attempts.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -220,7 +221,8 @@ def _create_new(
         beside.rename(run.path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
-        run.path.rmdir()
+        with contextlib.suppress(OSError):
+            run.path.rmdir()
         raise
     sync_folder(run.path.parent)
     return run

@@ -56,9 +56,13 @@ class Recorder:
             return
         # Whoever listens late or slowly reads the file: only the newest lines are news.
         begin = max(self._log_offset, size - LARGEST_LOG_BYTES)
-        with self._run.log.open("rb") as file:
-            file.seek(begin)
-            data = file.read(size - begin)
+        try:
+            with self._run.log.open("rb") as file:
+                file.seek(begin)
+                data = file.read(size - begin)
+        except OSError:
+            # Somebody took it away; the job goes on without it.
+            return
         if begin > self._log_offset:
             skipped = data.find(b"\n") + 1
             begin, data = begin + skipped, data[skipped:]
