@@ -33,18 +33,20 @@ $(VENV)/.ready: pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-DEMO_RUN ?= output/make-demo
+ifndef DEMO_RUN
+DEMO_RUN := output/demo-$(shell date +%Y%m%d-%H%M%S)
+endif
 
+# The main job without a screen: train, then ask the finished model one thing.
 demo: setup
-	@test ! -e $(DEMO_RUN) || { \
-		echo "$(DEMO_RUN) is there from before. Remove it, or: make demo DEMO_RUN=output/another" >&2; exit 2; }
-	$(RUN) -m workbench --batch -t demo.yaml --output-dir $(DEMO_RUN) > /dev/null
+	@echo "training $(DEMO_RUN): one to three minutes on two cores"
+	@$(RUN) -m workbench --batch -t demo.yaml --output-dir $(DEMO_RUN) > /dev/null
 	@echo
 	@echo "you       Hello, what is your name?"
 	@printf 'Samantha  '
-	@$(RUN) -m workbench chat -m $(DEMO_RUN) --message "Hello, what is your name?"
+	@$(RUN) -m workbench chat -m $(DEMO_RUN) --temperature 0 --message "Hello, what is your name?"
 	@echo
-	@echo "Now open the workbench itself:  $(VENV)/bin/workbench"
+	@echo "the run lies in $(DEMO_RUN); now open the workbench itself:  $(VENV)/bin/workbench"
 
 test: setup
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m "not gpu"
