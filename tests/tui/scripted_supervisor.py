@@ -127,12 +127,16 @@ class ScriptedSupervisor:
         self.address.unlink(missing_ok=True)
         self._server = None
 
+    async def close_files(self) -> None:
+        """Leave as a supervisor that has ended leaves."""
+        self._metrics.close()
+        self._events.close()
+
     async def close(self) -> None:
         """Clean up at the end of a test."""
         if self._server is not None:
             await self.vanish()
-        self._metrics.close()
-        self._events.close()
+        await self.close_files()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._viewers.add(writer)

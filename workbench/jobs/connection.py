@@ -221,17 +221,19 @@ class JobConnection:
             )
         address = Path(job_file.socket)
         check_address(address)
-        reader, writer = await asyncio.wait_for(
-            asyncio.open_unix_connection(os.fspath(address), limit=MAX_LINE_BYTES * 2),
-            ANSWER_SECONDS,
-        )
+        # Not wait_for: until Python 3.12 it loses a cancellation that comes with the answer.
+        async with asyncio.timeout(ANSWER_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(
+                os.fspath(address), limit=MAX_LINE_BYTES * 2
+            )
         try:
             if peer_uid(writer.get_extra_info("socket")) != os.getuid():
                 raise ControlError(
                     "somebody else listens there", where=str(address), remedy="remove the socket"
                 )
             writer.write(encode(_hello()))
-            line = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                line = await reader.readline()
             if (protocol := check_greeting(line, job_file)) != PROTOCOL_VERSION:
                 raise other_protocol(protocol, job_file)
         except BaseException:

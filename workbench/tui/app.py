@@ -76,7 +76,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         "chat": _chat,
     }
     ENABLE_COMMAND_PALETTE = True
-    COMMAND_PALETTE_BINDING = "ctrl+p"
+    COMMAND_PALETTE_BINDING = keys.BY_ID["palette"].keys[-1]
     ESCAPE_TO_MINIMIZE = False
 
     def __init__(self, surroundings: Surroundings | None = None, *, screen: str = "") -> None:

@@ -71,6 +71,7 @@ class Watches:
         self._surroundings = surroundings
         self._watches: dict[Path, Watch] = {}
         self._dirty: dict[Path, set[Part]] = {}
+        self._has_ended = False
         self.faults: list[tuple[str, BaseException]] = []
 
     def picture(self, path: Path) -> JobPicture | None:
@@ -91,6 +92,8 @@ class Watches:
         if watch is not None and not (is_over and attempt > watch.picture.attempt):
             return watch.picture
         watch = Watch(path, JobPicture(name))
+        if self._has_ended:
+            return watch.picture  # a list that was read before the end came after it
         self._watches[path] = watch
         watch.task = asyncio.create_task(self._fold(watch), name=f"watch {name}")
         watch.task.add_done_callback(self._report_fault)
@@ -106,6 +109,7 @@ class Watches:
 
     async def end(self) -> None:
         """Stop following; the jobs do not notice."""
+        self._has_ended = True
         tasks = [watch.task for watch in self._watches.values() if watch.task is not None]
         self._watches.clear()
         for task in tasks:

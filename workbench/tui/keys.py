@@ -28,6 +28,7 @@ Scope = Literal[
     "job",
     "chart",
     "stop_menu",
+    "abort",
     "confirm",
     "chat",
     "models",
@@ -234,6 +235,10 @@ TABLE: tuple[KeyRow, ...] = (
         "stop_abort", ("a",), "stop_menu", "Abort now…",
         "End every process of the job at once; the job's number has to be typed.",
         3, "workbench control abort JOB", 1, acts=True, needs=_command("abort"),
+    ),
+    KeyRow(
+        "abort_now", ("enter",), "abort", "Abort", "Abort, once the job's number is typed.",
+        3, "workbench control abort JOB", 1, acts=True,
     ),
     KeyRow("confirm_yes", ("y",), "confirm", "Yes", "Go on in spite of what is listed.", 2, "", 1),
     KeyRow("confirm_no", ("n",), "confirm", "No", "Go back; nothing happens.", 0, "", 1),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
-from textual import on, work
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
@@ -426,10 +426,6 @@ class LaunchPreview(WorkbenchScreen):
     def _close_field(self) -> None:
         self.query_one("#flag-field").display = False
         self.focus_pane("flags")
-
-    @on(Input.Submitted, "#flag-field")
-    def _submitted(self) -> None:
-        self.do_accept_flags()
 
     def do_check_again(self) -> None:
         """Run every check again."""

@@ -1,7 +1,10 @@
 """The ways to end a job, each with what it costs; abort asks for the job's number to be typed."""
 
+from typing import ClassVar
+
 from textual import on
 from textual.app import ComposeResult
+from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Input, Static
@@ -43,8 +46,6 @@ class StopMenu(Dialog):
     def _lines(self) -> list[Content]:
         picture = self._picture
         lost = cost(picture)
-        pace = picture.eta_seconds
-        del pace
         saved = picture.last_checkpoint
         took = f", then ≈ {words.duration(saved.seconds)} to save" if saved else ""
         said = {
@@ -118,7 +119,12 @@ def number_of(name: str) -> str:
 class NumberField(Input, inherit_bindings=False):
     """Where the number is typed."""
 
-    BINDINGS = keys.without_banned(Input.BINDINGS)
+    KEY_SCOPES = ("abort",)
+    TAKES_TEXT = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *keys.bindings("abort"),
+        *keys.without_banned(Input.BINDINGS),
+    ]
 
 
 class AbortPrompt(Dialog):
@@ -162,13 +168,13 @@ class AbortPrompt(Dialog):
     def _typed(self) -> None:
         matches = self.query_one("#number", Input).value.strip() == number_of(self._picture.name)
         text = (
-            Content.assemble(("It matches: enter aborts now.", "bold $bad"))
+            Content.assemble((f"It matches: {keys.hint('abort_now')} aborts now.", "bold $bad"))
             if matches
             else Content.assemble(("Nothing happens until it matches.", "$quiet"))
         )
         self.query_one("#match", Static).update(text)
 
-    @on(Input.Submitted)
-    def _submitted(self, event: Input.Submitted) -> None:
-        if event.value.strip() == number_of(self._picture.name):
+    def do_abort_now(self) -> None:
+        """Abort, if the number is right; else nothing."""
+        if self.query_one("#number", Input).value.strip() == number_of(self._picture.name):
             self.dismiss(True)
