@@ -78,7 +78,7 @@ def test_target_rows_name_the_token_before_each_target() -> None:
 
 def test_chunks_shrink_with_the_vocabulary_but_stay_large_enough() -> None:
     assert chunk_rows(1_000) == 4096
-    assert chunk_rows(64_000) == 2097
+    assert chunk_rows(16_000) == 2097
     assert chunk_rows(256_000) == 1024
 
 

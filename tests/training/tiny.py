@@ -70,6 +70,7 @@ def step_rows(
     num_rows: int = 4,
     num_microbatches: int = 1,
     masked_rows: frozenset[int] = frozenset(),
+    row_length: int = LENGTH,
 ) -> StepRows:
     """Rows of 1 to 3 documents with unequal target counts; the same for any microbatches."""
     generator = np.random.default_rng(seed)
@@ -82,7 +83,7 @@ def step_rows(
         make_batch(
             rows[start : start + share],
             num_rows=share,
-            row_length=LENGTH,
+            row_length=row_length,
             max_documents=4,
             pad_id=0,
         )

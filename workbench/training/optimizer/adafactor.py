@@ -131,6 +131,7 @@ def update(
         length = length * scale
     change = torch.mul(gradient_32, (row_factor * length)[:, None], out=square)
     change *= column_factor
+    del gradient_32  # of a large matrix it is the largest thing here
     _write(weight, change, learning_rate * weight_decay, noise, healthy)
     _keep(statistics.row, row, healthy)
     _keep(statistics.column, column, healthy)
@@ -173,9 +174,9 @@ def _write(
     if weight.dtype == torch.float32 and weight.device.type == "cpu":
         weight.mul_(1.0 - decay).sub_(change)
         return
-    new = torch.add(change.neg_(), weight, alpha=1.0 - decay)
+    new = change.neg_().add_(weight, alpha=1.0 - decay)
     if weight.device.type != "cpu":
-        new = torch.where(healthy, new, weight)
+        torch.where(healthy, new, weight, out=new)
     if noise is not None and weight.dtype == torch.bfloat16:
         # A value that is a bfloat16 already is left alone by rounding: a skipped update is exact.
         round_stochastically(new, weight, noise)

@@ -19,7 +19,7 @@ _MASK = 0xFFFFFFFF
 _FIRST, _SECOND = 0x21F0AAAD, 0x735A2D97
 
 # Pieces that stay in a core's cache on the CPU; on a GPU large ones, to launch few kernels.
-_CPU_CHUNK, _GPU_CHUNK = 1 << 15, 1 << 24
+_CPU_CHUNK, GPU_CHUNK = 1 << 15, 1 << 23
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def round_stochastically(values: Tensor, into: Tensor, key: NoiseKey) -> None:
         into: contiguous bfloat16 of the same number of elements; overwritten.
         key: the parameter's key for this step.
     """
-    chunk = _CPU_CHUNK if values.device.type == "cpu" else _GPU_CHUNK
+    chunk = _CPU_CHUNK if values.device.type == "cpu" else GPU_CHUNK
     flat, rounded = values.view(-1), into.view(-1)
     for begin in range(0, flat.numel(), chunk):
         piece = flat[begin : begin + chunk]
