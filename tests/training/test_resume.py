@@ -168,18 +168,24 @@ def test_loading_refuses_another_dtype_and_other_data(tmp_path: Path) -> None:
         checkpoint.load(folder, other.training.content, dimensions(), 5, run.training.ranks)
 
 
-def test_the_resume_point_is_the_runs_own_newest_after_the_first_attempt(tmp_path: Path) -> None:
+def test_a_run_goes_on_from_its_own_newest_checkpoint_whatever_it_began_from(
+    tmp_path: Path,
+) -> None:
     source = tiny_run(tmp_path / "source", max_steps=1)
     source.train()
     given = str(RunFolder(tmp_path / "source").checkpoint(1))
     run = RunFolder(tmp_path / "run")
-    assert checkpoint.resume_point(run, "auto", 1) is None
-    assert checkpoint.resume_point(run, "no", 1) is None
-    assert checkpoint.resume_point(run, given, 1) == Path(given)
+    for wanted in ("auto", "no"):
+        assert checkpoint.resume_point(run, wanted, is_restart=False) is None
+    assert checkpoint.resume_point(run, given, is_restart=False) == Path(given)
+    with pytest.raises(RunError, match="no such folder"):
+        checkpoint.resume_point(run, str(tmp_path / "nothing"), is_restart=False)
     tiny_run(tmp_path / "run", max_steps=2).train()
-    assert checkpoint.resume_point(run, given, 2) == run.checkpoint(2)
+    for wanted in ("auto", given):
+        assert checkpoint.resume_point(run, wanted, is_restart=False) == run.checkpoint(2)
+    assert checkpoint.resume_point(run, "no", is_restart=True) == run.checkpoint(2)
     with pytest.raises(RunError, match="checkpoint-2 is there"):
-        checkpoint.resume_point(run, "no", 2)
+        checkpoint.resume_point(run, "no", is_restart=False)
 
 
 def test_every_random_stream_goes_on_where_it_was() -> None:

@@ -225,7 +225,7 @@ def tiny_run(
         device=CPU,
     )
     state = TrainingState()
-    if (resumed := checkpoint.resume_point(run, resume, attempt)) is not None:
+    if (resumed := checkpoint.resume_point(run, resume, is_restart=False)) is not None:
         saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, Ranks())
         tiny.engine.restore_previous_norm(saved.previous_gradient_norm)
         state = TrainingState.from_saved(saved)

@@ -83,10 +83,21 @@ def build(
     device: torch.device,
     ranks: Ranks,
     attempt: int,
+    is_restart: bool,
     control: ControlPoint,
     publisher: Publisher | None,
 ) -> Built:
     """Build the run of a folder, resumed where its checkpoints and the config say so.
+
+    Args:
+        run: the run folder.
+        config: its resolved config.
+        device: of this rank.
+        ranks: this rank among all.
+        attempt: of this start, from 1.
+        is_restart: torchrun starts this attempt again after a failure.
+        control: where commands arrive.
+        publisher: rank 0's line to the supervisor; None without one.
 
     Raises:
         WorkbenchError: model, data, config or checkpoint are not what they should be.
@@ -126,7 +137,7 @@ def build(
     )
     rows, validation = _loaders(config, prepared, plan)
     state = TrainingState()
-    resumed = checkpoint.resume_point(run, config.checkpoints.resume, attempt)
+    resumed = checkpoint.resume_point(run, config.checkpoints.resume, is_restart=is_restart)
     if resumed is None:
         _load_model(config, model_folder, dims, dtype, store)
     else:

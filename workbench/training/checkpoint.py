@@ -319,27 +319,28 @@ def _load_random_states(folder: Path, rank: int, device: torch.device) -> None:
         ) from error
 
 
-def resume_point(run: RunFolder, wanted: str, attempt: int) -> Path | None:
-    """Say which checkpoint this attempt goes on from; None begins at step 0.
+def resume_point(run: RunFolder, wanted: str, *, is_restart: bool) -> Path | None:
+    """Say which checkpoint a start goes on from; None begins at step 0.
+
+    A run that has a checkpoint of its own goes on from its newest one, whatever it began from.
 
     Args:
         run: the run.
-        wanted: ``checkpoints.resume``: auto, no, or the path of a checkpoint. A path counts for
-            the first attempt; later ones go on from the run's own newest.
-        attempt: counted from 1.
+        wanted: ``checkpoints.resume``: auto, no, or the path of a checkpoint.
+        is_restart: torchrun starts the same attempt again after a failure.
 
     Raises:
         RunError: the path holds no complete checkpoint, or ``no`` meets checkpoints of the run.
     """
     newest = folders.newest_complete(run)
-    if wanted == "no":
-        if newest is not None:
+    if newest is not None:
+        if wanted == "no" and not is_restart:
             raise RunError(
                 f"checkpoints.resume is no, but {newest.path.name} is there",
                 where=str(run.path),
                 remedy="choose another training.output_dir, or resume",
             )
-        return None
-    if newest is not None and (wanted == "auto" or attempt > 1):
         return newest.path
-    return None if wanted == "auto" else folders.checkpoint_folder(Path(wanted).expanduser())
+    if wanted in ("auto", "no"):
+        return None
+    return folders.checkpoint_folder(Path(wanted).expanduser())

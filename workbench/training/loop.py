@@ -259,7 +259,7 @@ class Training:
         Training goes on with its older checkpoints.
         """
         self._judge(self.report.faults(wait=True))
-        self._at("saving")
+        self._at("stopping" if self._resting == "stopping" else "saving")
         try:
             saved = checkpoint.save(self.run, self.content, self._saved_state(), self.ranks)
         except checkpoint.SaveError as error:
@@ -337,7 +337,6 @@ class Training:
     def _hold(self) -> None:
         """Stay at this step boundary until resume or stop; still save and evaluate."""
         self._resting = "paused"
-        self._log()
         logger.info("paused at step %d", self.state.step)
         while not self.control.pending & (Flag.RESUME | Flag.STOP):
             self._at("paused")

@@ -76,6 +76,7 @@ def _train(run: RunFolder) -> None:
             device=device,
             ranks=ranks,
             attempt=attempt,
+            is_restart=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0",
             control=ControlPoint(ranks, wishes),
             publisher=publisher,
         )
@@ -158,6 +159,8 @@ def _reason(error: Exception) -> JobFailure:
         case ConfigError() | RunError():
             return "config"
         case torch.OutOfMemoryError() | MemoryError():
+            return "out_of_memory"
+        case RuntimeError() if "DefaultCPUAllocator" in str(error):
             return "out_of_memory"
         case DistError():
             return "communication"

@@ -87,12 +87,12 @@ def round_stochastically(values: Tensor, into: Tensor, key: NoiseKey) -> None:
         random = noise(key, begin, begin + piece.numel(), piece.device).to(torch.int32)
         bits = random.add_(piece.view(torch.int32)).bitwise_right_shift_(16)
         as_bfloat16 = bits.to(torch.int16).view(torch.bfloat16)
-        torch.where(
-            piece.isfinite(),
-            as_bfloat16,
-            piece.to(torch.bfloat16),
-            out=rounded[begin : begin + chunk],
-        )
+        target = rounded[begin : begin + chunk]
+        # A finite sum has finite terms; only where looking is free is it worth a look.
+        if piece.device.type == "cpu" and piece.sum().isfinite():
+            target.copy_(as_bfloat16)
+        else:
+            torch.where(piece.isfinite(), as_bfloat16, piece.to(torch.bfloat16), out=target)
 
 
 def round_to_nearest(values: Tensor, into: Tensor) -> None:
