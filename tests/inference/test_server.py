@@ -195,6 +195,8 @@ def test_models_are_listed_and_looked_up(client: openai.OpenAI, server: Server) 
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name", "name"),
         ({"messages": [{"role": "narrator", "content": "a"}]}, "messages[0].role", "'user'"),
         ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "parts of text"),
+        ({"stop": 5}, "stop", "stop: "),
         ({"n": 2}, "n", "n: "),
         ({"presence_penalty": 0.5}, "presence_penalty", "presence_penalty: "),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
@@ -217,7 +219,16 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
     assert error["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '"text"'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '"text"',
+        b"\xff\xfe",
+        r'{"messages": [{"role": "user", "content": "half a pair: \ud800"}], "max_tokens": 2}',
+    ],
+)
 async def test_a_body_that_is_no_request_is_refused(local: httpx.AsyncClient, content: str) -> None:
     answer = await local.post(
         "/v1/chat/completions", content=content, headers={"content-type": "application/json"}

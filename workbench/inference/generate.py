@@ -317,14 +317,17 @@ class _Reply(StoppingCriteria):
 
     def finish(self) -> str:
         """Send the last piece, if anybody waits for it; say in a word how the reply ended."""
+        if self._stop.has_stopped:
+            return "stopped"
         if self._generation.is_cancelled:
             return "cancelled"
-        if not self._stop.has_stopped:
-            if self._is_closing.is_set():
-                self._generation.put(_server_is_ending())
-                return "interrupted"
-            self._send(self._stop.finish(self._detokenizer.finish()), "length")
-        return "stopped" if self._stop.has_stopped else "cut at its limit"
+        if self._is_closing.is_set():
+            self._generation.put(_server_is_ending())
+            return "interrupted"
+        # Text that was held back may turn out to hold a stop string after all.
+        text = self._stop.finish(self._detokenizer.finish())
+        self._send(text, "stop" if self._stop.has_stopped else "length")
+        return "cut at its limit"
 
     def _take(self, token_id: int) -> bool:
         if self._generation.is_cancelled or self._is_closing.is_set():

@@ -7,9 +7,22 @@ with ``top_k``, ``min_p``, ``repetition_penalty`` and ``stop_token_ids`` as othe
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-StopString = Annotated[str, Field(min_length=1, max_length=200)]
+
+def check_unicode(text: str) -> str:
+    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer can read.
+
+    Raises:
+        ValueError: the text holds one.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds half of a surrogate pair")
+    return text
+
+
+Text = Annotated[str, AfterValidator(check_unicode)]
+StopString = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
 class _Strict(BaseModel):
@@ -20,21 +33,37 @@ class TextContent(_Strict):
     """A part of a message; this server reads text only."""
 
     type: Literal["text"]
-    text: str
+    text: Text
+
+
+def parts_of(content: object) -> object:
+    """Read a plain text as a list of one part: a union would be reported twice when it is wrong.
+
+    Raises:
+        ValueError: it is neither a text nor a list.
+    """
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list):
+        return content
+    raise ValueError("should be a text, or a list of parts of text")
 
 
 class ChatMessage(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextContent]
+    content: Annotated[list[TextContent], BeforeValidator(parts_of)]
 
     @property
     def text(self) -> str:
         """The whole content as text."""
-        if isinstance(self.content, str):
-            return self.content
         return "".join(part.text for part in self.content)
+
+
+def list_of(stop: object) -> object:
+    """Read a single stop string as a list of one."""
+    return [stop] if isinstance(stop, str) else stop
 
 
 class StreamOptions(_Strict):
@@ -47,7 +76,7 @@ class ChatRequest(_Strict):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    model: str | None = None
+    model: Text | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -59,7 +88,7 @@ class ChatRequest(_Strict):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop: Annotated[list[StopString] | None, BeforeValidator(list_of), Field(max_length=16)] = None
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
 
     # Clients send these with the value that changes nothing; any other value is refused.
@@ -67,13 +96,6 @@ class ChatRequest(_Strict):
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logprobs: Literal[False] | None = None
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """The texts that end the reply."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class Usage(BaseModel):

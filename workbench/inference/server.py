@@ -272,7 +272,7 @@ def _sampling(body: ChatRequest, num_prompt_tokens: int, served: ServedModel) ->
     return Sampling(
         max_tokens=min(body.max_completion_tokens or body.max_tokens or room, room),
         stop_ids=served.prompts.stop_ids | frozenset(body.stop_token_ids or ()),
-        stop_strings=(*served.prompts.stop_strings, *body.stop_strings),
+        stop_strings=(*served.prompts.stop_strings, *(body.stop or ())),
         **chosen,
     )
 
@@ -301,6 +301,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         status = 503 if isinstance(error, RefusedError) else 500
         return _error_response(status, str(error), "server_error")
 
+    @app.exception_handler(Exception)
+    async def fail_unforeseen(_: Request, __: Exception) -> Response:
+        # Starlette raises it again behind this answer, and the server logs it.
+        return _error_response(500, "the server failed; see its log", "server_error")
+
 
 def describe_validation(problems: Sequence[Any]) -> tuple[str, str | None, str | None]:
     """Say everything that is wrong with a request: sentence, first parameter, code.
@@ -317,12 +322,7 @@ def describe_validation(problems: Sequence[Any]) -> tuple[str, str | None, str |
             unknown[0],
             ("unknown_parameter"),
         )
-    # A value that fits no member of a union is reported for each: the innermost place says most.
-    messages: dict[str, str] = {}
-    for problem in sorted(problems, key=lambda problem: -len(_parameter(problem))):
-        name = _parameter(problem)
-        if not any(known.startswith(name) for known in messages):
-            messages[name] = problem["msg"]
+    messages = {_parameter(problem): problem["msg"] for problem in problems}
     sentence = "; ".join(f"{name}: {message}" for name, message in messages.items())
     return sentence, next(iter(messages), None), "invalid_value"
 
@@ -333,15 +333,9 @@ def _parameter(problem: Any) -> str:  # noqa: ANN401 - pydantic's error
     for part in problem["loc"][1:]:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif part in _UNION_MEMBERS:
-            continue
         else:
             name += f".{part}" if name else part
     return name or "body"
-
-
-# Pydantic puts the member of a union that it tried into the place.
-_UNION_MEMBERS = frozenset({"str", "constrained-str", "list[TextContent]", "list[constrained-str]"})
 
 
 def _error_response(
