@@ -3,10 +3,12 @@
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.short_folder import short_folder
 from workbench.control.address import (
     LONGEST_ADDRESS_BYTES,
     answers,
@@ -23,11 +25,10 @@ from workbench.errors import ControlError
 
 
 @pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "runtime"
-    folder.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    return folder
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with short_folder() as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield folder
 
 
 def listening(address: Path) -> socket.socket:
@@ -54,14 +55,13 @@ def test_without_a_runtime_folder_the_temporary_one_is_used(
 
 
 def test_a_path_of_107_bytes_is_taken_and_one_of_108_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed = len("/workbench/0123456789ab.sock")
-    room = LONGEST_ADDRESS_BYTES - fixed - len(str(tmp_path)) - 1
-    if room < 2:
-        pytest.skip("the temporary folder's own path is too long")
+    room = LONGEST_ADDRESS_BYTES - fixed - len(str(runtime)) - 1
+    assert room > 1
     for length, fits in ((room, True), (room + 1, False)):
-        folder = tmp_path / ("x" * length)
+        folder = runtime / ("x" * length)
         folder.mkdir(mode=0o700)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
         if fits:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.short_folder import short_folder
 from workbench.runs.job_file import JobFile, processes_of, read_job_file
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import Outcome, read_outcome
@@ -50,15 +51,13 @@ class Ended:
 class Workplace:
     """A folder to work in, with sockets and a registry of its own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, runtime: Path) -> None:
         self.path = path
         self.environment = os.environ.copy()
         # Several tests share two cores: more threads would only wait for each other.
         self.environment["OMP_NUM_THREADS"] = "1"
-        for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
-            folder = path / name.split("_")[1].lower()
-            folder.mkdir(mode=0o700)
-            self.environment[name] = str(folder)
+        self.environment["XDG_RUNTIME_DIR"] = str(runtime)
+        self.environment["XDG_STATE_HOME"] = str(path / "state")
         self._started: list[subprocess.Popen[str]] = []
 
     def workbench(self, *arguments: str) -> Ended:
@@ -105,9 +104,10 @@ class Workplace:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    made = Workplace(tmp_path_factory.mktemp("workplace"))
-    yield made
-    made.end_everything()
+    with short_folder() as runtime:
+        made = Workplace(tmp_path_factory.mktemp("workplace"), runtime)
+        yield made
+        made.end_everything()
 
 
 def job_of(run: RunFolder) -> JobFile:

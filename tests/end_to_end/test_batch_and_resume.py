@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.conftest import (
+    LIMIT_SECONDS,
     SMALL,
     Ended,
     Workplace,
@@ -107,15 +109,35 @@ def test_another_config_in_the_same_folder_is_refused_by_key(
     assert after == before
 
 
+def pasted(workplace: Workplace, name: str, *more: str) -> RunFolder:
+    """Paste the line of a dry run into a shell: the same training, without a supervisor."""
+    planned = workplace.workbench(
+        "train", "-t", "demo.yaml", "--max-steps", str(NUM_STEPS),
+        "--output-dir", f"output/{name}", *SMALL, *more, "--dry-run",
+    )  # fmt: skip
+    assert planned.status == 0, planned.stderr
+    run = workplace.run_folder(name)
+    assert not run.metrics.exists()
+    shell = subprocess.run(
+        ["sh", "-c", planned.stdout],
+        cwd="/",
+        env=workplace.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    assert shell.returncode == 0, shell.stderr.decode()
+    assert newest_complete(run) is not None
+    return run
+
+
 @pytest.mark.parametrize("dtype", [[], BFLOAT16], ids=["float32", "bfloat16"])
 def test_a_killed_run_goes_on_bit_for_bit(
     workplace: Workplace, uninterrupted: tuple[Ended, RunFolder], dtype: list[str]
 ) -> None:
     """kill -9 of the whole job behind step 10, then the same command again."""
-    whole = uninterrupted[1]
-    if dtype:
-        ended, whole = batch(workplace, "uninterrupted-bfloat16", *dtype)
-        assert ended.status == 0, ended.stderr
+    whole = pasted(workplace, "uninterrupted-bfloat16", *dtype) if dtype else uninterrupted[1]
     name = "killed" + "-bfloat16" * bool(dtype)
     run = workplace.run_folder(name)
     process = workplace.start(

@@ -154,7 +154,7 @@ def test_a_killed_rank_is_a_failure_that_names_rank_and_cause(workplace: Workpla
     assert outcome["message"] == "rank 0 was killed by SIGKILL"
     assert outcome["exit_codes"] == {"0": -9}
     assert "rank 0 was killed by SIGKILL" in narrated
-    assert processes_of(job_of(run).job) == []
+    wait_until(lambda: not processes_of(job_of(run).job), "the supervisor's own end", 10)
 
 
 def test_a_lost_supervisor_loses_no_step_and_is_tidied_up(workplace: Workplace) -> None:

@@ -1,10 +1,12 @@
 """Every run under a folder, newest first, whatever else lies there."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.short_folder import short_folder
 from workbench.control.address import ready_socket_folder
 from workbench.runs.catalog import last_known, runs_under, summarise
 from workbench.runs.job_file import JobFile, this_boot, this_host, write_job_file
@@ -14,11 +16,11 @@ from workbench.runs.outcome import Outcome, write_outcome
 
 
 @pytest.fixture(autouse=True)
-def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
-        folder = tmp_path / name
-        folder.mkdir(mode=0o700)
-        monkeypatch.setenv(name, str(folder))
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with short_folder() as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        yield
 
 
 def run_at(path: Path, when: float) -> RunFolder:

@@ -5,11 +5,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.short_folder import short_folder
 from workbench.control.address import ready_socket_folder
 from workbench.errors import ControlError, RefusedError
 from workbench.runs.job_file import start_time_of, this_boot, this_host, write_job_file
@@ -27,11 +29,11 @@ from workbench.runs.registry import (
 
 
 @pytest.fixture(autouse=True)
-def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
-        folder = tmp_path / name
-        folder.mkdir(mode=0o700)
-        monkeypatch.setenv(name, str(folder))
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with short_folder() as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        yield
 
 
 def entry(tmp_path: Path, job: str = "demo-1-aaaaaa", **changed: object) -> JobEntry:

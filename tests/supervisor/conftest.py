@@ -13,7 +13,14 @@ import msgspec
 import pytest
 
 from tests.control.viewer import Viewer
-from workbench.runs.job_file import JOB_VARIABLE, JobFile, processes_of, read_job_file
+from tests.short_folder import short_folder
+from workbench.runs.job_file import (
+    JOB_VARIABLE,
+    JobFile,
+    new_job_id,
+    processes_of,
+    read_job_file,
+)
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import Outcome, read_outcome
 
@@ -29,7 +36,10 @@ def wait_until(is_true: Callable[[], object], what: str, seconds: float = LIMIT_
 
 
 class Supervised:
-    """A run folder, its supervisor, and what they left."""
+    """A run folder, its supervisor, and what they left.
+
+    The job id is drawn anew for each test: another test's processes must not be found by it.
+    """
 
     def __init__(self, path: Path, job: str, environment: dict[str, str]) -> None:
         self.run = RunFolder(path)
@@ -96,19 +106,17 @@ class Supervised:
 
 
 @pytest.fixture
-def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Folders of this test alone for sockets and for the registry."""
-    environment = {}
-    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
-        folder = tmp_path / name.split("_")[1].lower()
-        folder.mkdir(mode=0o700)
-        environment[name] = str(folder)
-        monkeypatch.setenv(name, str(folder))
-    return environment
+    with short_folder() as runtime:
+        environment = {"XDG_RUNTIME_DIR": str(runtime), "XDG_STATE_HOME": str(tmp_path / "state")}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield environment
 
 
 @pytest.fixture
 def supervised(tmp_path: Path, homes: dict[str, str]) -> Iterator[Supervised]:
-    made = Supervised(tmp_path / "run", "run-0a1b2c", homes)
+    made = Supervised(tmp_path / "run", new_job_id("run"), homes)
     yield made
     made.kill_everything()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.supervisor.conftest import Supervised, wait_until
-from workbench.runs.job_file import processes_of, start_time_of, this_host
+from workbench.runs.job_file import new_job_id, processes_of, start_time_of, this_host
 from workbench.runs.registry import entries, liveness
 
 
@@ -61,7 +61,7 @@ def test_a_later_start_is_the_next_attempt_and_forgets_the_earlier_outcome(
 ) -> None:
     supervised.start("connect", "fail=data")
     assert supervised.ended()[1].state == "failed"
-    supervised.job = "run-aaaaaa"
+    supervised.job = new_job_id("run")
     supervised.start("connect", "serve")
     with supervised.connect() as viewer:
         assert not supervised.run.outcome.exists()

@@ -103,7 +103,7 @@ def latest_entries() -> list[JobEntry]:
 
 
 def liveness(entry: JobEntry) -> Liveness:
-    """Judge a job by its run folder, its socket, and the process table, in this order.
+    """Judge a job by its run folder, then by the process table and its socket.
 
     Returns:
         alive: its supervisor answers, or the very process still runs. ended: there is an outcome,
@@ -135,12 +135,12 @@ def readable_outcome(run: RunFolder) -> Outcome | None:
 
 
 def supervisor_lives(job_file: JobFile) -> bool:
-    """Tell whether the supervisor of a start on this host is there: by its socket, else its pid."""
-    if _says_hello(job_file):
+    """Tell whether the supervisor of a start is there: the very process, or its socket answers."""
+    is_ours = job_file.host == this_host() and job_file.boot_id == this_boot()
+    # The process table is asked first: it answers at once, also for a supervisor that is frozen.
+    if is_ours and start_time_of(job_file.pid) == job_file.start_time:
         return True
-    if job_file.host != this_host() or job_file.boot_id != this_boot():
-        return False
-    return start_time_of(job_file.pid) == job_file.start_time
+    return _says_hello(job_file)
 
 
 def find_job(name: str) -> JobEntry:
