@@ -83,9 +83,9 @@ def build(
     device: torch.device,
     ranks: Ranks,
     attempt: int,
-    is_restart: bool,
     control: ControlPoint,
     publisher: Publisher | None,
+    is_restart: bool = False,
 ) -> Built:
     """Build the run of a folder, resumed where its checkpoints and the config say so.
 
@@ -95,9 +95,9 @@ def build(
         device: of this rank.
         ranks: this rank among all.
         attempt: of this start, from 1.
-        is_restart: torchrun starts this attempt again after a failure.
         control: where commands arrive.
         publisher: rank 0's line to the supervisor; None without one.
+        is_restart: torchrun starts this attempt again after a failure.
 
     Raises:
         WorkbenchError: model, data, config or checkpoint are not what they should be.
