@@ -96,8 +96,7 @@ async def wait_until(pilot: Pilot[None], predicate: Callable[[], object]) -> Non
     deadline = time.monotonic() + LIMIT_SECONDS
     while not predicate():
         assert time.monotonic() < deadline, f"not within {LIMIT_SECONDS:.0f} s"
-        await pilot.pause()
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.01)
     await pilot.pause()
 
 
@@ -106,8 +105,8 @@ def screen_text(pilot: Pilot[None]) -> str:
     screen = pilot.app.screen
     width, height = pilot.app.size
     rows = []
-    for y in range(height):
-        rows.append("".join(segment.text for segment in screen._compositor.render_strips()[y])[:width])
+    for strip in screen._compositor.render_strips()[:height]:
+        rows.append("".join(segment.text for segment in strip)[:width])
     return "\n".join(rows)
 
 

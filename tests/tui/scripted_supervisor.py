@@ -223,7 +223,9 @@ class ScriptedSupervisor:
     def say_state(self, state: JobState) -> None:
         """The job enters a state."""
         self.state = state
-        self.log_event(StateEvent(time=self.since, attempt=self.attempt, state=state, step=self.step))
+        self.log_event(
+            StateEvent(time=self.since, attempt=self.attempt, state=state, step=self.step)
+        )
         self._tell_status()
 
     def _tell_status(self) -> None:

@@ -9,7 +9,17 @@ from textual.pilot import Pilot
 
 from tests.tui.conftest import screen_text, wait_until
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor, write_checkpoint
-from workbench.control.messages import Abort, Ended, Evaluate, Held, Pause, Resume, Save, Saved, Stop
+from workbench.control.messages import (
+    Abort,
+    Ended,
+    Evaluate,
+    Held,
+    Pause,
+    Resume,
+    Save,
+    Saved,
+    Stop,
+)
 from workbench.runs.events import CheckpointEvent, EvaluationEvent
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import FirstError, Outcome

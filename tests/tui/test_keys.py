@@ -197,9 +197,7 @@ def test_text_fields_keep_what_they_need() -> None:
         ("start_again", "lost", None),
     ],
 )
-def test_a_key_is_refused_with_the_reason(
-    row_id: str, state: JobState, reason: str | None
-) -> None:
+def test_a_key_is_refused_with_the_reason(row_id: str, state: JobState, reason: str | None) -> None:
     assert keys.BY_ID[row_id].refusal(KeyState(job="a-1", job_state=state)) == reason
 
 

@@ -94,9 +94,7 @@ def test_a_single_cell_holds_a_line() -> None:
 
 
 def test_log_scale_puts_equal_ratios_at_equal_distances() -> None:
-    raster = rasterize(
-        [points(1, 10, 100)], View(0, 2, 1, 100, log_y=True), width=9, height=9
-    )
+    raster = rasterize([points(1, 10, 100)], View(0, 2, 1, 100, log_y=True), width=9, height=9)
     straight = rasterize([points(0, 1, 2)], View(0, 2, 0, 2), width=9, height=9)
     assert (raster.bits == straight.bits).all()
 

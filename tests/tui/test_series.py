@@ -33,9 +33,7 @@ def test_what_is_not_finite_becomes_a_gap(missing: float | None) -> None:
 
 
 @given(
-    st.lists(
-        st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))), min_size=300, max_size=2000
-    ),
+    st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))), min_size=300, max_size=2000),
     st.integers(20, 200),
 )
 def test_a_reduced_window_has_the_bounds_of_all_points(values: list[float], most: int) -> None:

@@ -6,6 +6,7 @@ the first chart. Nothing here knows what a screen shows. Invariant: a key that i
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events
@@ -15,6 +16,7 @@ from textual.dom import DOMNode
 from textual.message import Message
 from textual.screen import Screen
 
+from workbench.errors import WorkbenchError
 from workbench.tui import keys
 from workbench.tui.keys import KeyState
 from workbench.tui.remembered import read_remembered, write_remembered
@@ -27,7 +29,6 @@ from workbench.tui.widgets.top_bar import Badge, Tab, TopBar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from workbench.control.messages import CommandName
     from workbench.tui.job_events import CommandSaid, Watches
@@ -67,7 +68,7 @@ SCREENS: tuple[tuple[str, str, str, str], ...] = (
 class WorkbenchApp(App[None], inherit_bindings=False):
     """The workbench in a terminal."""
 
-    CSS_PATH = "app.tcss"
+    CSS_PATH = Path(__file__).with_name("app.tcss")
     TITLE = "workbench"
     BINDINGS = keys.bindings("global")
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
@@ -396,6 +397,13 @@ class WorkbenchApp(App[None], inherit_bindings=False):
             self._said_timer = None
         if severity != "error":
             self._said_timer = self.set_timer(SECONDS_OF_A_MESSAGE, lambda: self._show_said(None))
+
+    def say_error(self, prefix: str, error: WorkbenchError | OSError) -> None:
+        """Say a mistake: what and what to do in the row, where in the history."""
+        if isinstance(error, WorkbenchError):
+            self.say(f"{prefix}{error.what}; {error.remedy}", "error", f"in {error.where}")
+        else:
+            self.say(f"{prefix}{error}", "error")
 
     def clear_said(self) -> bool:
         """Dismiss the message that is shown; False where there is none."""

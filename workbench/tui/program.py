@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from workbench.control.messages import CommandName
+    from workbench.errors import WorkbenchError
     from workbench.tui.job_events import Watches
     from workbench.tui.job_index import JobIndex
     from workbench.tui.remembered import Remembered
@@ -37,6 +38,9 @@ class Program(Protocol):
 
     def say(self, text: str, severity: "Severity" = "done", detail: str = "") -> None:
         """Show a line above the footer and keep it in the history."""
+
+    def say_error(self, prefix: str, error: "WorkbenchError | OSError") -> None:
+        """Say a mistake: what and what to do in the row, where in the history."""
 
     def clear_said(self) -> bool:
         """Dismiss the message that is shown; False where there is none."""

@@ -187,7 +187,7 @@ class ChatScreen(WorkbenchScreen):
             self.workbench.say(f"{row.run}/{row.checkpoint} is loaded")
         except (WorkbenchError, OSError) as error:
             await self._stop_server()
-            self.workbench.say(f"not loaded: {error}", "error")
+            self.workbench.say_error("not loaded: ", error)
         except asyncio.CancelledError:
             await self._stop_server()
             raise
@@ -347,9 +347,16 @@ class ChatScreen(WorkbenchScreen):
         except asyncio.CancelledError:
             answer.ended = "stopped"
         except (WorkbenchError, OSError) as error:
-            await self._give_back(exchange, answer, str(error))
+            await self._give_back(exchange, answer)
+            if self._server is not None and self._server.has_ended:
+                back = keys.hint("stop_reply")
+                self.workbench.say(
+                    f"no answer: the server has ended; {back}, load it again", "error"
+                )
+            else:
+                self.workbench.say_error("no answer: ", error)
 
-    async def _give_back(self, exchange: Exchange, answer: Answer, error: str) -> None:
+    async def _give_back(self, exchange: Exchange, answer: Answer) -> None:
         """Take a failed answer away; the message of a failed send is in the field again."""
         if answer.text:
             answer.ended = "broken off"
@@ -361,9 +368,6 @@ class ChatScreen(WorkbenchScreen):
             prompt.text = exchange.message + (f"\n{prompt.text}" if prompt.text else "")
             prompt.move_cursor(prompt.document.end)
             await self.query_one("#transcript", Transcript).drop_last()
-        if self._server is not None and self._server.has_ended:
-            error = f"the server has ended; {keys.hint('stop_reply')} and load it again"
-        self.workbench.say(f"no answer: {error}", "error")
 
     def _turns_before(self, exchange: Exchange) -> "list[ChatTurn]":
         from workbench.jobs.chat_client import ChatTurn

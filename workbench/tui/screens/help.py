@@ -66,11 +66,10 @@ class HelpDialog(Dialog):
         self.query_one("#help-list").focus()
 
     def _fill(self, query: str) -> None:
-        rows = [
-            row
-            for row in self._rows
-            if not query or score(query, f"{row[1]} {row[0].help}") is not None
-        ]
+        scored = [(score(query, f"{row[1]} {row[0].help}"), row) for row in self._rows]
+        found = [(points, row) for points, row in scored if points is not None]
+        # Stable: without a query, and among equals, the order of the table stays.
+        rows = [row for _, row in sorted(found, key=lambda pair: -pair[0])]
         self.query_one("#help-list", HelpList).set_rows(rows)
 
     def do_filter(self) -> None:

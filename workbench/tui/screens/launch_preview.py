@@ -381,13 +381,13 @@ class LaunchPreview(WorkbenchScreen):
         try:
             run, job = launch(resolved, project=self.workbench.surroundings.project)
         except WorkbenchError as error:
-            self.app.call_from_thread(self._take_failure, str(error))
+            self.app.call_from_thread(self._take_failure, error)
             return
         self.app.call_from_thread(self._take_start, run.path, job.job)
 
-    def _take_failure(self, text: str) -> None:
+    def _take_failure(self, error: WorkbenchError) -> None:
         self._is_launching = False
-        self.workbench.say(f"not started: {text}", "error")
+        self.workbench.say_error("not started: ", error)
         self._show_headline()
         self.refresh_keys()
 

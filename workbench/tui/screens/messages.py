@@ -23,11 +23,13 @@ class MessagesDialog(Dialog):
 
     def compose(self) -> ComposeResult:
         """Draw a line for each message."""
-        lines = [
-            Content.assemble((words.clock(said.time), "$quiet")).append(said_line(said))
-            for said in reversed(self._history)
-        ]
+        lines = []
+        for said in reversed(self._history):
+            time = Content.assemble((words.clock(said.time), "$quiet"))
+            lines.append(time.append(said_line(said)))
+            if said.detail:
+                lines.append(Content.assemble((f"        {said.detail}", "$quiet")))
         with VerticalScroll(classes="box") as box:
-            box.border_title = Content(f"Messages · {len(lines)}")
+            box.border_title = Content(f"Messages · {len(self._history)}")
             box.border_subtitle = f"{keys.hint('close')} close"
             yield Static(Content("\n").join(lines) if lines else Content("Nothing was said yet."))

@@ -16,8 +16,8 @@ class FilterField(Input, inherit_bindings=False):
     KEY_SCOPES = ("field",)
     TAKES_TEXT = True
     BINDINGS: ClassVar[list[BindingType]] = [
-        *keys.without_banned(Input.BINDINGS),
         *keys.bindings("field"),
+        *keys.without_banned(Input.BINDINGS),
     ]
     DEFAULT_CSS = """
     FilterField, FilterField:focus {

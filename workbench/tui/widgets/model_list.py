@@ -5,7 +5,7 @@ from pathlib import Path
 
 from textual.content import Content
 
-from workbench.tui import words
+from workbench.tui import keys, words
 from workbench.tui.widgets.line_list import LineList
 
 
@@ -23,6 +23,7 @@ class ModelList(LineList[ModelRow]):
     """Checkpoints under a cursor."""
 
     KEY_SCOPES = ("models",)
+    BINDINGS = keys.bindings("models")
 
     def draw(self, row: ModelRow, width: int) -> Content:
         """Give run, checkpoint, and what is known of it."""
