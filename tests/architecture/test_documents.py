@@ -41,3 +41,22 @@ def test_an_unknown_marker_fails_so_the_pytest_settings_are_read(tmp_path: Path)
     )  # fmt: skip
     assert result.returncode != 0
     assert "no_such_marker" in result.stdout + result.stderr
+
+
+def tree_of_architecture() -> str:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text("utf-8")
+    return text[text.index("## 3. The tree") : text.index("## 4. ")]
+
+
+def test_the_tree_in_the_architecture_names_every_module() -> None:
+    words = set(re.findall(r"\w+", tree_of_architecture()))
+    modules = [path for path in (REPOSITORY / "workbench").rglob("*.py") if path.stem != "__init__"]
+    assert len(modules) > 50
+    assert not [str(path) for path in modules if path.stem not in words]
+
+
+def test_the_tree_in_the_architecture_names_no_module_that_is_not_there() -> None:
+    names = set(re.findall(r"\b(\w+)\.py\b", tree_of_architecture()))
+    assert len(names) > 50
+    there = {path.stem for path in (REPOSITORY / "workbench").rglob("*.py")}
+    assert not names - there
