@@ -1,6 +1,7 @@
 """What the socket takes and refuses: strangers, garbage, other versions, slow and rude viewers."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -85,6 +86,23 @@ def test_another_protocol_may_ask_status_and_stop_and_nothing_else(serving: Supe
         assert viewer.ask(type="subscribe", id=3, topics=["log"])["reason"] == "protocol"
         assert viewer.ask(type="stop", id=4)["type"] == "accepted"
     assert serving.ended()[1].state == "stopped"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else for a moment")
+def test_another_user_is_not_even_greeted(serving: Supervised) -> None:
+    """Both gates opened by hand, folder and socket: the kernel still tells who is there."""
+    gate = address(serving)
+    for path in (gate.parent.parent, gate.parent, gate):
+        path.chmod(0o777)
+    os.seteuid(65534)
+    try:
+        stranger = Viewer.connect_silently(gate)
+    finally:
+        os.seteuid(0)
+    with stranger, pytest.raises(EOFError):
+        stranger.receive()
+    with serving.connect() as another:
+        assert another.ask(type="status", id=1)["state"] == "training"
 
 
 @pytest.mark.parametrize(

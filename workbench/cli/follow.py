@@ -98,7 +98,8 @@ class Screen:
                     self.tell(metrics_line(record))
             case StatusUpdate(status=status):
                 if self._bar is not None:
-                    self._bar.total, self._bar.n = status.max_steps, status.step
+                    self._bar.total = status.max_steps
+                    self._bar.n = max(self._bar.n, status.step)
                     self._bar.set_description_str(status.state, refresh=True)
             case LinkUpdate(connected=False, reason=reason):
                 self.tell(f"the supervisor does not answer: {reason}; reading the run's files")

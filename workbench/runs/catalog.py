@@ -32,6 +32,7 @@ class RunSummary:
     """Where a run stands. ``state`` is None where it was written but never started.
 
     ``since`` is when it entered the state, epoch seconds; ``host`` None where it never ran.
+    ``max_steps`` is known of ended runs; while one runs its supervisor tells it.
     """
 
     run: RunFolder
@@ -70,13 +71,13 @@ def summarise(run: RunFolder) -> RunSummary:
     written = _written(run)
     state: JobState | None = None
     reason: JobFailure | None = None
-    message, since = "", written
+    message, since, max_steps = "", written, None
     if job is not None:
         entry = entry_of(job, run)
         outcome = outcome_of(entry)
         if outcome is not None:
             state, reason, message = outcome.state, outcome.reason, outcome.message
-            step, since = outcome.step, outcome.time
+            step, since, max_steps = outcome.step, outcome.time, outcome.max_steps
             checkpoint = outcome.checkpoint
         else:
             state, since = _state_without_outcome(entry)
@@ -87,7 +88,7 @@ def summarise(run: RunFolder) -> RunSummary:
         reason=reason,
         message=message,
         step=step,
-        max_steps=None,
+        max_steps=max_steps,
         since=since,
         started=_mtime(run.job) or written,
         loss=metrics.loss if metrics is not None else None,

@@ -31,6 +31,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     exit_codes: dict[str, int] = msgspec.field(default_factory=dict)
     checkpoint: str | None = None
     killed: int = 0
+    max_steps: int | None = None  # what the run would have come to; null where no rank said it
 
     @property
     def exit_status(self) -> int:

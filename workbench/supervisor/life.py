@@ -507,6 +507,7 @@ class Life:
             exit_codes=exit_codes,
             checkpoint=checkpoint,
             killed=killed,
+            max_steps=self._max_steps,
         )
         self._checkpoint = checkpoint
         ended = Ended(state=state, step=self._step, checkpoint=checkpoint, killed=killed)
