@@ -157,9 +157,9 @@ def strings_of(path: Path) -> Iterator[ast.Constant]:
         and isinstance(node.body[0].value, ast.Constant)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if id(node) not in docstrings:
-                yield node
+        is_string = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_string and id(node) not in docstrings:
+            yield node
 
 
 def test_no_string_outside_the_table_names_a_key() -> None:

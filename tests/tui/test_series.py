@@ -77,7 +77,7 @@ def test_the_average_begins_at_the_first_value_and_follows_the_rule() -> None:
     smoothed = Smoothed(0.5)
     for step, value in enumerate([4.0, 2.0, 2.0], start=1):
         smoothed.append(float(step), value)
-    # 0.5-weights 1, ½·… without bias: (0.5·4)/0.5, (0.25·4+0.5·2)/0.75, (0.125·4+0.25·2+0.5·2)/0.875
+    # (0.5·4) / 0.5, (0.25·4 + 0.5·2) / 0.75, (0.125·4 + 0.25·2 + 0.5·2) / 0.875
     assert smoothed.average.y.tolist() == pytest.approx([4.0, 2 / 0.75, 2 / 0.875])
 
 

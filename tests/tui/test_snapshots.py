@@ -1,0 +1,281 @@
+"""One picture per screen and form. A changed picture is looked at before it is recorded anew:
+
+make snapshots, then look at the SVG files in git's diff
+"""
+
+import asyncio
+import math
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from textual.pilot import Pilot
+
+from tests.tui.conftest import screen_text, wait_until
+from tests.tui.scripted_server import ScriptedServer
+from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor
+from tests.tui.test_chat_screen import app_with, finished_run
+from tests.tui.test_launch_preview import ScriptedChecks
+from workbench.jobs.preflight import Check
+from workbench.runs.events import CheckpointEvent, EvaluationEvent
+from workbench.runs.layout import RunFolder
+from workbench.runs.outcome import Outcome
+from workbench.tui.app import WorkbenchApp
+from workbench.tui.screens.jobs import JobsScreen
+from workbench.tui.screens.launch_preview import LaunchPreview
+from workbench.tui.surroundings import Surroundings
+from workbench.tui.widgets.config_list import ConfigList
+
+SIZES = [(80, 24), (120, 36)]
+Compare = Callable[..., bool]
+Prepare = Callable[[Pilot[None]], Awaitable[None]]
+
+pytestmark = pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x36"])
+
+
+@pytest.fixture
+def shows(snap_compare: Compare, size: tuple[int, int]) -> Callable[[WorkbenchApp, Prepare], None]:
+    """Compare what a program shows once it was prepared."""
+
+    def compare(app: WorkbenchApp, prepare: Prepare) -> None:
+        assert snap_compare(app, terminal_size=size, run_before=prepare)
+
+    return compare
+
+
+def test_configs(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def prepare(pilot: Pilot[None]) -> None:
+        # What the program brings along itself is none of this picture.
+        await pilot.press("slash", *"small", "enter")
+        await wait_until(pilot, lambda: "ten steps" in screen_text(pilot))
+        pilot.app.screen.query_one("#config-list", ConfigList).choose("small/longer")
+        await wait_until(pilot, lambda: "longer" in str(pilot.app.screen.resolution))  # type: ignore[attr-defined]
+
+    shows(WorkbenchApp(surroundings, screen="configs"), prepare)
+
+
+def test_launch_preview(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    look = ScriptedChecks(
+        Check("config", "ok", "small/quick: 60 keys, 0 errors"),
+        Check("model", "ok", "model: llama, 0.1 M parameters, random weights"),
+        Check("folder", "ok", f"new run in {surroundings.project}/output/quick-1"),
+        Check("disk", "warning", "74 GiB free, the plan needs 68", "lower checkpoints.keep"),
+    )
+    look.let_all_go()
+
+    async def prepare(pilot: Pilot[None]) -> None:
+        pilot.app.push_screen(LaunchPreview("small/quick", typed=["--lr", "1e-4"], look=look))
+        await wait_until(pilot, lambda: "asks" in screen_text(pilot))
+        await wait_until(pilot, lambda: "◌" not in screen_text(pilot))
+
+    shows(WorkbenchApp(surroundings, screen="configs"), prepare)
+
+
+def _write_history(job: ScriptedSupervisor) -> None:
+    for step in range(1, 181):
+        loss = None if 120 <= step < 126 else 1.2 + 4 * math.exp(-step / 40) + 0.2 * math.sin(step)
+        job.log_metrics(step, loss)
+        if step % 50 == 0:
+            job.log_event(
+                EvaluationEvent(
+                    time=NOW - 200 + step,
+                    attempt=1,
+                    step=step,
+                    loss=1.4 + 3 * math.exp(-step / 40),
+                    perplexity=None,
+                    accuracy=None,
+                    target_tokens=900,
+                    seconds=1.0,
+                    best=True,
+                )
+            )
+    job.log_event(
+        CheckpointEvent(
+            time=NOW - 90,
+            attempt=1,
+            step=150,
+            path="checkpoints/checkpoint-150",
+            bytes=5 << 20,
+            seconds=1.0,
+            best=True,
+        )
+    )
+    job.write_log(
+        "".join(
+            f"[default0]:19:5{number % 10}:00 INFO step {170 + number}/300 loss 1.2{number}\n"
+            for number in range(10)
+        )
+    )
+
+
+class AppWithJob(WorkbenchApp):
+    """A program whose scripted job goes when it goes: after its picture was taken."""
+
+    job: ScriptedSupervisor | None = None
+
+    async def on_unmount(self) -> None:
+        if self.job is not None:
+            await self.job.close()
+
+
+async def _a_live_job(surroundings: Surroundings, pilot: Pilot[None]) -> None:
+    """Put a training job beside one that failed, and wait until all of it is drawn."""
+    failed = ScriptedSupervisor(RunFolder(surroundings.project / "output" / "quick-1"))
+    failed.log_metrics(3, 4.5)
+    failed.end(
+        Outcome(
+            attempt=1,
+            state="failed",
+            step=3,
+            time=NOW - 5000,
+            reason="out_of_memory",
+            message="rank 0 ran out of memory",
+        )
+    )
+    await failed.close_files()
+    job = ScriptedSupervisor(RunFolder(surroundings.project / "output" / "quick-2"))
+    _write_history(job)
+    await job.answer()
+    app = pilot.app
+    assert isinstance(app, AppWithJob)
+    app.job = job
+    screen = app.screen
+    assert isinstance(screen, JobsScreen)
+    await wait_until(pilot, lambda: screen.picture is not None and screen.picture.name == "quick-2")
+    await wait_until(pilot, lambda: "180/300" in screen_text(pilot))
+    await wait_until(pilot, lambda: "✗ failed" in screen_text(pilot))
+    await wait_until(pilot, lambda: screen.picture is not None and screen.picture.has_link)
+    await wait_until(pilot, lambda: screen.picture is not None and screen.picture.log)
+    app.clear_said()
+    await pilot.pause()
+
+
+def _shown_with_a_job(
+    surroundings: Surroundings,
+    shows: Callable[[WorkbenchApp, Prepare], None],
+    then: Prepare,
+) -> None:
+    async def prepare(pilot: Pilot[None]) -> None:
+        await _a_live_job(surroundings, pilot)
+        await then(pilot)
+
+    shows(AppWithJob(surroundings, screen="jobs"), prepare)
+
+
+def test_jobs(surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]) -> None:
+    _shown_with_a_job(surroundings, shows, _nothing)
+
+
+def test_jobs_empty(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def prepare(pilot: Pilot[None]) -> None:
+        await wait_until(pilot, lambda: "No jobs yet" in screen_text(pilot))
+
+    shows(WorkbenchApp(surroundings, screen="jobs"), prepare)
+
+
+def test_a_zoomed_chart(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def zoom(pilot: Pilot[None]) -> None:
+        pilot.app.screen.query_one("#loss-chart").focus()
+        await pilot.press("z")
+        await wait_until(pilot, lambda: pilot.app.screen.query_one("#loss-chart").size.height > 15)
+
+    _shown_with_a_job(surroundings, shows, zoom)
+
+
+def test_the_stop_menu(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def stop(pilot: Pilot[None]) -> None:
+        await pilot.press("X")
+        await wait_until(pilot, lambda: "Save, then stop" in screen_text(pilot))
+
+    _shown_with_a_job(surroundings, shows, stop)
+
+
+def test_the_abort_prompt(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def abort(pilot: Pilot[None]) -> None:
+        await pilot.press("X")
+        await wait_until(pilot, lambda: "Save, then stop" in screen_text(pilot))
+        await pilot.press("a")
+        await wait_until(pilot, lambda: "Nothing happens until" in screen_text(pilot))
+
+    _shown_with_a_job(surroundings, shows, abort)
+
+
+def test_help(surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]) -> None:
+    async def ask(pilot: Pilot[None]) -> None:
+        await wait_until(pilot, lambda: "No jobs yet" in screen_text(pilot))
+        await pilot.press("question_mark")
+        await wait_until(pilot, lambda: "Keys here" in screen_text(pilot))
+
+    shows(WorkbenchApp(surroundings, screen="jobs"), ask)
+
+
+def test_chat(
+    surroundings: Surroundings,
+    shows: Callable[[WorkbenchApp, Prepare], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asyncio.run(finished_run(surroundings))
+    watch = iter(range(10_000))
+    monkeypatch.setattr(random, "randrange", lambda _: 7)
+    still = replace(surroundings, stopwatch=lambda: float(next(watch) // 10_000))
+    server_holder: list[ScriptedServer] = []
+
+    async def prepare(pilot: Pilot[None]) -> None:
+        await wait_until(pilot, lambda: "checkpoint-10" in screen_text(pilot))
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: "is loaded" in screen_text(pilot))
+        server = server_holder[0]
+        for _ in server.pieces:
+            server.go_on.release()
+        await pilot.press(*"What is your name?", "enter")
+        await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
+        pilot.app.clear_said()  # type: ignore[attr-defined]
+        await pilot.press(*"And who are you?")
+
+    server = ScriptedServer("My name is ", "Samantha. ", "I keep you company.")
+    server_holder.append(server)
+    shows(app_with(server, still), prepare)
+
+
+def test_chat_picker(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    asyncio.run(finished_run(surroundings, "quick-1"))
+    asyncio.run(finished_run(surroundings, "quick-2"))
+
+    async def prepare(pilot: Pilot[None]) -> None:
+        await wait_until(pilot, lambda: screen_text(pilot).count("checkpoint-10") == 2)
+
+    shows(WorkbenchApp(surroundings, screen="chat"), prepare)
+
+
+async def _nothing(pilot: Pilot[None]) -> None:
+    await pilot.pause()
+
+
+def test_the_light_theme(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    _shown_with_a_job(replace(surroundings, light=True), shows, _nothing)
+
+
+def test_without_colour(
+    surroundings: Surroundings,
+    shows: Callable[[WorkbenchApp, Prepare], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    _shown_with_a_job(replace(surroundings, colour=False), shows, _nothing)
