@@ -119,8 +119,8 @@ def span(seconds: float) -> str:
     seconds = max(0.0, seconds)
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:.0f}s"
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(seconds)}s"
 
 
 def clock(epoch_seconds: float) -> str:

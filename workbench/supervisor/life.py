@@ -158,11 +158,19 @@ async def supervise(run: RunFolder, job: str) -> Outcome:
         if earlier := read_job_file(run.job):
             remove_stale(Path(earlier.socket))
     processes.become_subreaper()
-    life = Life(run, job, attempt)
+    address = new_address()
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
+    server = Server(job, inbox)
+    await server.listen(address)
     try:
-        return await life.live(command)
+        life = Life(run, job, attempt, server, inbox)
+        try:
+            return await life.live(address, command)
+        finally:
+            await life.close()
     finally:
-        await life.close()
+        await server.close()
+        address.unlink(missing_ok=True)
 
 
 def read_command(run: RunFolder) -> TorchrunCommand:
@@ -193,13 +201,18 @@ def write_diagnostics_to(path: Path) -> None:
 class Life:
     """One start of a job: what its processes said, what was asked of it, and how it ends."""
 
-    def __init__(self, run: RunFolder, job: str, attempt: int) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        job: str,
+        attempt: int,
+        server: Server,
+        inbox: "asyncio.Queue[Happening]",
+    ) -> None:
         self._run, self._job, self._attempt = run, job, attempt
-        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self._server = Server(job, self._inbox)
+        self._server, self._inbox = server, inbox
         self._recorder = Recorder(run)
         self._commands = Commands()
-        self._socket: Path | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         newest = newest_complete(run)
         self._checkpoint = str(newest.path.relative_to(run.path)) if newest else None
@@ -223,11 +236,9 @@ class Life:
 
     # ---- from start to outcome ------------------------------------------------------------------
 
-    async def live(self, command: TorchrunCommand) -> Outcome:
-        """Bind the socket, start torchrun, serve until its last process is gone, write why."""
-        self._socket = new_address()
-        await self._server.listen(self._socket)
-        self._announce(self._socket)
+    async def live(self, address: Path, command: TorchrunCommand) -> Outcome:
+        """Start torchrun, serve until the last process of the job is gone, write why."""
+        self._announce(address)
         self._watch_signals()
         self._start_torchrun(command)
         self._spawn(self._tick())
@@ -243,14 +254,11 @@ class Life:
         return outcome
 
     async def close(self) -> None:
-        """Drop every connection and remove the socket."""
+        """End what still runs for the job in this process."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.close()
         self._recorder.close()
-        if self._socket is not None:
-            self._socket.unlink(missing_ok=True)
 
     def _announce(self, address: Path) -> None:
         start_time = start_time_of(os.getpid())

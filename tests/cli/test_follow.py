@@ -1,0 +1,109 @@
+"""Narration: a bar on a terminal, plain lines elsewhere; the words for each event."""
+
+import fcntl
+import os
+import select
+import struct
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from workbench.cli.follow import Screen
+from workbench.cli.narration import event_line, size, span
+from workbench.control.messages import Status
+from workbench.jobs.follow import EventUpdate, MetricsUpdate, StatusUpdate, Update
+from workbench.runs.events import CheckpointEvent, EvaluationEvent, StateEvent, WarningEvent
+from workbench.runs.metrics import MetricsRecord
+
+RECORD = MetricsRecord(
+    time=0.0, attempt=1, step=7, epoch=0.5, tokens=100, target_tokens=50, loss=1.25,
+    learning_rate=1e-3, gradient_norm=None, largest_gradient_norm=None, tokens_per_second=2140.4,
+    step_seconds=0.1, peak_gpu_bytes=[], peak_host_bytes=[3 << 20], nonfinite=["gradient_norm"],
+)  # fmt: skip
+STATUS = Status(
+    id=1, state="training", since=0.0, step=7, max_steps=20, attempt=1, idle_seconds=0.0,
+    pending=[], checkpoint=None, offsets={},
+)  # fmt: skip
+UPDATES: list[Update] = [
+    EventUpdate(0, StateEvent(time=0.0, attempt=1, state="training", step=0)),
+    StatusUpdate(STATUS),
+    MetricsUpdate(0, RECORD),
+]
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Make stderr a terminal of 80 columns; give the end to read from."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with os.fdopen(theirs, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        try:
+            yield ours
+        finally:
+            monkeypatch.undo()
+            os.close(ours)
+
+
+def test_on_a_terminal_a_bar_tells_step_and_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as shown:
+        with Screen(tells_metrics=True) as screen:
+            for update in UPDATES:
+                screen.show(update)
+        told = ""
+        while select.select([shown], [], [], 0.1)[0]:
+            told += os.read(shown, 1 << 16).decode()
+    assert "7/20" in told
+    assert "loss 1.2500" in told
+    assert "step 0  training\r\n" in told
+
+
+def test_elsewhere_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for tells_metrics, num_lines in ((True, 2), (False, 1)):
+        with Screen(tells_metrics=tells_metrics) as screen:
+            for update in UPDATES:
+                screen.show(update)
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert "\r" not in told.err
+        assert len(told.err.splitlines()) == num_lines
+        assert screen.last == RECORD
+
+
+def test_a_number_that_is_none_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen(tells_metrics=True) as screen:
+        screen.show(MetricsUpdate(0, RECORD))
+    assert "gnorm not finite" in capsys.readouterr().err
+
+
+def test_events_are_told_with_what_matters() -> None:
+    saved = CheckpointEvent(
+        time=0.0, attempt=1, step=5, path="checkpoints/checkpoint-5", bytes=3 << 20, seconds=0.4,
+        best=True, pruned=["checkpoint-1"],
+    )  # fmt: skip
+    assert event_line(saved).endswith(
+        "saved checkpoints/checkpoint-5: 3.0 MiB in 0.4 s, best so far, pruned checkpoint-1"
+    )
+    evaluated = EvaluationEvent(
+        time=0.0, attempt=1, step=5, loss=None, perplexity=None, accuracy=None, target_tokens=1200,
+        seconds=0.1,
+    )  # fmt: skip
+    assert "loss not finite over 1,200 target tokens" in event_line(evaluated)
+    warned = WarningEvent(time=0.0, attempt=1, step=5, message="the disk is full", remedy="tidy")
+    assert event_line(warned).endswith("warning: the disk is full; tidy")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.2, "0s"), (59, "59s"), (90, "1m"), (7200, "2h"), (200_000, "2d")]
+)
+def test_spans_are_short(seconds: float, told: str) -> None:
+    assert span(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "told"), [(12, "12 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")]
+)
+def test_sizes_are_told_in_the_unit_that_fits(num_bytes: int, told: str) -> None:
+    assert size(num_bytes) == told

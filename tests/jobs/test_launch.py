@@ -1,0 +1,90 @@
+"""A launch that fails leaves neither process nor folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.short_folder import short_folder
+from workbench.config.load import ResolvedConfig, parse_overrides, resolve
+from workbench.errors import ControlError, RefusedError
+from workbench.jobs.launch import launch, start_supervisor, write_run
+from workbench.jobs.preflight import preflight
+from workbench.runs.layout import RunFolder
+from workbench.runs.lock import take_lock
+
+
+@pytest.fixture(autouse=True)
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    with short_folder() as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        yield
+
+
+def demo(*settings: str) -> ResolvedConfig:
+    return resolve("demo", overrides=parse_overrides(list(settings)))
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Every process that works in a folder, as supervisors do in theirs."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink() == folder:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_supervisor_that_cannot_bind_its_socket_is_quoted_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    with pytest.raises(ControlError, match="an address holds 107"):
+        launch(demo())
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_a_locked_folder_is_not_started_in(tmp_path: Path) -> None:
+    run, _ = write_run(demo())
+    held = take_lock(run.lock)
+    assert held is not None
+    before = sorted(run.path.iterdir())
+    with pytest.raises(RefusedError, match="is running in this folder"):
+        start_supervisor(run)
+    assert sorted(run.path.iterdir()) == before
+    held.release()
+
+
+def test_a_run_without_a_command_is_not_started(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "empty")
+    run.path.mkdir()
+    with pytest.raises(ControlError, match=r"command\.json"):
+        start_supervisor(run)
+    assert not run.job.exists()
+    assert processes_in(run.path) == []
+
+
+def test_preflight_finds_nothing_wrong_with_the_demo_and_writes_nothing(tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    checks = list(preflight(demo()))
+    assert {check.name for check in checks} == {
+        "config", "model", "template", "folder", "disk", "device", "data",
+    }  # fmt: skip
+    assert [check for check in checks if check.state == "error"] == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_gpu_that_is_not_there_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = {check.name: check for check in preflight(demo("training.device=cuda"))}
+    assert (found["device"].state, found["device"].exit_status) == ("error", 2)
+    assert "training.device: cpu" in found["device"].remedy
+    assert "data" not in found, "the data is read only when all else is sound"
