@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input, TextArea
 
 from tests.tui.scripted_supervisor import NOW
 from workbench.tui.surroundings import Surroundings
@@ -97,6 +98,17 @@ async def wait_until(pilot: Pilot[None], predicate: Callable[[], object]) -> Non
     while not predicate():
         assert time.monotonic() < deadline, f"not within {LIMIT_SECONDS:.0f} s"
         await asyncio.sleep(0.01)
+    await pilot.pause()
+
+
+async def type_into(pilot: Pilot[None], selector: str, text: str) -> None:
+    """Put a text into a field, as a paste does: a press costs a tenth of a second."""
+    field = pilot.app.screen.query_one(selector)
+    if isinstance(field, TextArea):
+        field.insert(text)
+    else:
+        assert isinstance(field, Input)
+        field.value = text
     await pilot.pause()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from textual.pilot import Pilot
 
-from tests.tui.conftest import screen_text, wait_until
+from tests.tui.conftest import screen_text, type_into, wait_until
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.fuzzy import score
 from workbench.tui.screens.configs import ConfigsScreen
@@ -70,7 +70,9 @@ async def test_the_tree_and_the_chain_tell_who_set_a_value(surroundings: Surroun
         assert "└─ extends quick.yaml" in text
         assert "   └─ extends base/common.yaml" in text
         screen.query_one("#key-table").focus()
-        await pilot.press("slash", *"learning_rate", "enter")
+        await pilot.press("slash")
+        await type_into(pilot, "#key-filter", "learning_rate")
+        await pilot.press("enter")
         await wait_until(
             pilot,
             lambda: (
@@ -109,8 +111,7 @@ async def test_the_filter_finds_names_descriptions_keys_and_values(
 ) -> None:
     async with on_configs(surroundings) as (pilot, screen):
         await pilot.press("slash")
-        field = screen.query_one("#config-filter")
-        field.value = query  # type: ignore[attr-defined]
+        await type_into(pilot, "#config-filter", query)
         await wait_until(pilot, lambda: sorted(names(screen)) == expected)
         await pilot.press("escape")
         await wait_until(pilot, lambda: len(names(screen)) > 3)
@@ -164,7 +165,9 @@ async def test_help_lists_the_keys_and_runs_one(surroundings: Surroundings) -> N
         await pilot.press("question_mark")
         await wait_until(pilot, lambda: "Keys here" in screen_text(pilot))
         assert "Open the launch preview of the selected config" in screen_text(pilot)
-        await pilot.press("slash", *"show the jobs", "enter", "enter")
+        await pilot.press("slash")
+        await type_into(pilot, "#help-filter", "show the jobs")
+        await pilot.press("enter", "enter")
         await wait_until(pilot, lambda: pilot.app.current_mode == "jobs")
         assert pilot.app.screen is not screen
 

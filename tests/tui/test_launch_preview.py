@@ -7,7 +7,7 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from tests.tui.conftest import screen_text, wait_until
+from tests.tui.conftest import screen_text, type_into, wait_until
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor
 from workbench.config.load import ResolvedConfig
 from workbench.jobs.preflight import Check
@@ -110,7 +110,9 @@ async def test_typed_flags_change_config_plan_and_command(surroundings: Surround
     look.let_all_go()
     async with on_preview(surroundings, look) as (pilot, screen):
         assert "small/quick → quick-1" in screen_text(pilot)
-        await pilot.press("i", *"--lr 2e-5 batch.train=2", "enter")
+        await pilot.press("i")
+        await type_into(pilot, "#flag-field", "--lr 2e-5 batch.train=2")
+        await pilot.press("enter")
         await wait_until(pilot, lambda: len(look.seen) == 2)
         config = look.seen[1].config
         assert (config.optimizer.learning_rate, config.batch.train) == (2e-5, 2)
@@ -123,7 +125,9 @@ async def test_a_mistake_in_what_was_typed_is_a_check(surroundings: Surroundings
     look = ScriptedChecks(GOOD)
     look.let_all_go()
     async with on_preview(surroundings, look) as (pilot, screen):
-        await pilot.press("i", *"optimizer.learning_rte=1", "enter")
+        await pilot.press("i")
+        await type_into(pilot, "#flag-field", "optimizer.learning_rte=1")
+        await pilot.press("enter")
         await wait_until(pilot, lambda: "learning_rate?" in screen_text(pilot))
         await pilot.press("enter")
         await wait_until(pilot, lambda: "! enter Launch: " in screen_text(pilot))

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from textual.pilot import Pilot
 
-from tests.tui.conftest import screen_text, wait_until
+from tests.tui.conftest import screen_text, type_into, wait_until
 from tests.tui.scripted_server import ScriptedServer
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor
 from tests.tui.test_chat_screen import app_with, finished_run
@@ -49,7 +49,9 @@ def test_configs(
 ) -> None:
     async def prepare(pilot: Pilot[None]) -> None:
         # What the program brings along itself is none of this picture.
-        await pilot.press("slash", *"small", "enter")
+        await pilot.press("slash")
+        await type_into(pilot, "#config-filter", "small")
+        await pilot.press("enter")
         await wait_until(pilot, lambda: "ten steps" in screen_text(pilot))
         pilot.app.screen.query_one("#config-list", ConfigList).choose("small/longer")
         await wait_until(pilot, lambda: "longer" in str(pilot.app.screen.resolution))  # type: ignore[attr-defined]
@@ -58,8 +60,12 @@ def test_configs(
 
 
 def test_launch_preview(
-    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+    surroundings: Surroundings,
+    shows: Callable[[WorkbenchApp, Prepare], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(surroundings.project)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     look = ScriptedChecks(
         Check("config", "ok", "small/quick: 60 keys, 0 errors"),
         Check("model", "ok", "model: llama, 0.1 M parameters, random weights"),
@@ -240,10 +246,11 @@ def test_chat(
         server = server_holder[0]
         for _ in server.pieces:
             server.go_on.release()
-        await pilot.press(*"What is your name?", "enter")
+        await type_into(pilot, "#prompt", "What is your name?")
+        await pilot.press("enter")
         await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
         pilot.app.clear_said()  # type: ignore[attr-defined]
-        await pilot.press(*"And who are you?")
+        await type_into(pilot, "#prompt", "And who are you?")
 
     server = ScriptedServer("My name is ", "Samantha. ", "I keep you company.")
     server_holder.append(server)

@@ -82,7 +82,9 @@ class WorkbenchApp(App[None], inherit_bindings=False):
 
     def __init__(self, surroundings: Surroundings | None = None, *, screen: str = "") -> None:
         self.surroundings = surroundings or Surroundings()
-        super().__init__()
+        # Without colour the terminal's own are used from the start: only then does Textual choose
+        # the filter that takes every colour code out of the output.
+        super().__init__(ansi_color=None if self.surroundings.colour else True)
         if self.surroundings.ascii:
             from workbench.tui.ascii import AsciiFilter
 
@@ -90,8 +92,6 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         self.register_theme(WB_DARK)
         self.register_theme(WB_LIGHT)
         self.remembered = read_remembered(self.surroundings.state_folder)
-        # Only a theme of the terminal's own colours that is set here, before anything is drawn,
-        # keeps every colour code out of the output.
         if not self.surroundings.colour:
             self.theme = "ansi-dark"
         else:

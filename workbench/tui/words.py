@@ -35,6 +35,11 @@ def size(num_bytes: float) -> str:
     return f"{int(num_bytes)} B"
 
 
+def number_of(count: float, thing: str) -> str:
+    """Say how many of a thing there are: 1 epoch, 2.5 epochs, 300 steps."""
+    return f"{count:g} {thing}" + ("" if count == 1 else "s")
+
+
 def rate(tokens_per_second: float) -> str:
     """Say a speed: 1.90 k tok/s."""
     if tokens_per_second >= 1000:

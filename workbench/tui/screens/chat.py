@@ -436,8 +436,8 @@ def _about(row: ModelRow, ready: "Ready", num_context_tokens: int) -> list[tuple
     return [
         ("run", row.run),
         ("weights", row.checkpoint),
-        ("on", f"{ready.device} · {ready.dtype} · KV cache"),
-        ("stop", " ".join(ready.stop) or "end of turn"),
-        ("context", f"{num_context_tokens:,} of {ready.context:,} tokens"),
-        ("folder", str(Path(ready.path).name)),
+        ("device", ready.device),
+        ("numbers", ready.dtype),
+        ("context", f"{num_context_tokens:,} of {ready.context:,}"),
+        *(("stops at" if number == 0 else "", text) for number, text in enumerate(ready.stop)),
     ]

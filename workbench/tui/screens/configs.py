@@ -73,6 +73,7 @@ class ConfigsScreen(WorkbenchScreen):
                 yield ConfigTree(id="config-tree", classes="pane")
             with Vertical(id="key-pane", classes="pane"):
                 yield FilterField(id="key-filter")
+                yield Static(id="key-header")
                 yield OriginTable(self._project, id="key-table")
                 yield Static(id="key-chain")
             yield Static(id="summary", classes="pane")
@@ -82,6 +83,10 @@ class ConfigsScreen(WorkbenchScreen):
     def on_mount(self) -> None:
         """Read the configs, off the loop."""
         self.show_panes()
+        self.query_one("#config-pane").border_subtitle = "mark: state of the last run"
+        only = keys.hint("open_row")
+        self.query_one("#config-tree").border_subtitle = f"{only}: only keys from here"
+        self.query_one("#key-pane").border_subtitle = f"{only}: meaning and chain"
         self.query_one("#config-list", ConfigList).empty_text = Content("reading configs…")
         self.query_one("#config-list").focus()
         self.read_configs()
@@ -296,6 +301,10 @@ class ConfigsScreen(WorkbenchScreen):
     def _key_moved(self, event: LineList.Moved) -> None:
         self._show_chain(event.row)
 
+    @on(OriginTable.Widened)
+    def _keys_widened(self, event: OriginTable.Widened) -> None:
+        self.query_one("#key-header", Static).update(event.table.header())
+
     def _show_chain(self, line: KeyLine | None) -> None:
         widget = self.query_one("#key-chain", Static)
         if line is None:
@@ -440,7 +449,7 @@ def _facts(resolved: "ResolvedConfig") -> list[Content]:
     length = (
         f"{config.training.max_steps} steps"
         if config.training.max_steps
-        else (f"{config.training.epochs:g} epochs")
+        else (words.number_of(config.training.epochs, "epoch"))
     )
     return [
         Content(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.content import Content
+from textual.message import Message
 
 from workbench.tui import words
 from workbench.tui.widgets.line_list import LineList
@@ -29,7 +30,10 @@ def value_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:.10g}".replace("e-0", "e-").replace("e+0", "e+")
+        if 0 < abs(value) < 1e-3:
+            mantissa, _, exponent = f"{value:.9e}".partition("e")
+            return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+        return f"{value:.10g}".replace("e+0", "e+")
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(value_text(each) for each in value) + "]"
     if isinstance(value, dict):
@@ -50,6 +54,12 @@ class OriginTable(LineList[KeyLine]):
 
     KEY_SCOPES = ("pane",)
 
+    @dataclass
+    class Widened(Message):
+        """The columns have other widths, so the line of their names is drawn anew."""
+
+        table: "OriginTable"
+
     def __init__(
         self,
         project: Path,
@@ -67,15 +77,32 @@ class OriginTable(LineList[KeyLine]):
         self._value_width = max((len(self._value(row)) for row in rows), default=0)
         self._origin_width = max((len(row.leaf.origin.source) for row in rows), default=0)
         super().set_rows(rows)
+        self.post_message(self.Widened(self))
+
+    def on_resize(self) -> None:
+        """Columns have other widths."""
+        self.post_message(self.Widened(self))
+
+    def _widths(self, width: int) -> tuple[int, int, int]:
+        """Give the columns of key, value and origin; the rest is left to what was overridden."""
+        return (
+            min(self._key_width, max(width // 3, 22)),
+            min(self._value_width, max(width // 4, 16)),
+            min(self._origin_width, 34),
+        )
+
+    def header(self) -> Content:
+        """Give the names of the columns, for the line above the table."""
+        key_width, value_width, origin_width = self._widths(self.size.width - 2)
+        names = f" {'key':<{key_width}}  {'value':<{value_width}}  {'set by':<{origin_width}}"
+        return Content.assemble((f"{names}  overrides", "$quiet"))
 
     def _value(self, row: KeyLine) -> str:
         return words.from_project(value_text(row.leaf.value), self._project)
 
     def draw(self, row: KeyLine, width: int) -> Content:
         """Give key, value, origin and, where there is room, what was overridden."""
-        key_width = min(self._key_width, max(width // 3, 22))
-        value_width = min(self._value_width, max(width // 4, 16))
-        origin_width = min(self._origin_width, 34)
+        key_width, value_width, origin_width = self._widths(width)
         is_default = row.leaf.origin.source == "default"
         value = words.shorten(self._value(row), value_width).ljust(value_width)
         origin = words.shorten_path(row.leaf.origin.source, origin_width).ljust(origin_width)
@@ -85,7 +112,7 @@ class OriginTable(LineList[KeyLine]):
         return Content.assemble(
             words.shorten(row.key, key_width).ljust(key_width),
             "  ",
-            (value, "$quiet" if is_default else "bold"),
+            (value, "$quiet" if is_default else "$heading"),
             "  ",
             (origin, "$quiet" if is_default else "$secondary"),
             "  ",

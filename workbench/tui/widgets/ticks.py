@@ -23,7 +23,8 @@ def ticks(low: float, high: float, max_count: int) -> list[float]:
     while True:
         first, last = math.ceil(low / distance - 1e-9), math.floor(high / distance + 1e-9)
         if last - first + 1 <= max_count:
-            return [index * distance for index in range(first, last + 1)]
+            # Beyond the resolution of a float, neighbours are the same number.
+            return sorted({index * distance for index in range(first, last + 1)})
         distance = _distance(distance * 1.01)
 
 

@@ -74,7 +74,7 @@ class TopBar(Widget):
                     Content.from_markup(f"{action} [$primary]$key[/] $name [/]", key=key, name=name)
                 )
             for badge in tab.badges:
-                parts.append((f"{badge.mark}{badge.count} ", badge.colour))
+                parts.append((f" {badge.mark}{badge.count}", badge.colour))
             if not is_short:
                 parts.append(" ")
         return Content.assemble(*parts)
