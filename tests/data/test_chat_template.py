@@ -7,7 +7,8 @@ from transformers import AutoTokenizer
 
 from tests.data.conftest import CHATML_TOKENS, MakeFolder
 from workbench.config.load import shipped_templates
-from workbench.data.chat_template import ChatTemplate, Targets, load_template
+from workbench.config.template_source import template_source
+from workbench.data.chat_template import ChatTemplate, Targets
 from workbench.data.formats import Conversation, Message, Role
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import DataError
@@ -61,7 +62,7 @@ def trained_texts(
 
 
 def chatml() -> ChatTemplate:
-    return ChatTemplate(load_template("chatml", Path()))
+    return ChatTemplate(template_source("chatml", Path()))
 
 
 ANSWERS = ["My name is Samantha.\n\nAnd <yours>?<|im_end|>", " The weather…<|im_end|>"]
@@ -131,21 +132,21 @@ def test_text_and_ids_equal_those_of_transformers(
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
     )
-    template_source = {
-        "chatml": load_template("chatml", folder),
+    jinja = {
+        "chatml": template_source("chatml", folder),
         "marked": MARKED,
         "everything": USES_EVERYTHING,
     }[source]
     reference = AutoTokenizer.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
-    template = ChatTemplate(template_source, tokenizer.special_tokens)
+    template = ChatTemplate(jinja, tokenizer.special_tokens)
     text = template.render(as_mappings(), add_generation_prompt=prompt)
     assert text == reference.apply_chat_template(
-        as_mappings(), chat_template=template_source, add_generation_prompt=prompt, tokenize=False
+        as_mappings(), chat_template=jinja, add_generation_prompt=prompt, tokenize=False
     )
     expected = reference.apply_chat_template(
         as_mappings(),
-        chat_template=template_source,
+        chat_template=jinja,
         add_generation_prompt=prompt,
         return_dict=False,
     )
@@ -207,7 +208,7 @@ def test_a_stop_that_is_ordinary_pieces_is_trained_as_far_as_it_is_whole(
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    source = "{{ messages | length }}" + load_template("chatml", Path())
+    source = "{{ messages | length }}" + template_source("chatml", Path())
     with pytest.raises(DataError, match="writes turn 3 differently when more follows"):
         ChatTemplate(source).mark(conversation())
 
@@ -240,9 +241,9 @@ def test_a_template_that_is_no_jinja_names_its_line() -> None:
 
 def test_auto_takes_the_file_then_the_config_then_chatml(make_folder: MakeFolder) -> None:
     plain = make_folder("plain")
-    assert load_template("auto", plain) == load_template("chatml", plain)
+    assert template_source("auto", plain) == template_source("chatml", plain)
     stated = make_folder("stated", chat_template="from the config")
-    assert load_template("auto", stated) == "from the config"
+    assert template_source("auto", stated) == "from the config"
     several = make_folder(
         "several",
         chat_template=[
@@ -250,23 +251,23 @@ def test_auto_takes_the_file_then_the_config_then_chatml(make_folder: MakeFolder
             {"name": "default", "template": "the default"},
         ],
     )
-    assert load_template("auto", several) == "the default"
+    assert template_source("auto", several) == "the default"
     (stated / "chat_template.jinja").write_text("from the file")
-    assert load_template("auto", stated) == "from the file"
-    assert load_template(str(stated / "chat_template.jinja"), plain) == "from the file"
+    assert template_source("auto", stated) == "from the file"
+    assert template_source(str(stated / "chat_template.jinja"), plain) == "from the file"
 
 
 def test_an_unknown_template_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no template 'chatlm'.*chatml"):
-        load_template("chatlm", tmp_path)
+        template_source("chatlm", tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
-        load_template(str(tmp_path / "mine.jinja"), tmp_path)
+        template_source(str(tmp_path / "mine.jinja"), tmp_path)
 
 
 @pytest.mark.parametrize("file", sorted(shipped_templates().glob("*.jinja")), ids=lambda f: f.stem)
 def test_every_shipped_template_ends_its_answers(file: Path, chatml_folder: Path) -> None:
     tokenizer = load_tokenizer(chatml_folder)
-    template = ChatTemplate(load_template(file.stem, chatml_folder), tokenizer.special_tokens)
+    template = ChatTemplate(template_source(file.stem, chatml_folder), tokenizer.special_tokens)
     encoded = template.encode(conversation(), tokenizer)
     assert encoded.num_stops == 2
 

@@ -14,8 +14,8 @@ from workbench.config.schema.batch import BatchSection
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import DataSection, SourceSection
 from workbench.config.schema.model import ModelSection
+from workbench.config.template_source import template_source
 from workbench.data import prepare as prepare_module
-from workbench.data.chat_template import load_template
 from workbench.data.findings import Finding
 from workbench.data.loader import Loader, prepare
 from workbench.data.packing import Rows
@@ -46,11 +46,11 @@ def config_of(folder: Path, rows: Sequence[object], **data: object) -> Config:
 
 
 def run(config: Config, folder: Path) -> PreparedData:
-    return prepare(config, folder, load_template("chatml", folder))
+    return prepare(config, folder, template_source("chatml", folder))
 
 
 def findings_of(config: Config, folder: Path) -> list[Finding]:
-    *_, prepared = prepare_in_steps(config, folder, load_template("chatml", folder))
+    *_, prepared = prepare_in_steps(config, folder, template_source("chatml", folder))
     assert isinstance(prepared, PreparedData)
     return list(prepared.findings)
 
@@ -146,7 +146,7 @@ def test_all_bad_rows_are_told_at_once_with_row_and_turn(chatml_folder: Path) ->
 def test_a_finding_that_repeats_is_shown_a_few_times_and_counted(chatml_folder: Path) -> None:
     bad = {"conversations": [{"from": "human", "value": "Hello?"}]}
     config = config_of(chatml_folder, [row(), *[bad] * 40])
-    *_, prepared = prepare_in_steps(config, chatml_folder, load_template("chatml", chatml_folder))
+    *_, prepared = prepare_in_steps(config, chatml_folder, template_source("chatml", chatml_folder))
     assert isinstance(prepared, PreparedData)
     shown = list(prepared.findings.shown())
     assert prepared.findings.num_errors == 40
@@ -242,7 +242,7 @@ def test_the_demo_gives_rows_without_findings() -> None:
             max_length=256,
         ),
     )
-    template = load_template("auto", folder / "model")
+    template = template_source("auto", folder / "model")
     prepared = prepare(config, folder / "model", template)
     assert list(prepared.findings) == []
     assert prepared.num_conversations.train >= 200

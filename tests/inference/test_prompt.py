@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from tokenizers import processors
 
-from workbench.data.chat_template import ChatTemplate, load_template
+from workbench.config.template_source import template_source
+from workbench.data.chat_template import ChatTemplate
 from workbench.data.formats import Conversation, Message
 from workbench.data.tokenizer import Tokenizer, load_tokenizer
 from workbench.errors import DataError
@@ -20,7 +21,7 @@ def test_a_prompt_is_the_training_text_up_to_the_reply(tiny_model: Path) -> None
     messages = tuple(
         Message(role, content) for role, content in [*TURNS, ("assistant", "Samantha")]
     )
-    template = ChatTemplate(load_template("auto", tiny_model), tokenizer.special_tokens)
+    template = ChatTemplate(template_source("auto", tiny_model), tokenizer.special_tokens)
     trained = template.encode(Conversation(messages, "a test"), tokenizer)
     prompt = prompts.ids(TURNS)
     assert trained.ids[: len(prompt)].tolist() == prompt
@@ -34,7 +35,7 @@ def test_the_token_that_begins_every_text_stands_there_once(
 ) -> None:
     tokenizer = tokenizer_that_adds_bos(tiny_model, tmp_path)
     source = "{{ bos_token }}" if template_writes_it else ""
-    source += load_template("chatml", tiny_model)
+    source += template_source("chatml", tiny_model)
     prompts = PromptWriter(ChatTemplate(source, tokenizer.special_tokens), tokenizer)
     ids = prompts.ids(TURNS)
     assert tokenizer.bos_id is not None
@@ -44,13 +45,13 @@ def test_the_token_that_begins_every_text_stands_there_once(
 
 def test_the_templates_own_stop_token_ends_a_reply(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    prompts = PromptWriter(ChatTemplate(load_template("chatml", tiny_model)), tokenizer)
+    prompts = PromptWriter(ChatTemplate(template_source("chatml", tiny_model)), tokenizer)
     assert prompts.stop_texts == ["<|im_end|>"]
     assert prompts.stop_strings == ()
 
 
 def test_a_stop_that_is_no_token_ends_a_reply_as_text(tiny_model: Path) -> None:
-    source = load_template("chatml", tiny_model).replace("<|im_end|>", "[over]")
+    source = template_source("chatml", tiny_model).replace("<|im_end|>", "[over]")
     prompts = PromptWriter(ChatTemplate(source), load_tokenizer(tiny_model), stop=["\nuser:"])
     assert prompts.stop_ids == frozenset()
     assert prompts.stop_strings == ("[over]", "\nuser:")

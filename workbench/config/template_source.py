@@ -28,8 +28,16 @@ def template_source(choice: str, model_folder: Path) -> str:
         own = own_template(model_folder)
         return own if own is not None else template_source(DEFAULT_TEMPLATE, model_folder)
     if "/" in choice or choice.endswith(".jinja"):
-        return _read(Path(choice))
-    return _read(shipped_templates() / f"{choice}.jinja")
+        return _read(Path(choice).expanduser())
+    path = shipped_templates() / f"{choice}.jinja"
+    if not path.is_file():
+        names = sorted(file.stem for file in shipped_templates().glob("*.jinja"))
+        raise DataError(
+            f"there is no template {choice!r}",
+            where="data.chat_template",
+            remedy=f"choose one of {', '.join(['auto', *names])}, or give a .jinja file",
+        )
+    return _read(path)
 
 
 def own_template(model_folder: Path) -> str | None:

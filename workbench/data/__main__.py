@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from workbench.config.schema.config import Config
-from workbench.data.chat_template import load_template
+from workbench.config.template_source import template_source
 from workbench.data.loader import Loader
 from workbench.data.prepare import PreparedData, Progress, prepare_in_steps
 from workbench.errors import ConfigError, WorkbenchError
@@ -60,7 +60,7 @@ def _check(config: Config) -> int:
     if config.model.path is None:
         raise ConfigError("is not set", where="model.path", remedy="name a model folder: -M PATH")
     folder = Path(config.model.path)
-    template = load_template(config.data.chat_template, folder)
+    template = template_source(config.data.chat_template, folder)
     prepared = None
     for item in prepare_in_steps(config, folder, template):
         if isinstance(item, Progress):

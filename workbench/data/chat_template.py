@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 import jinja2
@@ -25,13 +24,9 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 
-from workbench.config.load import shipped_templates
 from workbench.data.formats import Conversation, Message
-from workbench.data.tokenizer import TOKENIZER_CONFIG_FILE, Encoded, Tokenizer, read_json
+from workbench.data.tokenizer import Encoded, Tokenizer
 from workbench.errors import DataError
-
-TEMPLATE_FILE = "chat_template.jinja"
-DEFAULT_TEMPLATE = "chatml"
 
 Targets = Literal["assistant", "last", "all"]
 
@@ -70,54 +65,6 @@ class EncodedConversation:
     ids: NDArray[np.int32]
     mask: NDArray[np.bool_]
     num_stops: int
-
-
-def load_template(name_or_file: str, model_folder: Path) -> str:
-    """Find a template's source.
-
-    Args:
-        name_or_file: a shipped name, a .jinja file, or auto: the tokenizer's own, else chatml.
-        model_folder: whose tokenizer may bring one.
-
-    Raises:
-        DataError: no such template, or a file that cannot be read.
-    """
-    if name_or_file == "auto":
-        return _own_template(Path(model_folder)) or load_template(DEFAULT_TEMPLATE, model_folder)
-    if name_or_file.endswith(".jinja") or "/" in name_or_file:
-        return _read_template(Path(name_or_file).expanduser())
-    path = shipped_templates() / f"{name_or_file}.jinja"
-    if not path.is_file():
-        names = sorted(file.stem for file in shipped_templates().glob("*.jinja"))
-        raise DataError(
-            f"there is no template {name_or_file!r}",
-            where="data.chat_template",
-            remedy=f"choose one of {', '.join(['auto', *names])}, or give a .jinja file",
-        )
-    return _read_template(path)
-
-
-def _read_template(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"the template cannot be read: {error}",
-            where=str(path),
-            remedy="check data.chat_template",
-        ) from error
-
-
-def _own_template(folder: Path) -> str | None:
-    """Give the template beside a tokenizer: its file, else the entry of its config."""
-    file = folder / TEMPLATE_FILE
-    if file.is_file():
-        return _read_template(file)
-    stated = read_json(folder / TOKENIZER_CONFIG_FILE).get("chat_template")
-    if isinstance(stated, list):  # several by name; ours is the one called default
-        named = {entry.get("name"): entry.get("template") for entry in stated if entry}
-        stated = named.get("default")
-    return stated if isinstance(stated, str) else None
 
 
 class ChatTemplate:

@@ -7,7 +7,8 @@ token that begins every text exactly once.
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbench.data.chat_template import ChatTemplate, load_template
+from workbench.config.template_source import template_source
+from workbench.data.chat_template import ChatTemplate
 from workbench.data.tokenizer import Tokenizer, read_json
 
 
@@ -87,7 +88,7 @@ def read_prompt_writer(
     Raises:
         DataError: the template is missing or wrong, or a file cannot be read.
     """
-    source = load_template(template or "auto", folder)
+    source = template_source(template or "auto", folder)
     return PromptWriter(
         ChatTemplate(source, tokenizer.special_tokens),
         tokenizer,
