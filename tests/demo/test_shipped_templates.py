@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from tests.demo.demo_files import MODEL
 from workbench.config.load import shipped_templates
-from workbench.data.chat_template import ChatTemplate, load_template
+from workbench.data.chat_template import ChatTemplate
 
 MESSAGES: list[dict[str, object]] = [
     {"role": "system", "content": "Be kind. \n"},
@@ -40,7 +40,7 @@ def test_every_shipped_template_has_a_golden_text() -> None:
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_a_template_gives_its_golden_text(name: str, add_generation_prompt: bool) -> None:
     expected = GOLDEN[name] + "<|im_start|>assistant\n" * add_generation_prompt
-    source = load_template(name, Path())
+    source = template_source(name, Path())
     template = ChatTemplate(source, TOKENS)
     assert template.render(MESSAGES, add_generation_prompt=add_generation_prompt) == expected
     tokenizer = AutoTokenizer.from_pretrained(MODEL, eos_token="</s>")
@@ -65,11 +65,11 @@ def test_the_layout_of_a_template_never_reaches_the_text(
         keep_trailing_newline=keeps_newline,
         undefined=jinja2.StrictUndefined,
     )
-    template = environment.from_string(load_template(name, Path()))
+    template = environment.from_string(template_source(name, Path()))
     values = {"messages": MESSAGES, "add_generation_prompt": False, **TOKENS}
     assert template.render(values) == GOLDEN[name]
 
 
 def test_an_end_of_text_that_is_the_end_of_turn_is_written_once() -> None:
-    template = ChatTemplate(load_template("chatml_eos", Path()), {"eos_token": "<|im_end|>"})
+    template = ChatTemplate(template_source("chatml_eos", Path()), {"eos_token": "<|im_end|>"})
     assert template.render(MESSAGES) == CHATML
