@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from tests.demo.demo_files import MODEL
 from workbench.config.load import shipped_templates
+from workbench.config.template_source import template_source
 from workbench.data.chat_template import ChatTemplate
 
 MESSAGES: list[dict[str, object]] = [
