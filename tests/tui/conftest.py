@@ -92,11 +92,13 @@ def surroundings(project: Path, tmp_path: Path) -> Surroundings:
     )
 
 
-async def wait_until(pilot: Pilot[None], predicate: Callable[[], object]) -> None:
+async def wait_until(
+    pilot: Pilot[None], predicate: Callable[[], object], seconds: float = LIMIT_SECONDS
+) -> None:
     """Let the program work until something is true; fail after a limit."""
-    deadline = time.monotonic() + LIMIT_SECONDS
+    deadline = time.monotonic() + seconds
     while not predicate():
-        assert time.monotonic() < deadline, f"not within {LIMIT_SECONDS:.0f} s"
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s:\n{screen_text(pilot)}"
         await asyncio.sleep(0.01)
     await pilot.pause()
 

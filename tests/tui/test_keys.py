@@ -206,6 +206,12 @@ def test_without_a_link_nothing_is_sent() -> None:
     assert keys.BY_ID["save"].refusal(state) == "nobody answers"
 
 
+def test_the_page_of_keys_is_that_of_the_table() -> None:
+    """Made anew by: python -c 'from workbench.tui.keys import page; print(page(), end="")'."""
+    committed = Path(workbench.tui.__file__).parents[2] / "docs" / "keys.md"
+    assert committed.read_text() == keys.page()
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [

@@ -127,7 +127,8 @@ class WorkbenchApp(App[None], inherit_bindings=False):
     def on_mount(self) -> None:
         """Show the screen of last time, and begin to look for jobs."""
         wanted = self.first_screen or self.remembered.screen
-        if wanted not in self.MODES:
+        # A conversation does not outlive the program, so nobody begins there unasked.
+        if wanted not in self.MODES or (wanted == "chat" and not self.first_screen):
             wanted = "jobs" if self.index.has_entries() else "configs"
         self.switch_mode(wanted)
         self.call_after_refresh(self._begin_to_look)
@@ -343,7 +344,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         """Offer every row of the table that works here, jobs by name, and the themes."""
         if isinstance(screen, WorkbenchScreen):
             state = screen.key_state()
-            for row in keys.rows((*screen.key_scopes(), "global")):
+            for row in keys.alive((*screen.key_scopes(), "global")):
                 if row.scope == "list" or row.id == "palette":
                     continue
                 reason = row.refusal(state)
@@ -353,6 +354,9 @@ class WorkbenchApp(App[None], inherit_bindings=False):
                     f"not now: {reason}" if reason else row.help,
                     lambda row_id=row.id: self.call_later(self.action_press, row_id),
                 )
+            yield SystemCommand(
+                "demo", "Open the launch preview of the small CPU run.", self._preview_demo
+            )
         if self.surroundings.colour:
             for theme in ("wb-dark", "wb-light", "ansi-dark", "ansi-light"):
                 yield SystemCommand(
@@ -360,6 +364,11 @@ class WorkbenchApp(App[None], inherit_bindings=False):
                     "Change the colours.",
                     lambda name=theme: self._set_theme(name),
                 )
+
+    def _preview_demo(self) -> None:
+        from workbench.tui.screens.launch_preview import LaunchPreview
+
+        self.push_screen(LaunchPreview("demo"))
 
     def _set_theme(self, name: str) -> None:
         self.theme = name

@@ -4,13 +4,20 @@ from textual.content import Content
 
 from workbench.tui import words
 from workbench.tui.job_picture import JobPicture
+from workbench.tui.keys import hint
 from workbench.tui.widgets.bars import level_bar, progress_bar
 from workbench.tui.words import short
 
 
 def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list[Content]:
     """Give the lines about a job, the most important first."""
-    lines = [_progress(picture, width), *_reason(picture), _numbers(picture), _speed(picture)]
+    lines = [
+        _progress(picture, width),
+        *_silence(picture, now),
+        *_reason(picture),
+        _numbers(picture),
+        _speed(picture),
+    ]
     lines.append(_saved(picture, now))
     lines.append(_contact(picture, now))
     lines.extend(_memory(picture, width))
@@ -38,6 +45,15 @@ def _progress(picture: JobPicture, width: int) -> Content:
     return left.append(progress_bar(share, max(room, 4))).append(right)
 
 
+def _silence(picture: JobPicture, now: float) -> list[Content]:
+    """Say that nothing happens; whether that is a fault nobody knows."""
+    idle = picture.idle(now)
+    if idle is None or not picture.is_silent(now):
+        return []
+    text = f"silent for {words.duration(idle)}: no step has ended since; the log may say why"
+    return [Content.assemble(("? ", "bold $note"), text)]
+
+
 def _reason(picture: JobPicture) -> list[Content]:
     outcome = picture.outcome
     if outcome is None or not (outcome.reason or outcome.message):
@@ -51,8 +67,11 @@ def _reason(picture: JobPicture) -> list[Content]:
             ("✗ ", "bold $bad"), f"{reason}{where}{text.splitlines()[0] if text else ''}"
         )
     ]
-    if first and first.remedy:
-        lines.append(Content.assemble(("→ ", "$primary"), first.remedy))
+    remedy = first.remedy if first else ""
+    if outcome.state == "lost":
+        remedy = f"{hint('start_again')} starts it again; left-overs: workbench control cleanup"
+    if remedy:
+        lines.append(Content.assemble(("→ ", "$primary"), remedy))
     return lines
 
 

@@ -187,6 +187,8 @@ class JobPicture:
         self.step = max(self.step, outcome.step)
         self.pending = ()
         self.link = None
+        if outcome.state == "finished":
+            self.max_steps = self.step
 
     def _note(self, time: float, text: str) -> None:
         from workbench.tui import words

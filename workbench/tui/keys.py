@@ -162,7 +162,7 @@ TABLE: tuple[KeyRow, ...] = (
     KeyRow(
         "start_again", ("R",), "job", "Start again…",
         "Start a new attempt from the newest complete checkpoint, through the preview.",
-        1, "workbench train -t RUN/config.yaml --output-dir RUN", 2, acts=True, needs=_start_again,
+        1, "workbench train -t RUN/config.yaml training.output_dir=RUN", 2, acts=True, needs=_start_again,
     ),
     # ---- screens -----------------------------------------------------------------------
     KeyRow(
@@ -363,6 +363,28 @@ def shown(key: str) -> str:
     return "+".join([*modifiers, name])
 
 
+_DANGERS = ("reads", "undoable", "costs work, asks", "destroys, the number is typed")
+
+
+def page() -> str:
+    """Write the table as a page of Markdown, by scope: docs/keys.md."""
+    lines = [
+        "# Keys",
+        "",
+        "Made from the table in `workbench/tui/keys.py`; `?` in the program shows those that work",
+        "where you are. Lower case reads, upper case acts on a job or on files.",
+    ]
+    for scope in dict.fromkeys(row.scope for row in TABLE):
+        lines += ["", f"## {scope.replace('_', ' ')}", "", "| key | does | danger | command |"]
+        lines.append("| --- | --- | --- | --- |")
+        for row in TABLE:
+            if row.scope == scope:
+                names = " ".join(f"`{shown(key)}`" for key in row.keys) or f"palette: {row.label}"
+                command = f"`{row.command}`" if row.command else ""
+                lines.append(f"| {names} | {row.help} | {_DANGERS[row.danger]} | {command} |")
+    return "\n".join(lines) + "\n"
+
+
 def hint(row_id: str) -> str:
     """Give the key of a row as texts on the screens name it."""
     return BY_ID[row_id].shown
@@ -372,6 +394,21 @@ def rows(scopes: Iterable[Scope]) -> list[KeyRow]:
     """Give the rows of ``scopes``, in the order of the table."""
     wanted = set(scopes)
     return [row for row in TABLE if row.scope in wanted]
+
+
+def alive(scopes: Iterable[Scope]) -> list[KeyRow]:
+    """Give the rows of ``scopes`` that a key still reaches, in the order of the table.
+
+    Args:
+        scopes: from the focus outwards; of two rows with one key the inner one counts.
+    """
+    taken: set[str] = set()
+    found: set[str] = set()
+    for scope in scopes:
+        inside = [row for row in TABLE if row.scope == scope]
+        found |= {row.id for row in inside if not row.keys or row.keys[0] not in taken}
+        taken |= {key for row in inside for key in row.keys}
+    return [row for row in TABLE if row.id in found]
 
 
 def bindings(*scopes: Scope) -> list[BindingType]:

@@ -239,7 +239,7 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         state = self.key_state()
         is_typing = getattr(self.focused, "TAKES_TEXT", False)
         bar = self.query_one("#keys", KeyBar)
-        bar.here = tuple(self._items(_unshadowed(keys.rows(self.key_scopes())), state, is_typing))
+        bar.here = tuple(self._items(keys.alive(self.key_scopes()), state, is_typing))
         bar.everywhere = tuple(self._items(keys.rows(("global",)), state, is_typing))
 
     def _items(self, rows: Iterable[KeyRow], state: KeyState, is_typing: bool) -> Iterator[KeyItem]:
@@ -248,15 +248,6 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
             rank = row.footer or (2 if is_typing and row.id == "next_screen" else 0)
             if key and rank:
                 yield KeyItem(row.id, key, self.label_of(row), rank, row.refusal(state) is not None)
-
-
-def _unshadowed(rows: list[KeyRow]) -> Iterator[KeyRow]:
-    """Pass rows whose first key is not taken by an earlier one."""
-    taken: set[str] = set()
-    for row in rows:
-        if row.keys and row.keys[0] not in taken:
-            yield row
-        taken.update(row.keys)
 
 
 def _is_shown(widget: Widget, screen: Screen[None]) -> bool:

@@ -45,7 +45,7 @@ class HelpDialog(Dialog):
         state = of.key_state()
         self._rows = [
             (row, of.label_of(row), row.refusal(state))
-            for row in keys.rows((*of.key_scopes(), "global"))
+            for row in keys.alive((*of.key_scopes(), "global"))
         ]
 
     def compose(self) -> ComposeResult:

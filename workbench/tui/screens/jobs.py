@@ -133,10 +133,11 @@ class JobsScreen(WorkbenchScreen):
             self.workbench.wanted_job = None
             self._has_chosen = True
         elif not self._has_chosen and shown:
+            # What runs comes before what was looked at last time.
+            candidates = [row for row in shown if row.state not in END_STATES] or shown
             remembered = self.workbench.remembered.job
-            running = next((row for row in shown if row.state not in END_STATES), shown[0])
-            if not any(str(row.path) == remembered and table.choose(row.path) for row in shown):
-                table.choose(running.path)
+            same = [row for row in candidates if str(row.path) == remembered]
+            table.choose((same or candidates)[0].path)
             self._has_chosen = True
         self._select(table.current)
         self.entitle("job-pane")

@@ -241,19 +241,18 @@ class LaunchPreview(WorkbenchScreen):
         if self._planned is None:
             return []
         resolved = self._planned.resolved
+        value_width = 14 if self.is_narrow else 24
         lines = []
         for flag in resolved.flags:
             leaf = resolved.leaves.get(flag.path)
             value = leaf.value if leaf else flag.default
+            text = words.shorten(self._short(value_text(value)), value_width)
             is_set = leaf is not None and leaf.origin.source.startswith(("flag", "key="))
             spelled = "/".join(filter(None, (flag.short, flag.name)))
             lines.append(
                 Content.assemble(
                     words.shorten(spelled, 26).ljust(26),
-                    (
-                        words.shorten(self._short(value_text(value)), 22).ljust(22),
-                        "bold" if is_set else "",
-                    ),
+                    (text.ljust(value_width), "bold" if is_set else ""),
                     ("● " if is_set else "  ", "$accent"),
                     (flag.help, "$quiet"),
                 ).truncate(max(self.app.size.width - 6, 20), ellipsis=True)
@@ -416,6 +415,7 @@ class LaunchPreview(WorkbenchScreen):
             self.workbench.say(f"{field.value}: {error}; close the quotation", "error")
             return
         self._close_field()
+        self.section = ""
         self._begin()
 
     def do_leave_flags(self) -> None:

@@ -1,0 +1,70 @@
+"""The whole way with real processes: config → preview → job → curve → save → stop → found again."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tui.conftest import screen_text, type_into, wait_until
+from workbench.runs.layout import RunFolder
+from workbench.runs.outcome import read_outcome
+from workbench.tui.app import WorkbenchApp
+from workbench.tui.screens.jobs import JobsScreen
+from workbench.tui.screens.launch_preview import LaunchPreview
+from workbench.tui.surroundings import Surroundings
+from workbench.tui.widgets.config_list import ConfigList
+
+FLAGS = "--max-steps 400 evaluation.every_steps=0 training.device=cpu"
+
+
+@pytest.mark.end_to_end
+async def test_a_job_is_started_steered_and_found_again(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    import time
+    from dataclasses import replace
+
+    surroundings = replace(surroundings, clock=time.time)
+    app = WorkbenchApp(surroundings, screen="configs")
+    async with app.run_test(size=(120, 36)) as pilot:
+        configs = app.screen.query_one("#config-list", ConfigList)
+        await wait_until(pilot, lambda: configs.choose("demo"))
+        await pilot.press("L")
+        await wait_until(pilot, lambda: isinstance(app.screen, LaunchPreview))
+        await pilot.press("i")
+        await type_into(pilot, "#flag-field", FLAGS)
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: "--max-steps 400" in screen_text(pilot), seconds=60)
+        await wait_until(pilot, lambda: "steps per epoch" in screen_text(pilot), seconds=60)
+        await wait_until(pilot, lambda: "◌" not in screen_text(pilot), seconds=60)
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: isinstance(app.screen, JobsScreen), seconds=60)
+        screen = app.screen
+        assert isinstance(screen, JobsScreen)
+        await wait_until(
+            pilot, lambda: screen.picture is not None and screen.picture.step >= 3, seconds=90
+        )
+        await pilot.press("S")
+        await wait_until(pilot, lambda: "saved checkpoint-" in screen_text(pilot), seconds=60)
+        await pilot.press("q")
+    assert app.parting == ["demo-1"]
+
+    app = WorkbenchApp(surroundings, screen="jobs")
+    async with app.run_test(size=(120, 36)) as pilot:
+        found = app.screen
+        assert isinstance(found, JobsScreen)
+        await wait_until(
+            pilot, lambda: found.picture is not None and found.picture.has_link, seconds=60
+        )
+        picture = found.picture
+        assert picture is not None
+        curves = picture.curves
+        assert curves is not None
+        assert curves.loss.raw.x[0] == 1.0
+        assert picture.last_checkpoint is not None
+        await pilot.press("X")
+        await wait_until(pilot, lambda: "Save, then stop" in screen_text(pilot))
+        await pilot.press("n")
+        await wait_until(pilot, lambda: "■ stopped" in screen_text(pilot), seconds=60)
+    outcome = read_outcome(RunFolder(surroundings.project / "output" / "demo-1").outcome)
+    assert outcome is not None
+    assert outcome.state == "stopped"
