@@ -34,7 +34,7 @@ MODEL = {
     "head_dim": 32,
     "hidden_act": "silu",
     "hidden_size": 128,
-    "initializer_range": 0.02,
+    "initializer_range": 0.04,
     "intermediate_size": 384,
     "max_position_embeddings": 512,
     "mlp_bias": False,
