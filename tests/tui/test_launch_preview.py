@@ -134,6 +134,18 @@ async def test_a_mistake_in_what_was_typed_is_a_check(surroundings: Surroundings
         assert pilot.app.screen is screen
 
 
+async def test_a_check_that_breaks_is_told_and_starts_nothing(surroundings: Surroundings) -> None:
+    class Broken(ScriptedChecks):
+        def __call__(self, resolved: ResolvedConfig, *, project: Path) -> Iterator[Check]:
+            raise ZeroDivisionError("a fault of ours")
+
+    async with on_preview(surroundings, Broken()) as (pilot, screen):
+        await wait_until(pilot, lambda: "the checks broke: ZeroDivisionError" in screen_text(pilot))
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: "! enter Launch: " in screen_text(pilot))
+        assert pilot.app.screen is screen
+
+
 async def test_the_command_is_copied_as_it_is_shown(surroundings: Surroundings) -> None:
     look = ScriptedChecks(GOOD)
     async with on_preview(surroundings, look) as (pilot, screen):

@@ -162,7 +162,8 @@ TABLE: tuple[KeyRow, ...] = (
     KeyRow(
         "start_again", ("R",), "job", "Start again…",
         "Start a new attempt from the newest complete checkpoint, through the preview.",
-        1, "workbench train -t RUN/config.yaml training.output_dir=RUN", 2, acts=True, needs=_start_again,
+        1, "workbench train -t RUN/config.yaml training.output_dir=RUN", 2,
+        acts=True, needs=_start_again,
     ),
     # ---- screens -----------------------------------------------------------------------
     KeyRow(

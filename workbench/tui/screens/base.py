@@ -3,6 +3,7 @@
 Invariant: a screen shows the same header and footer whatever its body does.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -15,6 +16,7 @@ from textual.dom import DOMNode
 from textual.reactive import reactive
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
+from textual.worker import Worker, WorkerState
 
 from workbench.tui import keys
 from workbench.tui.keys import KeyRow, KeyState, Scope
@@ -23,6 +25,8 @@ from workbench.tui.widgets.key_bar import KeyBar, KeyItem
 from workbench.tui.widgets.message_row import MessageRow
 from workbench.tui.widgets.too_small import TooSmall
 from workbench.tui.widgets.top_bar import TopBar
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,17 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         """Bring header and footer up to date when the screen comes back."""
         self.workbench.refresh_frame()
         self.came_back()
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Tell of a fault of our own in a worker; the screen lives on."""
+        if event.state is WorkerState.ERROR:
+            fault = event.worker.error
+            logger.error("%s failed", event.worker.name, exc_info=fault)
+            self.worker_failed(event.worker.name, f"{type(fault).__name__}: {fault}")
+
+    def worker_failed(self, name: str, text: str) -> None:
+        """Say that a worker of this screen has failed."""
+        self.workbench.say(f"{name} failed: {text}", "error", "a fault of the program: report it")
 
     def clock_ticked(self) -> None:
         """Let ages on the screen grow; called once a second while it is shown."""

@@ -152,7 +152,9 @@ class ChatScreen(WorkbenchScreen):
             for row in rows:
                 if str(row.path).startswith(f"{looked_at}/"):
                     models.choose(row.path)
-        self.query_one("#picker").border_title = Content(f"Talk to · {len(rows)} checkpoints")
+        self.query_one("#picker").border_title = Content(
+            f"Talk to · {words.number_of(len(rows), 'checkpoint')}"
+        )
 
     @on(LineList.Opened, "#models")
     def _model_opened(self) -> None:

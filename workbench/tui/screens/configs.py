@@ -18,6 +18,7 @@ from textual.widgets import Static
 from workbench.errors import ConfigError
 from workbench.tui import keys, words
 from workbench.tui.fuzzy import score
+from workbench.tui.job_events import RunsListed
 from workbench.tui.keys import KeyState
 from workbench.tui.screens.base import Section, WorkbenchScreen
 from workbench.tui.widgets.config_list import ConfigList, ConfigRow
@@ -62,6 +63,7 @@ class ConfigsScreen(WorkbenchScreen):
         self._has_read = False
         self._cache: dict[str, Resolution] = {}
         self._only_file: Path | None = None
+        self._shown_states: tuple[tuple[str, str | None], ...] = ()
 
     def compose_body(self) -> ComposeResult:
         """Lay out the panes; the form decides which of them are seen."""
@@ -103,6 +105,13 @@ class ConfigsScreen(WorkbenchScreen):
             self.app.call_from_thread(self.workbench.say, str(error), "error")
             listings = []
         self.app.call_from_thread(self._take_listings, listings)
+
+    @on(RunsListed)
+    def _runs_listed(self, event: RunsListed) -> None:
+        states = tuple((run.name, run.state) for run in event.runs)
+        if self._has_read and states != self._shown_states:
+            self._shown_states = states
+            self._show_list()
 
     def _take_listings(self, listings: "list[ConfigListing]") -> None:
         self._listings, self._has_read = listings, True

@@ -17,6 +17,7 @@ from textual.widgets import Static
 
 from workbench.control.messages import CommandName
 from workbench.control.states import END_STATES
+from workbench.runs.job_file import this_host
 from workbench.tui import keys, words
 from workbench.tui.job_events import CommandSaid, JobsChanged, RunsListed
 from workbench.tui.job_lines import detail_lines
@@ -489,8 +490,10 @@ class JobsScreen(WorkbenchScreen):
 
 
 def _ended_because(run: "KnownRun") -> str:
-    """Give what a row says of a run that did not end well."""
+    """Give what a row says of a run that did not end well, or that another host knows."""
     summary = run.summary
+    if summary is not None and summary.host not in (None, this_host()):
+        return f"on {summary.host}"
     if summary is None or summary.state in (None, "finished", "stopped"):
         return ""
     if summary.state in END_STATES:

@@ -165,6 +165,15 @@ class LaunchPreview(WorkbenchScreen):
         if not worker.is_cancelled:
             self.app.call_from_thread(self._take_end)
 
+    def worker_failed(self, name: str, text: str) -> None:
+        """A check that broke keeps the run from starting, as an error would."""
+        if self._is_launching:
+            self._is_launching = False
+            super().worker_failed(name, text)
+            self._show()
+        else:
+            self._take_mistake(f"the checks broke: {text}; a fault of the program: report it")
+
     def _take_mistake(self, text: str) -> None:
         self._mistake, self._is_checking = text, False
         self._show()
