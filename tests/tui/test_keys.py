@@ -22,15 +22,15 @@ from workbench.tui.keys import BANNED, TABLE, KeyState, Scope
 
 # Scopes whose keys are alive at the same time: a pane inside its screen, with the global ones.
 TOGETHER: tuple[tuple[Scope, ...], ...] = (
-    ("list", "pane", "configs", "global"),
-    ("list", "pane", "job", "jobs", "global"),
+    ("list", "pane", "filterable", "configs", "global"),
+    ("list", "pane", "filterable", "job", "jobs", "global"),
     ("chart", "pane", "job", "jobs", "global"),
     ("pane", "launch", "global"),
     ("chat", "transcript"),
     ("list", "transcript", "global"),
     ("stop_menu", "dialog"),
     ("confirm", "dialog"),
-    ("list", "pane", "dialog"),
+    ("list", "filterable", "dialog"),
 )
 
 # Rows of an inner scope that take a key from an outer one on purpose: what lies nearer wins.

@@ -119,7 +119,7 @@ class JobIndex:
         for run in self._scanned:
             folders.setdefault(run.path, run)
         known = [self._look_at(run) for run in folders.values()]
-        known.sort(key=lambda each: each.summary.started if each.summary else 0.0, reverse=True)
+        known.sort(key=_newest_first, reverse=True)
         return tuple(known)
 
     def _look_at(self, run: "RunFolder") -> KnownRun:
@@ -183,6 +183,10 @@ class JobIndex:
                 mark, colour = mark_of(run.state)
                 return mark, colour, run.name
         return "", "", ""
+
+
+def _newest_first(run: KnownRun) -> tuple[float, str]:
+    return (run.summary.started if run.summary else 0.0, run.name)
 
 
 def _changed(path: Path) -> float:

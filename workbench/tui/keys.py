@@ -19,6 +19,7 @@ Scope = Literal[
     "global",
     "list",
     "pane",
+    "filterable",
     "field",
     "dialog",
     "configs",
@@ -157,7 +158,7 @@ TABLE: tuple[KeyRow, ...] = (
     ),
     KeyRow(
         "evaluate", ("V",), "job", "Evaluate", "Evaluate on the validation split now.",
-        1, "workbench control evaluate JOB", 3, acts=True, needs=_command("evaluate"),
+        1, "workbench control evaluate JOB", 4, acts=True, needs=_command("evaluate"),
     ),
     KeyRow(
         "start_again", ("R",), "job", "Start again…",
@@ -207,11 +208,11 @@ TABLE: tuple[KeyRow, ...] = (
         "workbench control status JOB", 5,
     ),
     KeyRow(
-        "longer_tail", ("minus",), "chart", "Longer", "Show more steps of the charts.", 0, "", 4
+        "longer_tail", ("minus",), "chart", "Longer", "Show more steps of the charts.", 0, "", 3
     ),
     KeyRow(
         "shorter_tail", ("plus", "equals_sign"), "chart", "Shorter",
-        "Show only the newest steps of the charts; new ones keep coming in.", 0, "", 4,
+        "Show only the newest steps of the charts; new ones keep coming in.", 0, "", 3,
     ),
     KeyRow(
         "whole_run", ("0",), "chart", "All", "Show all steps of the run in the charts.", 0, "", 5
@@ -273,8 +274,10 @@ TABLE: tuple[KeyRow, ...] = (
         0, "workbench serve -m CHECKPOINT", 1,
     ),
     # ---- everywhere --------------------------------------------------------------------
-    KeyRow("filter", ("slash",), "pane", "Filter", "Filter this list; enter keeps it.", 0, "", 3),
-    KeyRow("zoom", ("z",), "pane", "Zoom", "Give the pane the whole screen, and back.", 0, "", 4),
+    KeyRow(
+        "filter", ("slash",), "filterable", "Filter", "Filter this list; enter keeps it.", 0, "", 3
+    ),
+    KeyRow("zoom", ("z",), "pane", "Zoom", "Give the pane the whole screen, and back.", 0, "", 3),
     KeyRow(
         "next_tab", ("right_square_bracket",), "pane", "Next tab", "Show the next tab or pane."
     ),

@@ -234,7 +234,7 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
 
     def label_of(self, row: KeyRow) -> str:
         """Give the footer's word for a row, where it depends on the state."""
-        return row.label
+        return "Give back" if row.id == "zoom" and self.zoomed else row.label
 
     def key_scopes(self) -> tuple[Scope, ...]:
         """Give the scopes whose keys work now: those of the focus and those of the screen."""

@@ -147,7 +147,7 @@ class ChatScreen(WorkbenchScreen):
         )
         was_empty = not models.rows
         models.set_rows(rows)
-        if was_empty:
+        if was_empty and self.workbench.remembered.job:
             looked_at = self.workbench.remembered.job
             for row in rows:
                 if str(row.path).startswith(f"{looked_at}/"):

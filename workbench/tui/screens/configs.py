@@ -47,7 +47,7 @@ class ConfigsScreen(WorkbenchScreen):
 
     CSS_PATH = "configs.tcss"
     SCOPES = ("configs",)
-    BINDINGS = keys.bindings("configs", "pane")
+    BINDINGS = keys.bindings("configs", "pane", "filterable")
     SECTIONS = (
         Section("config-pane", "Configs"),
         Section("config-tree", "Tree"),

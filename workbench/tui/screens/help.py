@@ -37,7 +37,7 @@ class HelpList(LineList[tuple[KeyRow, str, str | None]]):
 class HelpDialog(Dialog):
     """Gives back the id of a row to run, or None."""
 
-    BINDINGS = keys.bindings("dialog", "pane")
+    BINDINGS = keys.bindings("dialog", "filterable")
     SCOPES = ("dialog",)
 
     def __init__(self, of: WorkbenchScreen) -> None:

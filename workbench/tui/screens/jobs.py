@@ -50,7 +50,7 @@ class JobsScreen(WorkbenchScreen):
 
     CSS_PATH = "jobs.tcss"
     SCOPES = ("job", "jobs")
-    BINDINGS = keys.bindings("job", "jobs", "pane")
+    BINDINGS = keys.bindings("job", "jobs", "pane", "filterable")
     SECTIONS = (
         Section("job-pane", "Jobs", always=True),
         Section("job-detail", "Overview"),
@@ -421,7 +421,7 @@ class JobsScreen(WorkbenchScreen):
         """P says which way it goes."""
         if row.id == "pause" and self.picture and self.picture.state == "paused":
             return "Resume"
-        return row.label
+        return super().label_of(row)
 
     def do_save(self) -> None:
         """Ask for a checkpoint."""

@@ -28,7 +28,7 @@ class ConfigRow:
 class ConfigList(LineList[ConfigRow]):
     """Configs under headings; a broken one is listed with ``!`` and its mistake."""
 
-    KEY_SCOPES = ("pane",)
+    KEY_SCOPES = ("filterable", "pane")
 
     def draw(self, row: ConfigRow, width: int) -> Content:
         """Give folder, or name, last run and description."""

@@ -58,7 +58,7 @@ def _name(path: Path, root: Path) -> str:
 class ConfigTree(LineList[TreeRow]):
     """Files and facts; opening a file narrows the keys to those it sets."""
 
-    KEY_SCOPES = ("pane",)
+    KEY_SCOPES = ("filterable", "pane")
 
     def draw(self, row: TreeRow, width: int) -> Content:
         """Give guide, name, and how many keys the file sets and loses."""

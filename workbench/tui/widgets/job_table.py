@@ -43,7 +43,7 @@ class JobRow:
 class JobTable(LineList[JobRow]):
     """Jobs under a cursor; columns drop by width."""
 
-    KEY_SCOPES = ("pane",)
+    KEY_SCOPES = ("filterable", "pane")
 
     def draw(self, row: JobRow, width: int) -> Content:
         """Give a job as one line."""

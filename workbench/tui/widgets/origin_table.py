@@ -52,7 +52,7 @@ def chain(leaf: "Leaf") -> str:
 class OriginTable(LineList[KeyLine]):
     """Keys under a cursor; a key that nobody states has the origin ``default`` and is dim."""
 
-    KEY_SCOPES = ("pane",)
+    KEY_SCOPES = ("filterable", "pane")
 
     @dataclass
     class Widened(Message):
