@@ -14,7 +14,7 @@ from tests.demo.demo_files import (
     values,
 )
 from workbench.config.load import resolve
-from workbench.data.chat_template import load_template
+from workbench.config.template_source import template_source
 from workbench.data.prepare import prepare
 
 ASKS_THE_NAME = re.compile(
@@ -111,7 +111,7 @@ def test_every_conversation_is_used_whole() -> None:
     config = resolve("demo").config
     assert config.model.path is not None
     model = Path(config.model.path)
-    prepared = prepare(config, model, load_template("auto", model))
+    prepared = prepare(config, model, template_source("auto", model))
     assert list(prepared.findings) == []
     counts = prepared.num_conversations
     assert (counts.train, counts.validation, counts.test) == (280, 52, 18)
