@@ -62,8 +62,7 @@ class JobPicture:
         self.step = 0
         self.max_steps: int | None = None
         self.attempt = 0
-        self.idle_seconds: float | None = None
-        self.told_at: float | None = None
+        self._last_sign: float | None = None  # of life, epoch seconds
         self.pending: tuple[Pending, ...] = ()
         self.link: str | None = None
         self.link_since: float | None = None
@@ -165,7 +164,8 @@ class JobPicture:
         self.step = max(status.step, self.step if self.state not in END_STATES else 0)
         self.max_steps = status.max_steps or self.max_steps
         self.attempt = status.attempt
-        self.idle_seconds, self.told_at = status.idle_seconds, now
+        if status.idle_seconds is not None:
+            self._last_sign = now - status.idle_seconds
         self.pending = tuple(status.pending)
 
     def take_log(self, text: str) -> None:
@@ -205,9 +205,11 @@ class JobPicture:
 
     def idle(self, now: float) -> float | None:
         """Give for how long no step has ended, None where nobody said."""
-        if self.idle_seconds is None or self.told_at is None or self.has_ended:
+        if self._last_sign is None or self.has_ended:
             return None
-        return self.idle_seconds + max(now - self.told_at, 0.0)
+        # What rank 0 says of itself is up to two seconds old; a record is a sign of life as well.
+        last_record = self.last.time if self.last else 0.0
+        return max(now - max(self._last_sign, last_record), 0.0)
 
     def is_silent(self, now: float) -> bool:
         """Whether no step has ended for twice the slowest of the last 20, at least two minutes."""
