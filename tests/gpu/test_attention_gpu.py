@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.gpu.waiting import waiting_is_an_error
 from workbench.model.attention import (
     attend,
     attention_structure,
@@ -56,11 +57,8 @@ def test_preparing_and_attending_wait_for_nothing() -> None:
     pinned = starts.pin_memory()
     row_context(starts, 1024, dims, dtype, device=device)  # keeps the frequencies on the device
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         for given in (pinned, starts):
             context = row_context(given, 1024, dims, dtype, device=device)
             attend(q, k, k, context.structure)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert context.structure.way == "varlen"

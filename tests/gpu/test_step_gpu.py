@@ -1,10 +1,10 @@
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 
+from tests.gpu.waiting import waiting_is_an_error
 from tests.training.tiny import TinyEngine, dimensions, step_rows, tiny_engine
 from workbench.errors import RefusedError
 from workbench.training.engine.plan import choose_plan, take_budget
@@ -14,7 +14,6 @@ from workbench.training.optimizer.rounding import noise, noise_key, round_stocha
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),
 ]
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -22,10 +21,8 @@ LEARNING_RATE = 3e-3
 
 
 @pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
+def full_precision() -> None:
     torch.set_float32_matmul_precision("highest")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 def losses(tiny: TinyEngine, num_steps: int = 6, num_microbatches: int = 2) -> list[float]:
@@ -62,10 +59,9 @@ def test_nothing_inside_a_step_waits_for_the_device(dtype: torch.dtype) -> None:
     tiny = tiny_engine(dimensions(), device=CUDA, dtype=dtype, clip_norm=0.5)
     losses(tiny, num_steps=2)  # attention tests its kernel once
     rows = step_rows(9, num_microbatches=2)
-    torch.cuda.set_sync_debug_mode("error")
-    result = tiny.engine.step(rows, 3, LEARNING_RATE)
-    sums = tiny.engine.evaluate(rows.microbatches[0])
-    torch.cuda.set_sync_debug_mode("default")
+    with waiting_is_an_error():
+        result = tiny.engine.step(rows, 3, LEARNING_RATE)
+        sums = tiny.engine.evaluate(rows.microbatches[0])
     assert math.isfinite(float(result.loss_sum))
     assert math.isfinite(float(sums.loss_sum))
 
@@ -76,9 +72,8 @@ def test_a_loss_that_is_not_finite_changes_nothing_without_being_looked_at() -> 
     dict(tiny.store.named_tensors())["model.layers.1.mlp.up_proj.weight"][3, 5] = math.inf
     before = tiny.weights()
     statistics = {name: kept.clone() for name, kept in tiny.optimizer.named_tensors().items()}
-    torch.cuda.set_sync_debug_mode("error")
-    result = tiny.engine.step(step_rows(8), 3, LEARNING_RATE)
-    torch.cuda.set_sync_debug_mode("default")
+    with waiting_is_an_error():
+        result = tiny.engine.step(step_rows(8), 3, LEARNING_RATE)
     assert not bool(result.ok)
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny.weights().items())
     now = tiny.optimizer.named_tensors()
