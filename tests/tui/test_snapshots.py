@@ -75,6 +75,9 @@ def test_launch_preview(
     look.let_all_go()
 
     async def prepare(pilot: Pilot[None]) -> None:
+        await wait_until(
+            pilot, lambda: "longer.yaml" in screen_text(pilot) or "a hundred" in screen_text(pilot)
+        )
         pilot.app.push_screen(LaunchPreview("small/quick", typed=["--lr", "1e-4"], look=look))
         await wait_until(pilot, lambda: "asks" in screen_text(pilot))
         await wait_until(pilot, lambda: "◌" not in screen_text(pilot))

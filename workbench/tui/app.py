@@ -440,7 +440,8 @@ class WorkbenchApp(App[None], inherit_bindings=False):
             except NoMatches:
                 continue  # not composed yet
             top.tabs = self._tabs()
-            top.place = f"{self.surroundings.project.name} · {self.surroundings.host}"
+            config = f" · {self.remembered.config}" if self.remembered.config else ""
+            top.place = f"{self.surroundings.project.name}{config} · {self.surroundings.host}"
             top.now = self.surroundings.clock() // 60 * 60
             said.said = self._said
             screen.refresh_keys()

@@ -132,6 +132,7 @@ class ConfigsScreen(WorkbenchScreen):
     def select(self, name: str) -> None:
         """Show a config: from memory, else resolved by a worker."""
         self.workbench.remembered.config = name
+        self.workbench.refresh_frame()
         self._only_file = None
         if name in self._cache:
             self.resolution = self._cache[name]
@@ -359,7 +360,7 @@ class ConfigsScreen(WorkbenchScreen):
     def note_of(self, section_id: str) -> Content:
         """Give counts behind the tabs of the narrow form."""
         if section_id == "config-pane":
-            return Content(f"{self._num_shown} of {len(self._listings)}")
+            return Content(str(self._num_shown))
         if section_id == "key-pane" and self.resolution and self.resolution.resolved:
             only = f" · {self._only_file.name}" if self._only_file else ""
             return Content(f"{len(self.resolution.resolved.leaves)} keys{only}")

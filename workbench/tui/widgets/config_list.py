@@ -25,6 +25,12 @@ class ConfigRow:
         return self.name.endswith("/")
 
 
+def _shown_name(row: ConfigRow) -> str:
+    """Give the last part of a name, indented below the heading of its folder."""
+    folder, _, last = row.name.rpartition("/")
+    return f"  {last}" if folder else last
+
+
 class ConfigList(LineList[ConfigRow]):
     """Configs under headings; a broken one is listed with ``!`` and its mistake."""
 
@@ -34,16 +40,15 @@ class ConfigList(LineList[ConfigRow]):
         """Give folder, or name, last run and description."""
         if row.is_folder:
             return Content.assemble((row.name, "$quiet"))
-        folder, _, last = row.name.rpartition("/")
-        indent = "  " if folder else ""
         mark, colour = ("!", "$bad") if row.problem else (row.mark, row.mark_colour)
-        name = words.shorten(f"{indent}{last}", 22)
+        longest = max((len(_shown_name(each)) for each in self.rows), default=8)
+        name_width = min(longest, 22 if width >= 46 else width - 3)
+        name = words.shorten(_shown_name(row), name_width)
         if width < 46:
-            name = words.shorten(f"{indent}{last}", width - 3)
             return Content.assemble(name.ljust(width - 2), (mark or " ", colour or ""), " ")
         said = row.problem or row.description
         return Content.assemble(
-            name.ljust(23),
+            name.ljust(name_width + 2),
             (mark or " ", colour or ""),
             " ",
             (said, "$bad" if row.problem else "$quiet"),

@@ -47,7 +47,11 @@ class TopBar(Widget):
             (self.place, "$quiet"), (" · ", "$quiet") if self.place else "", words.clock(self.now)
         )
         left = Content.assemble((" workbench  ", "bold $primary"), self._names(is_short=False))
-        if left.cell_length + right.cell_length + 3 > width:
+        room = width - left.cell_length - 9
+        if left.cell_length + right.cell_length + 3 > width and room >= 16:
+            place = words.shorten(self.place, room)
+            right = Content.assemble((f"{place}  ", "$quiet"), words.clock(self.now))
+        elif left.cell_length + right.cell_length + 3 > width:
             left = Content(" ").append(self._names(is_short=True))
             room = width - left.cell_length - 9
             place = words.shorten(self.place, room) if room > 8 else ""
