@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.tui import keys
 from workbench.tui.keys import KeyState
 from workbench.tui.remembered import read_remembered, write_remembered
-from workbench.tui.screens.base import Dialog, WorkbenchScreen
+from workbench.tui.screens.frame import Dialog, WorkbenchScreen
 from workbench.tui.surroundings import Surroundings
 from workbench.tui.themes import DEFAULTS, WB_DARK, WB_LIGHT
 from workbench.tui.widgets.message_row import MessageRow, Said, Severity

@@ -23,7 +23,7 @@ from workbench.errors import WorkbenchError
 from workbench.tui import keys, words
 from workbench.tui.job_events import RunsListed
 from workbench.tui.keys import KeyRow, KeyState, Scope
-from workbench.tui.screens.base import WorkbenchScreen
+from workbench.tui.screens.frame import WorkbenchScreen
 from workbench.tui.widgets.line_list import LineList
 from workbench.tui.widgets.model_list import ModelList, ModelRow
 from workbench.tui.widgets.prompt import Prompt

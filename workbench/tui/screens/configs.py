@@ -20,7 +20,7 @@ from workbench.tui import keys, words
 from workbench.tui.fuzzy import score
 from workbench.tui.job_events import RunsListed
 from workbench.tui.keys import KeyState
-from workbench.tui.screens.base import Section, WorkbenchScreen
+from workbench.tui.screens.frame import Section, WorkbenchScreen
 from workbench.tui.widgets.config_list import ConfigList, ConfigRow
 from workbench.tui.widgets.config_tree import ConfigTree, TreeRow, tree_rows
 from workbench.tui.widgets.filter_field import FilterField

@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from workbench.tui import keys
-from workbench.tui.screens.base import Dialog
+from workbench.tui.screens.frame import Dialog
 
 
 class Confirm(Dialog):

@@ -8,7 +8,7 @@ from textual.content import Content
 from workbench.tui import keys
 from workbench.tui.fuzzy import score
 from workbench.tui.keys import KeyRow
-from workbench.tui.screens.base import Dialog, WorkbenchScreen
+from workbench.tui.screens.frame import Dialog, WorkbenchScreen
 from workbench.tui.widgets.filter_field import FilterField
 from workbench.tui.widgets.line_list import LineList
 

@@ -23,7 +23,7 @@ from workbench.tui.job_events import CommandSaid, JobsChanged, RunsListed
 from workbench.tui.job_lines import detail_lines
 from workbench.tui.keys import KeyRow, KeyState
 from workbench.tui.marks import mark_of
-from workbench.tui.screens.base import Section, WorkbenchScreen
+from workbench.tui.screens.frame import Section, WorkbenchScreen
 from workbench.tui.widgets.chart import Chart, Curve
 from workbench.tui.widgets.filter_field import FilterField
 from workbench.tui.widgets.job_detail import JobDetail

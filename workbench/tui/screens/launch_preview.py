@@ -24,7 +24,7 @@ from workbench.errors import ConfigError, WorkbenchError
 from workbench.tui import keys, words
 from workbench.tui.keys import KeyRow, KeyState
 from workbench.tui.marks import CHECK_MARKS
-from workbench.tui.screens.base import Section, WorkbenchScreen
+from workbench.tui.screens.frame import Section, WorkbenchScreen
 from workbench.tui.widgets.origin_table import value_text
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from workbench.tui import keys, words
-from workbench.tui.screens.base import Dialog
+from workbench.tui.screens.frame import Dialog
 from workbench.tui.widgets.message_row import Said, said_line
 
 

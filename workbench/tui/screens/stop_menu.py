@@ -12,7 +12,7 @@ from textual.widgets import Input, Static
 from workbench.tui import keys, words
 from workbench.tui.job_picture import JobPicture
 from workbench.tui.keys import KeyState
-from workbench.tui.screens.base import Dialog
+from workbench.tui.screens.frame import Dialog
 
 
 def cost(picture: JobPicture) -> str:
