@@ -49,7 +49,7 @@ demo: setup
 	@echo "the run lies in $(DEMO_RUN); now open the workbench itself:  $(VENV)/bin/workbench"
 
 test: setup
-	$(RUN) -m pytest -n $(PYTEST_WORKERS) --dist loadscope -m "not gpu"
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) --dist loadscope
 
 check: setup
 	$(RUN) -m ruff format --check .
