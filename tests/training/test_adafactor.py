@@ -131,6 +131,35 @@ def test_weight_decay_below_a_bfloat16_step_is_not_lost() -> None:
     assert moved == pytest.approx(rate * decay * num_steps, rel=0.1)
 
 
+def test_weight_decay_below_a_float32_step_is_not_lost() -> None:
+    # The shipped 5e-6 x 1e-3: 1 - 5e-9 is 1 in fp32, so the decay may not be made a factor first.
+    moved = []
+    for decay in (0.0, 1e-3):
+        generator = torch.Generator().manual_seed(0)
+        weight = 1 + torch.rand(512, 512, generator=generator)
+        statistics = new_statistics((512, 512), CPU)
+        gradient = torch.randn(512, 512, generator=generator)
+        update(
+            weight, gradient, statistics,
+            step=1, learning_rate=5e-6, weight_decay=decay, noise=None,
+        )  # fmt: skip
+        moved.append(weight.double())
+    assert float((moved[0] - moved[1]).mean()) == pytest.approx(1.5 * 5e-9, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [1e5, 1e12])
+def test_rows_without_a_gradient_stay_finite_beside_rows_with_a_huge_one(size: float) -> None:
+    # An embedding in a step that goes astray: most tokens do not occur in it.
+    weight, statistics = torch.ones(8, 64), new_statistics((8, 64), CPU)
+    gradient = torch.full((8, 64), size)
+    gradient[3] = 0.0
+    update(
+        weight, gradient, statistics, step=1, learning_rate=0.1, weight_decay=0.0, noise=None
+    )
+    assert bool((weight[3] == 1).all())
+    torch.testing.assert_close(weight[0], torch.full((64,), 0.9), rtol=0.1, atol=0.0)
+
+
 def test_statistics_are_named_after_their_parameters() -> None:
     optimizer = Adafactor(
         {"a.weight": (2, 3), "b.weight": (4,)},

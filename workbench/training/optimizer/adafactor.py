@@ -120,12 +120,14 @@ def update(
     assert statistics.column is not None
     row = torch.lerp(row_sum + columns * ADDED_TO_SQUARE, statistics.row, kept)
     column = torch.lerp(column_sum + rows * ADDED_TO_SQUARE, statistics.column, kept)
-    # Second moment of (i, j) is row i x column j / sum(row): as two factors it never underflows.
-    row_factor = (row / row.sum()).rsqrt_()
+    # Second moment of (i, j) is row i x column j / sum(row). Taken apart like this it neither
+    # underflows nor overflows: rows without a gradient stand beside rows with a huge one.
+    total = row.sum()
+    row_factor = row.rsqrt().mul_(total.sqrt())
     column_factor = column.rsqrt()
     # Mean square of the update, from the squares that are at hand: one pass less over the matrix.
-    mean_square = torch.dot(row_factor.square(), square @ column_factor.square())
-    mean_square *= factor / (rows * columns)
+    mean_square = torch.dot(row.reciprocal(), square @ column.reciprocal())
+    mean_square *= total * factor / (rows * columns)
     length = learning_rate / (mean_square.sqrt() / CLIP_THRESHOLD).clamp_(min=1.0)
     if scale is not None:
         length = length * scale
@@ -171,10 +173,12 @@ def _write(
     weight: Tensor, change: Tensor, decay: float, noise: NoiseKey | None, healthy: Tensor
 ) -> None:
     """Store weight - decay x weight - change, rounded once; ``change`` is used up."""
+    # The decay joins the small change first: a factor of 1 - decay is 1 in fp32 below 3e-8.
+    change.add_(weight, alpha=decay)
     if weight.dtype == torch.float32 and weight.device.type == "cpu":
-        weight.mul_(1.0 - decay).sub_(change)
+        weight.sub_(change)
         return
-    new = change.neg_().add_(weight, alpha=1.0 - decay)
+    new = torch.sub(weight, change, out=change)
     if weight.device.type != "cpu":
         torch.where(healthy, new, weight, out=new)
     if noise is not None and weight.dtype == torch.bfloat16:
