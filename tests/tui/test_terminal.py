@@ -62,6 +62,15 @@ class Terminal:
         """Type."""
         os.write(self._main, keys)
 
+    def modes(self) -> list[object]:
+        """What the terminal's driver does with characters: echo, whole lines, signals."""
+        return termios.tcgetattr(self._main)[:4]
+
+    def screens(self) -> int:
+        """The process that draws, a child of the one that was started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return int(children.read_text().split()[0])
+
     def close(self) -> None:
         """Leave nothing behind."""
         if self.process.poll() is None:
@@ -123,3 +132,54 @@ def test_without_a_terminal_it_says_what_to_use_and_exits_with_2(project: Path) 
     assert "need a terminal" in done.stderr
     assert "--batch" in done.stderr
     assert done.stdout == ""
+
+
+def test_screens_that_are_killed_leave_the_terminal_as_it_was(project: Path) -> None:
+    with terminal(project) as opened:
+        before = opened.modes()
+        opened.read_until(b"Detach")
+        assert opened.modes() != before, "the screens take the terminal as it comes"
+        opened.seen = b""
+        os.kill(opened.screens(), signal.SIGKILL)
+        opened.read_to_the_end()
+        assert opened.process.returncode == 128 + signal.SIGKILL
+        for ending in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?2004l"):
+            assert ending in opened.seen
+        assert b"ended by SIGKILL" in opened.seen
+        assert opened.modes() == before
+
+
+def test_screens_leave_by_themselves_once_nobody_keeps_the_terminal(project: Path) -> None:
+    with terminal(project) as opened:
+        before = opened.modes()
+        opened.read_until(b"Detach")
+        opened.process.send_signal(signal.SIGKILL)
+        opened.read_to_the_end()
+        assert b"\x1b[?1049l" in opened.seen
+        assert opened.modes() == before
+
+
+def test_a_signal_to_end_reaches_the_screens(project: Path) -> None:
+    with terminal(project) as opened:
+        opened.read_until(b"Detach")
+        opened.process.send_signal(signal.SIGTERM)
+        opened.read_to_the_end()
+        assert opened.process.returncode == 128 + signal.SIGTERM
+        assert b"\x1b[?1049l" in opened.seen
+
+
+def test_suspending_stops_both_processes_and_coming_back_draws_everything(project: Path) -> None:
+    with terminal(project) as opened:
+        opened.read_until(b"Detach")
+        opened.seen = b""
+        opened.press(b"\x1a")
+        _, status = os.waitpid(opened.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        opened.read_until(b"\x1b[?1049l")
+        opened.seen = b""
+        os.killpg(opened.process.pid, signal.SIGCONT)
+        opened.read_until(b"Detach")
+        assert b"CONFIGS" in opened.seen
+        opened.press(b"q")
+        opened.read_to_the_end()
+        assert opened.process.returncode == 0

@@ -1,20 +1,27 @@
 """``workbench`` without a verb: the terminal workbench.
 
-Only its options are read here; the screens are imported once they are right.
+Only its options are read here; the screens are imported once they are right, in a child of their
+own, so that this process can give the terminal back whatever becomes of them.
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from workbench.cli import output
+from workbench.cli import output, terminal_keeper
 from workbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workbench.tui.app import WorkbenchApp
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Open the screens; give 0 once they were left.
+    """Open the screens; give 0 once they were left, 128 + N where signal N ended them.
 
     Raises:
         ConfigError: a project that is no folder, or no terminal to draw on.
@@ -31,6 +38,12 @@ def run(arguments: Sequence[str]) -> int:
             where="workbench",
             remedy="without one use: workbench --batch -t CONFIG, or a verb of workbench --help",
         )
+    keeper = terminal_keeper.split()
+    if isinstance(keeper, int):
+        if keeper > 128:
+            name = signal.Signals(keeper - 128).name
+            output.narrate(f"the screens were ended by {name}; every job keeps running")
+        return keeper
     from workbench.tui.app import WorkbenchApp
     from workbench.tui.surroundings import Surroundings
 
@@ -44,12 +57,21 @@ def run(arguments: Sequence[str]) -> int:
     app = WorkbenchApp(surroundings, screen="configs" if options.config else "")
     if options.config:
         app.remembered.config = options.config.removesuffix(".yaml")
+    keeper.when_lost(lambda: _leave(app))
     app.run(mouse=not options.no_mouse)
     if app.parting:
         several = "s" if len(app.parting) > 1 else ""
         keep = "keep" if several else "keeps"
         output.narrate(f"{len(app.parting)} job{several} {keep} running: {', '.join(app.parting)}")
     return app.return_code or 0
+
+
+def _leave(app: "WorkbenchApp") -> None:
+    """End the screens from a thread: the process that kept the terminal is gone."""
+    try:
+        app.call_from_thread(app.exit)
+    except RuntimeError:  # they are not shown yet
+        os._exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:

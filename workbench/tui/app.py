@@ -131,7 +131,13 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         if wanted not in self.MODES or (wanted == "chat" and not self.first_screen):
             wanted = "jobs" if self.index.has_entries() else "configs"
         self.switch_mode(wanted)
+        self.app_resume_signal.subscribe(self, self._draw_anew)
         self.call_after_refresh(self._begin_to_look)
+
+    def _draw_anew(self, _: object) -> None:
+        """Draw every cell: the terminal has forgotten them while the shell had it."""
+        for screen in self.screen_stack:
+            screen.refresh(layout=True)
 
     def _begin_to_look(self) -> None:
         self.index.begin(self._runs_were_read)
@@ -392,6 +398,10 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         running = self.index.running() if self._index is not None else []
         self.exit()
         self.parting = [job.name for job in running]
+
+    def do_suspend(self) -> None:
+        """Go back to the shell; its ``fg`` comes back here."""
+        self.action_suspend_process()
 
     # ---- messages ----------------------------------------------------------------------
 

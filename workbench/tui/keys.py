@@ -321,6 +321,10 @@ TABLE: tuple[KeyRow, ...] = (
         "Copy the selection, else stop the reply, else say how to detach.",
     ),
     KeyRow(
+        "suspend", ("ctrl+z",), "global", "Suspend",
+        "Go back to the shell for a while; fg there comes back here.",
+    ),
+    KeyRow(
         "detach", ("q",), "global", "Detach",
         "Leave the program; every job keeps running.", 0, "", 1,
     ),
