@@ -153,9 +153,7 @@ def test_rows_without_a_gradient_stay_finite_beside_rows_with_a_huge_one(size: f
     weight, statistics = torch.ones(8, 64), new_statistics((8, 64), CPU)
     gradient = torch.full((8, 64), size)
     gradient[3] = 0.0
-    update(
-        weight, gradient, statistics, step=1, learning_rate=0.1, weight_decay=0.0, noise=None
-    )
+    update(weight, gradient, statistics, step=1, learning_rate=0.1, weight_decay=0.0, noise=None)
     assert bool((weight[3] == 1).all())
     torch.testing.assert_close(weight[0], torch.full((64,), 0.9), rtol=0.1, atol=0.0)
 

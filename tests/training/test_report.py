@@ -125,6 +125,32 @@ def test_the_rule_for_a_loss_that_is_not_finite(tmp_path: Path, rule: str) -> No
     assert found[1]["loss"] is not None
 
 
+def read_board(folder: Path, *, num_files: int) -> EventAccumulator:
+    # Names order the files by second, then by a counter of the process: here all in one second.
+    files = sorted(
+        RunFolder(folder).tensorboard.iterdir(),
+        key=lambda path: int(path.name.rpartition(".")[2]),
+    )
+    assert len(files) == num_files
+    for number, path in enumerate(files):
+        path.rename(path.with_name(f"events.out.tfevents.{number}"))
+    board = EventAccumulator(str(RunFolder(folder).tensorboard))
+    board.Reload()
+    return board
+
+
+def test_an_attempt_that_begins_anew_takes_back_the_points_of_one_that_never_saved(
+    tmp_path: Path,
+) -> None:
+    intervals = Intervals(
+        log=1, evaluate=None, max_evaluation_batches=None, save=None, save_at_end=False, keep=3
+    )
+    tiny_run(tmp_path, max_steps=3, intervals=intervals).train()
+    tiny_run(tmp_path, max_steps=2, intervals=intervals, attempt=2).train()
+    board = read_board(tmp_path, num_files=2)
+    assert [point.step for point in board.Scalars("train-loss")] == [1, 2]
+
+
 def test_tensorboard_has_the_tags_and_a_resumed_run_continues_the_curve(tmp_path: Path) -> None:
     intervals = Intervals(
         log=1, evaluate=2, max_evaluation_batches=None, save=None, save_at_end=True, keep=3
@@ -138,16 +164,7 @@ def test_tensorboard_has_the_tags_and_a_resumed_run_continues_the_curve(tmp_path
     crashed.training._log()
     crashed.training.report.close()
     tiny_run(tmp_path, max_steps=6, intervals=intervals, attempt=3).train()
-    # Names order the files by second, then by a counter of the process: here all in one second.
-    files = sorted(
-        RunFolder(tmp_path).tensorboard.iterdir(),
-        key=lambda path: int(path.name.rpartition(".")[2]),
-    )
-    assert len(files) == 3
-    for number, path in enumerate(files):
-        path.rename(path.with_name(f"events.out.tfevents.{number}"))
-    board = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
-    board.Reload()
+    board = read_board(tmp_path, num_files=3)
     tags = {
         "train-loss", "eval-loss", "eval-perplexity", "eval-accuracy", "learning-rate",
         "grad-norm", "grad-norm[max]", "peak_memory_rank0",

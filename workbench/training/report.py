@@ -95,9 +95,7 @@ class Report:
         if self._is_writing:
             self._metrics = LineWriter(run.metrics)
             folder = run.tensorboard / name if name else run.tensorboard
-            self._board = SummaryWriter(
-                str(folder), purge_step=resumed_step + 1 if resumed_step else None
-            )
+            self._board = SummaryWriter(str(folder), purge_step=resumed_step + 1)
 
     def add(self, step: int, result: StepResult, seconds: float) -> None:
         """Take in a step that was launched; does not wait for it.
