@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from textual.pilot import Pilot
@@ -10,6 +11,7 @@ from textual.screen import Screen
 from tests.tui.conftest import screen_text, wait_until
 from tests.tui.scripted_server import ScriptedServer
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor, write_checkpoint
+from workbench.jobs.chat_client import SUGGESTED_TEMPERATURE
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import Outcome
 from workbench.tui.app import WorkbenchApp
@@ -173,6 +175,46 @@ async def test_esc_leads_back_to_the_checkpoints_and_the_server_stays(
         assert server.num_stopped == 0
         await pilot.press("enter")
         await wait_until(pilot, lambda: screen.query_one("#prompt").has_focus)
+
+
+async def test_a_checkpoint_that_is_served_already_is_not_loaded_again(
+    surroundings: Surroundings,
+) -> None:
+    server = ScriptedServer("yes")
+    clock = [NOW]
+    later = replace(surroundings, clock=lambda: clock[0])
+    async with talking(later, server) as (pilot, screen):
+        await pilot.press("escape", "escape")
+        clock[0] += 3600  # the list says another age by now
+        await wait_until(pilot, lambda: "1h ago" in screen_text(pilot))
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: screen.query_one("#prompt").has_focus)
+        assert server.num_stopped == 0
+
+
+async def test_the_newest_answer_stays_in_view_however_long_the_conversation(
+    surroundings: Surroundings,
+) -> None:
+    server = ScriptedServer(*(f"line {number}\n" for number in range(30)), "last line")
+    async with talking(surroundings, server, (80, 24)) as (pilot, screen):
+        transcript = screen.query_one("#transcript", Transcript)
+        for _ in range(2):
+            await pilot.press("a", "enter")
+            for _ in server.pieces:
+                server.go_on.release()
+            await wait_until(pilot, lambda: "last line" in screen_text(pilot))
+            await wait_until(pilot, lambda: transcript.scroll_y == transcript.max_scroll_y)
+
+
+async def test_a_reply_is_asked_for_at_the_suggested_temperature(
+    surroundings: Surroundings,
+) -> None:
+    server = ScriptedServer("yes")
+    async with talking(surroundings, server) as (pilot, _):
+        server.go_on.release()
+        await pilot.press("a", "enter")
+        await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
+        assert server.requests[0]["temperature"] == SUGGESTED_TEMPERATURE
 
 
 async def test_the_narrow_form_streams_too(surroundings: Surroundings) -> None:

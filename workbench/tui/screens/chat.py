@@ -19,6 +19,7 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Static
 
+from workbench.control.states import END_STATES
 from workbench.errors import WorkbenchError
 from workbench.tui import keys, words
 from workbench.tui.job_events import RunsListed
@@ -32,6 +33,7 @@ from workbench.tui.widgets.transcript import Answer, Exchange, Transcript
 if TYPE_CHECKING:
     from workbench.jobs.chat_client import ChatClient, ChatTurn
     from workbench.jobs.inference_process import Progress, Ready
+    from workbench.runs.catalog import RunSummary
 
 _SEEDS = 10_000  # short enough to be read aloud and typed again
 
@@ -136,9 +138,7 @@ class ChatScreen(WorkbenchScreen):
             if summary is None or summary.checkpoint is None:
                 continue
             path = run.path / summary.checkpoint
-            loss = f"loss {words.loss(summary.loss)} · " if summary.loss is not None else ""
-            age = words.brief(max(now - summary.since, 0))
-            rows.append(ModelRow(path, run.name, path.name, f"{loss}{summary.state} {age} ago"))
+            rows.append(ModelRow(path, run.name, path.name, _said_of(summary, now)))
         models = self.query_one("#models", ModelList)
         jobs = keys.hint("show_jobs")
         models.empty_text = Content(
@@ -165,7 +165,8 @@ class ChatScreen(WorkbenchScreen):
         row = self.query_one("#models", ModelList).current
         if row is None or self._loading is not None:
             return
-        if self._server is not None and self._served == row and not self._server.has_ended:
+        is_served = self._served is not None and self._served.path == row.path
+        if self._server is not None and is_served and not self._server.has_ended:
             self._is_picking = False
             self._show_form()
             return
@@ -321,7 +322,7 @@ class ChatScreen(WorkbenchScreen):
 
     async def _answer(self, exchange: Exchange) -> None:
         """Stream one answer; a stop keeps what came, a failure gives the message back."""
-        from workbench.jobs.chat_client import ChatSettings
+        from workbench.jobs.chat_client import SUGGESTED_TEMPERATURE, ChatSettings
 
         assert self._client is not None
         stopwatch = self.workbench.surroundings.stopwatch
@@ -331,7 +332,7 @@ class ChatScreen(WorkbenchScreen):
         exchange.shown = len(exchange.answers) - 1
         began = stopwatch()
         try:
-            settings = ChatSettings(seed=answer.seed)
+            settings = ChatSettings(seed=answer.seed, temperature=SUGGESTED_TEMPERATURE)
             async with aclosing(self._client.stream(turns, settings)) as pieces:
                 async for piece in pieces:
                     if piece.text:
@@ -432,6 +433,16 @@ class ChatScreen(WorkbenchScreen):
         if last is not None and last.answers and self._replying is None:
             last.shown = min(max(last.shown + by, 0), len(last.answers) - 1)
             self.query_one("#transcript", Transcript).redraw_last()
+
+
+def _said_of(summary: "RunSummary", now: float) -> str:
+    """Say where the run of a checkpoint stands: the loss is the run's newest, with its step."""
+    state = summary.state or "never started"
+    if summary.state in END_STATES:
+        state += f" {words.brief(max(now - summary.since, 0))} ago"
+    if summary.loss is None:
+        return state
+    return f"{state} · loss {words.loss(summary.loss)} at step {summary.step}"
 
 
 def _about(row: ModelRow, ready: "Ready", num_context_tokens: int) -> list[tuple[str, str]]:

@@ -66,12 +66,20 @@ class ExchangeView(Static):
         ]
         answer = self.exchange.answer
         if answer is not None:
-            lines += [Content(""), _rule("model", self._about(answer), width, "$accent")]
+            about = self._about(answer, width - len("model ── "))
+            lines += [Content(""), _rule("model", about, width, "$accent")]
             text = answer.text if answer.ended else answer.text + "▌"
             lines.append(Content(text))
         self.update(Content("\n").join(lines))
 
-    def _about(self, answer: Answer) -> str:
+    def _about(self, answer: Answer, room: int) -> str:
+        """Say how an answer came to be; what matters least goes first where room is short."""
+        parts = self._facts(answer)
+        while len(" · ".join(parts)) > room and len(parts) > 1:
+            parts.pop(0)
+        return " · ".join(parts)
+
+    def _facts(self, answer: Answer) -> list[str]:
         parts = []
         if answer.num_tokens:
             parts.append(f"{answer.num_tokens} tok")
@@ -84,7 +92,7 @@ class ExchangeView(Static):
             parts.append(_STOP_WORDS.get(answer.ended, answer.ended))
         else:
             parts.append("generating")
-        return " · ".join(parts)
+        return parts
 
 
 def _rule(who: str, about: str, width: int, colour: str) -> Content:
@@ -104,6 +112,8 @@ class Transcript(VerticalScroll, can_focus=True):
         """Show one more exchange at the end."""
         self.exchanges.append(exchange)
         await self.mount(ExchangeView(exchange))
+        # Whoever asks wants to see the answer, also one who had moved up.
+        self.anchor()
         self.scroll_end(animate=False)
 
     async def drop_last(self) -> None:
@@ -119,9 +129,5 @@ class Transcript(VerticalScroll, can_focus=True):
     def redraw_last(self) -> None:
         """Draw the last exchange as it stands."""
         views = list(self.query(ExchangeView))
-        if not views:
-            return
-        follows = self.scroll_offset.y >= self.max_scroll_y - 1
-        views[-1].draw()
-        if follows:
-            self.scroll_end(animate=False)
+        if views:
+            views[-1].draw()
