@@ -63,6 +63,7 @@ def test_a_given_rendezvous_takes_the_place_of_the_standalone_one(tmp_path: Path
         (["--rdzv-id", "--tee", "3"], "--rdzv-id lacks its value"),
         (["--nproc-per-node", "2"], "2, the config needs 1"),
         (["--nproc-per-node=2", "--nnodes=3"], "6, the config needs 1"),
+        (["--nnodes", "2"], "2, the config needs 1"),
         (["-"], "no option"),
     ],
 )

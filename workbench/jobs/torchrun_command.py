@@ -152,15 +152,16 @@ def visible_devices(devices: str) -> str:
 
 
 def _check_ranks(given: Mapping[str, str | None], num_ranks: int) -> None:
-    nodes, here = given.get("--nnodes") or "1", given.get("--nproc-per-node")
-    if here is None or not here.isdigit() or not nodes.isdigit():
+    nodes = given.get("--nnodes") or "1"
+    here = given.get("--nproc-per-node") or str(num_ranks)
+    if not here.isdigit() or not nodes.isdigit():
         return
     total = int(nodes) * int(here)
     if total != num_ranks:
         raise ConfigError(
             f"{nodes} x {here} ranks make {total}, the config needs {num_ranks}",
             where=_WHERE,
-            remedy="change --nproc-per-node, or pipeline.ranks",
+            remedy="change --nnodes or --nproc-per-node, or pipeline.ranks",
         )
 
 
