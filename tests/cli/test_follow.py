@@ -1,5 +1,6 @@
 """Narration: a bar on a terminal, plain lines elsewhere; the words for each event."""
 
+import asyncio
 import fcntl
 import os
 import select
@@ -7,15 +8,19 @@ import struct
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from workbench.cli.follow import Screen
+from workbench.cli.follow import Screen, follow
 from workbench.cli.narration import event_line, size, span
 from workbench.control.messages import Status
 from workbench.jobs.follow import EventUpdate, MetricsUpdate, StatusUpdate, Update
 from workbench.runs.events import CheckpointEvent, EvaluationEvent, StateEvent, WarningEvent
+from workbench.runs.job_file import JobFile, this_boot, this_host, write_job_file
+from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord
+from workbench.runs.outcome import Outcome, write_outcome
 
 RECORD = MetricsRecord(
     time=0.0, attempt=1, step=7, epoch=0.5, tokens=100, target_tokens=50, loss=1.25,
@@ -107,3 +112,33 @@ def test_spans_are_short(seconds: float, told: str) -> None:
 )
 def test_sizes_are_told_in_the_unit_that_fits(num_bytes: int, told: str) -> None:
     assert size(num_bytes) == told
+
+
+def ended_run(folder: Path) -> RunFolder:
+    """Write what a failed run leaves behind."""
+    run = RunFolder(folder)
+    job_file = JobFile(
+        job="run-aaaaaa", attempt=1, host=this_host(), boot_id=this_boot(), socket="/none",
+        pid=2**22 - 3, start_time=1,
+    )  # fmt: skip
+    write_job_file(run.job, job_file)
+    run.events.write_text('{"event":"state","time":7.0,"attempt":1,"state":"training","step":3}\n')
+    write_outcome(run.outcome, Outcome(attempt=1, state="failed", step=3, time=8.0))
+    return run
+
+
+@pytest.mark.parametrize("to", ["a pipe that nobody reads", "a full disk"])
+def test_a_job_is_followed_to_its_end_when_stdout_takes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    if to == "a full disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    with os.fdopen(descriptor, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        outcome, _, _ = asyncio.run(follow(ended_run(tmp_path), 1, records_on_stdout=True))
+        monkeypatch.undo()
+    assert outcome.state == "failed"
+    assert "no more records are written" in capfd.readouterr().err

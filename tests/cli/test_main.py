@@ -229,3 +229,31 @@ def test_nothing_is_imported_for_a_verb_that_was_not_asked_for() -> None:
         "workbench.cli.output",
         "workbench.errors",
     }
+
+
+@pytest.mark.parametrize(
+    ("redirected", "status", "said"),
+    [
+        ("2>&-", 0, ""),
+        (">&-", 0, ""),
+        ("</dev/null <&- 2>/dev/full", 0, ""),
+        (">/dev/full", 1, "stdout: cannot be written: No space left on device"),
+    ],
+)
+def test_streams_that_are_closed_or_full_make_no_traceback(
+    redirected: str, status: int, said: str
+) -> None:
+    command = f'exec "$0" -m workbench --help {redirected}'
+    ended = subprocess.run(
+        ["sh", "-c", command, sys.executable], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (status, False)
+    assert said in ended.stderr
+
+
+def test_narration_stays_off_stdout_when_stderr_is_closed() -> None:
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m workbench frob 2>&-', sys.executable],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (2, "")

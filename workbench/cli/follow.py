@@ -18,7 +18,7 @@ from workbench.cli import output
 from workbench.cli.narration import check_line, event_line, metrics_line
 from workbench.config.load import ResolvedConfig
 from workbench.control.messages import CommandName, Failed
-from workbench.errors import ControlError
+from workbench.errors import ControlError, WorkbenchError
 from workbench.jobs.connection import JobConnection
 from workbench.jobs.follow import (
     EndedUpdate,
@@ -184,7 +184,15 @@ async def follow(
                     continue
                 screen.show(update)
                 if records_on_stdout:
-                    write_record(update)
+                    try:
+                        write_record(update)
+                    except (BrokenPipeError, WorkbenchError) as error:
+                        # The exit status is the job's: it is followed all the same.
+                        records_on_stdout = False
+                        output.stop_writing()
+                        why = "nobody reads stdout any more"
+                        why = why if isinstance(error, BrokenPipeError) else str(error)
+                        screen.tell(f"no more records are written: {why}")
                 if isinstance(update, EndedUpdate):
                     return update.outcome, screen, interruptions.count > 0
     raise AssertionError("the updates ended without an outcome")

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    output.open_missing_streams()
     output.write_any_character()
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
@@ -17,17 +18,17 @@ from workbench.errors import WorkbenchError
 
 def result(text: str) -> None:
     """Write a line, or lines, of the result."""
-    print(text, flush=True)
+    piece(f"{text}\n")
 
 
 def result_json(value: object) -> None:
     """Write one JSON value as one line of the result; it may hold no NaN."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json), flush=True)
+    result(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json))
 
 
 def result_record(record: msgspec.Struct) -> None:
     """Write a record as one line of JSON, as it stands in its file; null stands for NaN."""
-    print(msgspec.json.encode(record).decode(), flush=True)
+    result(msgspec.json.encode(record).decode())
 
 
 def _as_json(value: object) -> object:
@@ -37,8 +38,23 @@ def _as_json(value: object) -> object:
 
 
 def piece(text: str) -> None:
-    """Write a part of the result, without ending the line."""
-    print(text, end="", flush=True)
+    """Write a part of the result, without ending the line.
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+        WorkbenchError: stdout takes nothing more, such as a file on a full disk.
+    """
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        stop_writing()
+        raise WorkbenchError(
+            f"cannot be written: {error.strerror}",
+            where="stdout",
+            remedy="free space, or let it go elsewhere",
+        ) from error
 
 
 def ask(prompt: str) -> str:
@@ -47,18 +63,21 @@ def ask(prompt: str) -> str:
 
 
 def narrate(text: str) -> None:
-    """Tell a person what is going on."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell a person what is going on; where nobody reads, that stops nothing."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        stop_writing(sys.stderr)
 
 
 def report_error(error: WorkbenchError) -> None:
     """Show a mistake that someone can mend: what, where and what to do, without a traceback."""
-    print(error, file=sys.stderr, flush=True)
+    narrate(str(error))
 
 
 def usage_error(text: str) -> None:
     """Show what is wrong with the command line."""
-    print(f"workbench: {text}", file=sys.stderr, flush=True)
+    narrate(f"workbench: {text}")
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
@@ -87,8 +106,23 @@ def write_any_character() -> None:
             stream.reconfigure(errors="replace")
 
 
-def stop_writing() -> None:
-    """Let nothing more be written to a pipe that nobody reads, at exit neither."""
+def open_missing_streams() -> None:
+    """Let a program that was started without stdin, stdout or stderr have an empty one.
+
+    Otherwise the next file that is opened would become it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is given, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+def stop_writing(stream: TextIO | None = None) -> None:
+    """Let nothing more be written to stdout (or another) that takes nothing, at exit neither."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, (stream or sys.stdout).fileno())
     os.close(nowhere)
