@@ -10,6 +10,7 @@ import pytest
 
 from tests.training import killed_saves
 from tests.training.tiny import tiny_run
+from workbench.control.messages import Event
 from workbench.runs import checkpoints as folders
 from workbench.runs.layout import RunFolder
 from workbench.runs.manifest import read_manifest, verify
@@ -124,8 +125,55 @@ def test_training_goes_on_after_a_failed_save_but_a_failed_last_save_fails_the_r
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.reason == "save_failed"
     assert last.training.state.step == 4, "the run went on to its end"
-    assert folders.list_checkpoints(last.training.run) == []
+    assert list(last.training.run.checkpoints.iterdir()) == [], "half a checkpoint fills no disk"
     assert len(last.losses()) == 4
+
+
+class _Announced:
+    """In the place of the line to the supervisor: which checkpoints are there at each event."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self.seen: list[tuple[dict[str, object], list[int]]] = []
+
+    def at(self, state: str, step: int, max_steps: int | None) -> None:
+        """Nothing to note."""
+
+    def send(self, message: object) -> None:
+        if isinstance(message, Event):
+            there = [found.step for found in folders.list_checkpoints(self._run)]
+            self.seen.append((message.record, there))
+
+
+def test_a_checkpoint_is_announced_before_older_ones_go(tmp_path: Path) -> None:
+    announced = _Announced(RunFolder(tmp_path))
+    keep_one = Intervals(
+        log=9, evaluate=None, max_evaluation_batches=None, save=1, save_at_end=True, keep=1
+    )
+    run = tiny_run(tmp_path, max_steps=2, intervals=keep_one, publisher=announced)  # type: ignore[arg-type]
+    run.train()
+    assert [(record["pruned"], there) for record, there in announced.seen] == [
+        ([], [1]),
+        (["checkpoint-1"], [1, 2]),
+    ]
+    assert [found.step for found in folders.list_checkpoints(RunFolder(tmp_path))] == [2]
+
+
+def test_a_saved_step_that_cannot_be_read_again_is_written_anew(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    killed_saves.save(run, 5)
+    state = run.checkpoint(5) / "training_state" / "state.json"
+    content = state.read_bytes()
+    state.unlink()
+    # A folder of the same size in its place: it is there, and reading it is an error.
+    state.mkdir()
+    manifest = run.checkpoint(5) / "manifest.json"
+    size = state.stat().st_size
+    manifest.write_text(
+        manifest.read_text().replace(f'"bytes": {len(content)},', f'"bytes": {size},')
+    )
+    killed_saves.save(run, 5)
+    assert state.read_bytes() == content
 
 
 def test_two_ranks_agree_on_commands_and_save_one_checkpoint_or_none(tmp_path: Path) -> None:

@@ -143,6 +143,19 @@ def prunable(
     return sorted(step for step in newest_first[keep:] if step != best and step not in tagged)
 
 
+def prunable_in(run: RunFolder, keep: int) -> list[int]:
+    """Give the steps of the complete checkpoints of a run that ``prunable`` names.
+
+    Raises:
+        RunError: the tags cannot be read.
+    """
+    spared = {f"{name}" for name, tags in read_tags(run).items() if KEEP_TAG in tags}
+    tagged = {step for name in spared if (step := step_of(name)) is not None}
+    best = read_best(run)
+    complete = [found.step for found in list_checkpoints(run) if found.is_complete]
+    return prunable(complete, keep, best.step if best else None, tagged)
+
+
 def prune(run: RunFolder, keep: int) -> list[str]:
     """Remove the checkpoints that ``prunable`` names; give their folder names.
 
@@ -153,12 +166,8 @@ def prune(run: RunFolder, keep: int) -> list[str]:
         RunError: the tags cannot be read; nothing has been removed.
         OSError: a folder cannot be removed.
     """
-    spared = {f"{name}" for name, tags in read_tags(run).items() if KEEP_TAG in tags}
-    tagged = {step for name in spared if (step := step_of(name)) is not None}
-    best = read_best(run)
-    complete = [found.step for found in list_checkpoints(run) if found.is_complete]
     removed: list[str] = []
-    for step in prunable(complete, keep, best.step if best else None, tagged):
+    for step in prunable_in(run, keep):
         partial = run.partial_checkpoint(step)
         if partial.exists():
             shutil.rmtree(partial)

@@ -94,10 +94,16 @@ def save(run: RunFolder, content: Content, state: SavedState, ranks: Ranks) -> S
     if kept := _verified(run, step, ranks):
         return kept
     partial = run.partial_checkpoint(step)
-    _together(ranks, partial, lambda: _prepare(run, partial, content, ranks))
-    parts = _together(ranks, partial, lambda: _write(partial, content, state, ranks))
-    files = {name: file for part in parts for name, file in part.items()}
-    _together(ranks, partial, lambda: _complete(run, step, files, ranks))
+    try:
+        _together(ranks, partial, lambda: _prepare(run, partial, content, ranks))
+        parts = _together(ranks, partial, lambda: _write(partial, content, state, ranks))
+        files = {name: file for part in parts for name, file in part.items()}
+        _together(ranks, partial, lambda: _complete(run, step, files, ranks))
+    except SaveError:
+        # On a full disk the half that was written would leave no room for metrics either.
+        if ranks.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     num_bytes = sum(file.bytes for file in files.values())
     return SavedCheckpoint(run.checkpoint(step), num_bytes, time.monotonic() - begin)
 
@@ -110,7 +116,7 @@ def _verified(run: RunFolder, step: int, ranks: Ranks) -> SavedCheckpoint | None
         try:
             num_bytes = verify(run.checkpoint(step)).total_bytes
             found = SavedCheckpoint(run.checkpoint(step), num_bytes, time.monotonic() - begin)
-        except RunError as error:
+        except (RunError, OSError) as error:
             logger.warning("%s; it is written anew", error)
     return ranks.gather(found)[0]
 

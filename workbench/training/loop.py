@@ -271,7 +271,7 @@ class Training:
         self._save_failure = None
         step = self._saved_step = self.state.step
         path = saved.path.relative_to(self.run.path).as_posix()
-        is_best, pruned = self._tidy(step)
+        is_best = self._note_best(step)
         self._tell(
             CheckpointEvent(
                 time=time.time(),
@@ -281,27 +281,41 @@ class Training:
                 bytes=saved.bytes,
                 seconds=saved.seconds,
                 best=is_best,
-                pruned=pruned,
+                pruned=self._prunable(),
             )
         )
         self._answer(numbers, Saved(step=step, path=path, bytes=saved.bytes, seconds=saved.seconds))
         logger.info("step %d saved: %s, %d bytes, %.1f s", step, path, saved.bytes, saved.seconds)
+        self._prune(step)
         self._at(self._resting)
 
-    def _tidy(self, step: int) -> tuple[bool, list[str]]:
-        """Note the best checkpoint and prune; give whether ``step`` is best and what went."""
+    def _note_best(self, step: int) -> bool:
+        """Note whether a step that was just saved is the best; give the answer."""
         if self.ranks.rank != 0:
-            return False, []
+            return False
         evaluated_step, loss = self._evaluated
         if evaluated_step == step and loss is not None:
             checkpoint.note_evaluation(self.run, step, loss)
         best = folders.read_best(self.run)
+        return best is not None and best.step == step
+
+    def _prunable(self) -> list[str]:
+        """Name the checkpoints that go once the new one is announced."""
+        if self.ranks.rank != 0:
+            return []
         try:
-            pruned = folders.prune(self.run, self.intervals.keep)
+            steps = folders.prunable_in(self.run, self.intervals.keep)
+        except WorkbenchError:
+            return []  # none goes; pruning tells why
+        return [self.run.checkpoint(step).name for step in steps]
+
+    def _prune(self, step: int) -> None:
+        if self.ranks.rank != 0:
+            return
+        try:
+            folders.prune(self.run, self.intervals.keep)
         except (OSError, WorkbenchError) as error:
-            pruned = []
             self._warn(f"old checkpoints stay: {error}", "remove them by hand", step=step)
-        return best is not None and best.step == step, pruned
 
     def _saved_state(self) -> SavedState:
         norm = self.engine.previous_norm
