@@ -7,6 +7,7 @@ import torch
 from tests.gpu.waiting import waiting_is_an_error
 from tests.training.tiny import TinyEngine, dimensions, step_rows, tiny_engine
 from workbench.errors import RefusedError
+from workbench.training.build import allow_deterministic_algorithms_only
 from workbench.training.engine.plan import choose_plan, take_budget
 from workbench.training.optimizer.adafactor import new_statistics, update
 from workbench.training.optimizer.rounding import noise, noise_key, round_stochastically
@@ -109,8 +110,9 @@ def test_updates_equal_those_on_the_cpu(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(on_gpu.cpu(), weight, rtol=1e-5, atol=1e-5)
 
 
-def test_the_same_steps_give_the_same_bits() -> None:
-    torch.use_deterministic_algorithms(True)
+def test_the_same_steps_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    allow_deterministic_algorithms_only()
     try:
         runs = []
         for _ in range(2):

@@ -7,6 +7,7 @@ statistics, what resumes, and the loop over all of it.
 import functools
 import json
 import logging
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,11 +203,18 @@ def build(
 def _prepare_torch(config: Config, ranks: Ranks) -> None:
     torch.set_float32_matmul_precision(config.training.matmul_precision)
     if config.training.deterministic:
-        torch.use_deterministic_algorithms(True)
+        allow_deterministic_algorithms_only()
     seed = config.training.seed + ranks.rank
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
     torch.manual_seed(seed)
+
+
+def allow_deterministic_algorithms_only() -> None:
+    """Have torch refuse what does not repeat bit for bit."""
+    # cuBLAS reads it before its first product; without it torch refuses to multiply on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 def _model_folder(config: Config) -> Path:
