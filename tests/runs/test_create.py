@@ -97,6 +97,19 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
         plan_run(resolved(f"training.output_dir={tmp_path / 'mine/thesis.tex'}/run"), tmp_path)
 
 
+def test_a_link_that_leads_nowhere_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(RunError, match="a link that leads nowhere"):
+        plan_run(resolved(f"training.output_dir={tmp_path / 'link'}"), tmp_path)
+
+
+def test_a_path_that_is_not_utf_8_is_refused_by_name(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9"))
+    with pytest.raises(RunError, match="is not UTF-8") as raised:
+        plan_run(resolved(), odd)
+    str(raised.value).encode()
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
@@ -200,6 +213,27 @@ def test_left_over_processes_of_a_lost_job_keep_a_start_waiting(
         with pytest.raises(RefusedError, match=f"still there: {rank.pid}"):
             plan_run(resolved(f"training.output_dir={run.path}"), tmp_path)
         rank.communicate(b"\n")
+
+
+def test_of_two_starts_in_one_new_folder_the_second_is_refused(tmp_path: Path) -> None:
+    config = resolved(f"training.output_dir={tmp_path / 'run'}")
+    planned = plan_run(config, tmp_path)
+    run = create_run(config, planned, template="first", surroundings=NOTHING)
+    with pytest.raises(RefusedError, match="another start"):
+        create_run(config, planned, template="second", surroundings=NOTHING)
+    assert run.chat_template.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [run.path]
+
+
+def test_a_folder_that_a_supervisor_has_taken_is_not_discarded(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    held = take_lock(run.lock)
+    assert held is not None
+    discard_new(run)
+    assert run.config.exists()
+    held.release()
+    discard_new(run)
+    assert not run.path.exists()
 
 
 def test_only_a_folder_in_which_nothing_ran_is_discarded(tmp_path: Path) -> None:

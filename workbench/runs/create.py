@@ -6,6 +6,7 @@ only what says how it goes on may change between attempts.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from workbench.runs.atomic import sync_folder, write_atomically
 from workbench.runs.environment import Surroundings
 from workbench.runs.job_file import last_attempt, processes_of, read_job_file, this_host
 from workbench.runs.layout import RunFolder
-from workbench.runs.lock import is_locked
+from workbench.runs.lock import is_locked, take_lock
 from workbench.runs.registry import readable_outcome
 
 MAY_CHANGE = (
@@ -89,6 +90,7 @@ def plan_run(resolved: ResolvedConfig, output_root: Path) -> PlannedRun:
         RunError: the folder cannot be written, holds something else, or another config's run.
         RefusedError: a job is running there, or the run has finished and no more is asked for.
     """
+    _check_can_be_written_down(resolved, output_root)
     named = resolved.config.training.output_dir
     if named is None:
         _check_writable(output_root)
@@ -155,15 +157,24 @@ def create_run(
 
 
 def discard_new(run: RunFolder) -> None:
-    """Remove a run folder in which nothing has run; one that holds anything else is left."""
+    """Remove a run folder in which nothing has run; one that holds anything else is left.
+
+    So is one whose lock is held: another start has taken it meanwhile.
+    """
     try:
-        names = {path.name for path in run.path.iterdir()}
+        lock = take_lock(run.lock)
+        if lock is None:
+            return
+        try:
+            names = {path.name for path in run.path.iterdir()}
+            if names <= BEFORE_LAUNCH:
+                for name in names:
+                    (run.path / name).unlink()
+                run.path.rmdir()
+        finally:
+            lock.release()
     except OSError:
         return
-    if names <= BEFORE_LAUNCH:
-        for name in names:
-            (run.path / name).unlink()
-        run.path.rmdir()
 
 
 def differing_keys(earlier: Config, later: Config) -> Iterator[str]:
@@ -218,7 +229,16 @@ def _create_new(
         for name, content in _contents(resolved, run, template, surroundings).items():
             write_atomically(beside / name, content)
         # Onto the empty folder that was reserved: rename replaces it in one step.
-        beside.rename(run.path)
+        try:
+            beside.rename(run.path)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            raise RefusedError(
+                "another start has taken the folder meanwhile",
+                where=str(run.path),
+                remedy="wait for its end, or name another folder: --output-dir DIR",
+            ) from error
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -320,6 +340,12 @@ def _check_writable(folder: Path) -> None:
     """Look whether a folder, or the nearest one above it that exists, takes new files."""
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
+        if nearest.is_symlink():
+            raise RunError(
+                f"{nearest} is a link that leads nowhere",
+                where=f"output folder {folder}",
+                remedy="remove the link, or name another folder: --output-dir DIR",
+            )
         nearest = nearest.parent
     if not nearest.is_dir():
         raise RunError(
@@ -333,6 +359,21 @@ def _check_writable(folder: Path) -> None:
             where=f"output folder {folder}",
             remedy="name another folder (--output-dir DIR), or change its permissions",
         )
+
+
+def _check_can_be_written_down(resolved: ResolvedConfig, output_root: Path) -> None:
+    """Make sure that every path is text: what a run writes down is UTF-8, names may be anything."""
+    paths = {"config": resolved.file, "folder": output_root}
+    for name, value in (paths | _leaves(resolved.config)).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            told = os.fsencode(str(value)).decode("utf-8", errors="replace")
+            raise RunError(
+                "is not UTF-8 in this locale, so it cannot be written down",
+                where=f"{name} {told}",
+                remedy="rename it, or set a locale of UTF-8, such as LC_ALL=C.UTF-8",
+            ) from None
 
 
 def _check_not_the_model(run: RunFolder, config: Config) -> None:
