@@ -183,3 +183,11 @@ def test_a_job_is_found_by_what_names_it_uniquely(tmp_path: Path) -> None:
     for name in ("nothing", "", "../demo-1", "demo-1-aaaaaaa"):
         with pytest.raises(ControlError, match="no such job"):
             find_job(name)
+
+
+def test_a_run_started_by_way_of_a_link_is_one_run(tmp_path: Path) -> None:
+    first = entry(tmp_path)
+    (tmp_path / "link").symlink_to(first.run)
+    write_entry(msgspec.structs.replace(first, job="link-bbbbbb", run=str(tmp_path / "link")))
+    second = entry(tmp_path, "demo-1-cccccc", attempt=2)
+    assert latest_entries() == [second]

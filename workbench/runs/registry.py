@@ -96,7 +96,8 @@ def latest_entries() -> list[JobEntry]:
     """Read the entries and keep the latest attempt of each run folder, newest start first."""
     latest: dict[tuple[str, str], JobEntry] = {}
     for entry in entries():
-        key = (entry.host, entry.run)
+        # A folder that was started by way of a link too is one folder.
+        key = (entry.host, os.path.realpath(entry.run))
         if key not in latest or entry.attempt > latest[key].attempt:
             latest[key] = entry
     return list(latest.values())
@@ -163,7 +164,7 @@ def find_job(name: str) -> JobEntry:
         [entry for entry in everything if entry.folder.name == name],
         [entry for entry in everything if name and entry.job.startswith(name)],
     ):
-        runs = {(entry.host, entry.run) for entry in matches}
+        runs = {(entry.host, os.path.realpath(entry.run)) for entry in matches}
         if len(runs) > 1:
             listed = ", ".join(sorted(entry.job for entry in matches)[:8])
             raise RefusedError(
