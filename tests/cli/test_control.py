@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -174,6 +175,8 @@ def test_cleanup_ends_what_a_lost_job_left_and_keeps_the_rest(
     wait_until((supervised.run.path / "lost_supervisor").exists, "the rank's own end")
     left = processes_of(supervised.job)
     assert len(left) >= 1, "the orphan should be left"
+    address = Path(supervised.job_file.socket)
+    assert address.exists()
     other = registry_folder() / "other-1-abcdef.json"
     elsewhere = json.loads((registry_folder() / f"{supervised.job}.json").read_text())
     other.write_text(json.dumps(elsewhere | {"job": "other-1-abcdef", "host": "elsewhere"}))
@@ -193,6 +196,21 @@ def test_cleanup_ends_what_a_lost_job_left_and_keeps_the_rest(
     assert [entry.job for entry in entries()] == ["other-1-abcdef"]
     assert (registry_folder() / "garbage.json").exists()
     assert supervised.run.command.exists()
+    assert not address.exists()
+
+
+def test_a_job_whose_run_folder_is_gone_has_no_age(
+    capsys: pytest.CaptureFixture[str], supervised: Supervised
+) -> None:
+    supervised.start("connect", "exit=0")
+    supervised.ended()
+    shutil.rmtree(supervised.run.path)
+    _, out, _ = told(capsys, "list")
+    assert out.splitlines()[1].split()[3] == "-"
+    _, out, _ = told(capsys, "list", "--json")
+    assert [(each["state"], each["started"]) for each in json.loads(out)] == [("lost", None)]
+    _, out, _ = told(capsys, "status", supervised.job)
+    assert "lost; its run folder is gone" in out
 
 
 def test_cleanup_leaves_a_living_job_alone(

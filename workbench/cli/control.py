@@ -136,7 +136,7 @@ def _list(*, as_json: bool) -> int:
             shortened(str(each["job"]), _JOB_WIDTH),
             str(each["state"]),
             _step_of(each),
-            span(time.time() - float(each["started"])),
+            span(time.time() - each["started"]) if each["started"] is not None else "-",
             shortened(str(each["host"]), 16),
         ]
         for each in facts
@@ -195,8 +195,9 @@ def _facts(entry: JobEntry) -> dict[str, Any]:
         "max_steps": max_steps,
         "attempt": entry.attempt,
         "host": entry.host,
-        "started": summary.started,
-        "since": status.since if status is not None else summary.since,
+        # Zero stands for a run folder that is gone.
+        "started": summary.started or None,
+        "since": status.since if status is not None else summary.since or None,
         "idle_seconds": status.idle_seconds if status is not None else None,
         "pending": msgspec.to_builtins(status.pending) if status is not None else [],
         "checkpoint": status.checkpoint if status is not None else summary.checkpoint,
@@ -225,9 +226,13 @@ def _status_lines(facts: dict[str, Any]) -> list[str]:
     state = str(facts["state"])
     if facts["reason"]:
         state += f"({facts['reason']})"
+    if facts["since"] is None:
+        state += "; its run folder is gone"
+    else:
+        state += f" for {span(now - facts['since'])}"
     rows = [
         ["job", str(facts["job"])],
-        ["state", f"{state} for {span(now - facts['since'])}"],
+        ["state", state],
         ["step", _step_of(facts)],
     ]
     if facts["message"]:

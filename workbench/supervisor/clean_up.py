@@ -6,7 +6,9 @@ while a supervisor holds the lock.
 
 import asyncio
 import time
+from pathlib import Path
 
+from workbench.control.address import remove_stale
 from workbench.errors import RefusedError, RunError
 from workbench.runs.catalog import last_known
 from workbench.runs.events import ExitEvent
@@ -37,6 +39,7 @@ def clean_up(run: RunFolder, job: str) -> None:
         killed = asyncio.run(processes.end(job, None, stacks=False))
         job_file = _job_file(run)
         if job_file is not None and job_file.job == job:
+            remove_stale(Path(job_file.socket))
             _write_lost(run, job_file, killed)
     finally:
         lock.release()
