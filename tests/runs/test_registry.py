@@ -13,7 +13,7 @@ import pytest
 
 from tests.short_folder import short_folder
 from workbench.control.address import ready_socket_folder
-from workbench.errors import ControlError, RefusedError
+from workbench.errors import ConfigError, ControlError, RefusedError
 from workbench.runs.job_file import start_time_of, this_boot, this_host, write_job_file
 from workbench.runs.outcome import Outcome, write_outcome
 from workbench.runs.registry import (
@@ -191,3 +191,16 @@ def test_a_run_started_by_way_of_a_link_is_one_run(tmp_path: Path) -> None:
     write_entry(msgspec.structs.replace(first, job="link-bbbbbb", run=str(tmp_path / "link")))
     second = entry(tmp_path, "demo-1-cccccc", attempt=2)
     assert latest_entries() == [second]
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    with pytest.raises(ConfigError, match="set it, or HOME"):
+        entries()
+
+
+def test_an_unknown_user_behind_a_tilde_is_no_job() -> None:
+    with pytest.raises(ControlError, match="no such job"):
+        find_job("~nobody-of-that-name")

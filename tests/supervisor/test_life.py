@@ -128,6 +128,15 @@ def test_the_rank_learns_of_the_death_of_its_supervisor(supervised: Supervised) 
     assert liveness(entry) == "lost"
 
 
+def test_a_registry_that_cannot_be_written_is_told_as_a_warning(supervised: Supervised) -> None:
+    supervised.environment |= {"XDG_STATE_HOME": "/dev/null"}
+    supervised.start("connect", "exit=0")
+    supervised.ended()
+    (warning,) = [event for event in supervised.events() if event["event"] == "warning"]
+    assert "not in the registry" in warning["message"]
+    assert str(supervised.run.path) in warning["remedy"]
+
+
 def test_a_supervisor_stays_small(supervised: Supervised) -> None:
     """About 20 MiB are its own; the rest of the limit is for pages of a larger libc."""
     supervised.start("connect", "serve")

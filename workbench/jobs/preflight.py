@@ -22,6 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.jobs.short_workers import run_worker
 from workbench.runs.create import PlannedRun, plan_run
 from workbench.runs.environment import list_gpus
+from workbench.runs.registry import state_folder
 
 CheckState = Literal["ok", "warning", "error"]
 
@@ -35,7 +36,8 @@ class Check:
     """What was looked at, and what was found.
 
     Attributes:
-        name: one word: config, model, template, folder, socket, disk, device, data.
+        name: one word: config, model, template, folder, socket (and the registry beside it), disk,
+            device, data.
         state: error keeps a run from starting.
         message: what was found; for a mistake it begins with where.
         remedy: what to do, "" where there is nothing to do.
@@ -95,6 +97,7 @@ def _quick_checks(resolved: ResolvedConfig, project: Path | None) -> Iterator[Ch
     else:
         yield Check("folder", "ok", _told(planned))
     try:
+        state_folder()
         check_length(new_address())
     except WorkbenchError as error:
         yield Check("socket", "error", f"{error.where}: {error.what}", error.remedy)

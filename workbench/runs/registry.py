@@ -16,7 +16,7 @@ import msgspec
 from workbench.control.address import check_address
 from workbench.control.framing import MAX_LINE_BYTES, encode
 from workbench.control.messages import PROTOCOL_VERSION, FromSupervisor, Hello
-from workbench.errors import ControlError, RefusedError, RunError
+from workbench.errors import ConfigError, ControlError, RefusedError, RunError
 from workbench.runs.atomic import write_atomically
 from workbench.runs.job_file import (
     JOB_ID,
@@ -45,10 +45,22 @@ class JobEntry(JobFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def state_folder() -> Path:
-    """Say where this user's state of workbench lies; nothing is made."""
+    """Say where this user's state of workbench lies; nothing is made.
+
+    Raises:
+        ConfigError: neither XDG_STATE_HOME nor a home folder is known, as for a bare user number.
+    """
     state_home = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(state_home) if Path(state_home).is_absolute() else Path.home() / ".local" / "state"
-    return base / "workbench"
+    if Path(state_home).is_absolute():
+        return Path(state_home) / "workbench"
+    try:
+        return Path.home() / ".local" / "state" / "workbench"
+    except RuntimeError as error:
+        raise ConfigError(
+            "is not set, and this user has no home folder",
+            where="XDG_STATE_HOME",
+            remedy="set it, or HOME, to a folder of yours that can be written",
+        ) from error
 
 
 def registry_folder() -> Path:
@@ -155,9 +167,10 @@ def find_job(name: str) -> JobEntry:
         ControlError: there is no such job.
         RefusedError: several runs match.
     """
-    by_path = _entry_in_folder(Path(name).expanduser())
-    if by_path is not None:
-        return by_path
+    # A user that is not known may follow a tilde: then it is no path.
+    with contextlib.suppress(RuntimeError):
+        if (by_path := _entry_in_folder(Path(name).expanduser())) is not None:
+            return by_path
     everything = entries()
     for matches in (
         [entry for entry in everything if entry.job == name],

@@ -44,7 +44,7 @@ from workbench.control.messages import (
     ToSupervisor,
 )
 from workbench.control.states import BEFORE_FIRST_STEP, EndState, JobState
-from workbench.errors import RefusedError, RunError
+from workbench.errors import ConfigError, RefusedError, RunError
 from workbench.runs.checkpoints import newest_complete
 from workbench.runs.events import (
     AnyEvent,
@@ -238,9 +238,19 @@ class Life:
 
     async def live(self, address: Path, command: TorchrunCommand) -> Outcome:
         """Start torchrun, serve until the last process of the job is gone, write why."""
-        self._announce(address)
+        unlisted = self._announce(address)
         self._watch_signals()
         self._start_torchrun(command)
+        if unlisted:
+            self._record(
+                WarningEvent(
+                    time=time.time(),
+                    attempt=self._attempt,
+                    step=self._step,
+                    message=f"the job is not in the registry: {unlisted}",
+                    remedy=f"name it by its run folder, {self._run.path}",
+                )
+            )
         self._spawn(self._tick())
         killed = 0
         while True:
@@ -260,7 +270,8 @@ class Life:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._recorder.close()
 
-    def _announce(self, address: Path) -> None:
+    def _announce(self, address: Path) -> str:
+        """Write job.json and the registry's entry; say why the entry is not there, else ""."""
         start_time = start_time_of(os.getpid())
         assert start_time is not None
         job_file = JobFile(
@@ -277,8 +288,10 @@ class Life:
         self._run.outcome.unlink(missing_ok=True)
         try:
             write_entry(entry_of(job_file, self._run))
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             logger.warning("the job is not in the registry: %s", error)
+            return str(error)
+        return ""
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
