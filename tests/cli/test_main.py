@@ -257,3 +257,22 @@ def test_narration_stays_off_stdout_when_stderr_is_closed() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-p", "~nobody-of-that-name"],
+        ["ls", "-p", "$NOT_SET_AT_ALL"],
+        ["train", "-t", "demo", "-p", "~nobody-of-that-name"],
+        ["show", "-t", "demo", "--output", "~nobody-of-that-name/x"],
+        ["serve", "-m", "~nobody-of-that-name"],
+        ["chat", "-m", "~nobody-of-that-name", "--message", "x"],
+    ],
+)
+def test_a_path_of_an_unknown_user_or_variable_is_a_mistake_in_words(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert "write the path out" in told

@@ -12,6 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from workbench.cli import output
+from workbench.cli.config_arguments import typed_path
 from workbench.control.address import serve_address
 from workbench.errors import ConfigError, ControlError, WorkbenchError
 from workbench.jobs.chat_client import (
@@ -123,7 +124,7 @@ async def _client(model: Path | None, url: str | None) -> AsyncIterator[ChatClie
         WorkbenchError: the model cannot be served.
     """
     if model is not None:
-        server = await start_server(model.expanduser())
+        server = await start_server(typed_path(model, "model"))
         try:
             yield ChatClient(server.socket)
         finally:

@@ -97,13 +97,20 @@ def project_folder(text: str | None) -> Path | None:
     """Give the folder named by ``-p``, ``~`` and ``$VARS`` expanded; None where none is named.
 
     Raises:
-        ConfigError: a variable that is not set.
+        ConfigError: a variable or a user that is not known.
     """
-    if text is None:
-        return None
-    expanded, trouble = expand(text)
+    return typed_path(text, "project") if text is not None else None
+
+
+def typed_path(text: str | Path, name: str) -> Path:
+    """Expand ``~`` and ``$VARS`` of a path on the command line; ``name`` says what it is of.
+
+    Raises:
+        ConfigError: a variable or a user that is not known.
+    """
+    expanded, trouble = expand(str(text))
     if trouble:
-        raise ConfigError(trouble, where=f"project {text}", remedy="set it, or write the path out")
+        raise ConfigError(trouble, where=f"{name} {text}", remedy="set it, or write the path out")
     return Path(expanded)
 
 

@@ -13,6 +13,7 @@ from workbench.cli.config_arguments import (
     ConfigArgumentParser,
     project_folder,
     read_config_arguments,
+    typed_path,
 )
 from workbench.config.inherit import FileNode, Leaf, Origin
 from workbench.config.load import (
@@ -232,7 +233,7 @@ def _give(text: str, path: str | None) -> None:
     if path is None:
         output.result(text)
         return
-    target = Path(path).expanduser()
+    target = typed_path(path, "output")
     try:
         write_atomically(target, (text + "\n").encode())
     except OSError as error:

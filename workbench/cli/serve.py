@@ -11,6 +11,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from workbench.cli import output
+from workbench.cli.config_arguments import typed_path
 from workbench.errors import RunError
 from workbench.jobs.inference_process import InferenceProcess, Ready, ServerOptions
 from workbench.runs.checkpoints import checkpoint_folder
@@ -90,9 +91,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 async def _serve(options: argparse.Namespace, *, as_json: bool) -> int:
     if options.from_checkpoint is None:
-        model = options.model.expanduser()
+        model = typed_path(options.model, "model")
     else:
-        model = checkpoint_of((options.model or options.from_checkpoint).expanduser())
+        model = checkpoint_of(typed_path(options.model or options.from_checkpoint, "model"))
         output.narrate(f"newest complete checkpoint: {model}")
     task = asyncio.current_task()
     assert task is not None

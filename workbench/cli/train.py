@@ -2,10 +2,13 @@
 
 import argparse
 import asyncio
-from pathlib import Path
 
 from workbench.cli import output
-from workbench.cli.config_arguments import ConfigArguments, read_config_arguments
+from workbench.cli.config_arguments import (
+    ConfigArguments,
+    project_folder,
+    read_config_arguments,
+)
 from workbench.cli.follow import follow, passed
 from workbench.cli.narration import ending_lines
 from workbench.jobs.launch import launch, write_run
@@ -83,5 +86,5 @@ def read_options(read: ConfigArguments) -> argparse.Namespace:
     if options.devices is not None:
         visible_devices(options.devices)
     parse_extra(read.torchrun_arguments)
-    options.project = Path(options.project).expanduser() if options.project is not None else None
+    options.project = project_folder(options.project)
     return options

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli import output, terminal_keeper
+from workbench.cli.config_arguments import typed_path
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
         ConfigError: a project that is no folder, or no terminal to draw on.
     """
     options = _parser().parse_args(list(arguments))
-    project = Path(options.project).expanduser() if options.project else Path.cwd()
+    project = typed_path(options.project, "project") if options.project else Path.cwd()
     if not project.is_dir():
         raise ConfigError(
             "is not a folder", where=f"project {project}", remedy="name a folder: -p PROJECT"
