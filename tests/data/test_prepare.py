@@ -13,6 +13,7 @@ from tests.data.conftest import MakeFolder
 from workbench.config.schema.batch import BatchSection
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import DataSection, SourceSection
+from workbench.config.schema.intervals import EvaluationSection
 from workbench.config.schema.model import ModelSection
 from workbench.config.template_source import template_source
 from workbench.data import prepare as prepare_module
@@ -41,6 +42,7 @@ def config_of(folder: Path, rows: Sequence[object], **data: object) -> Config:
     return Config(
         model=ModelSection(path=str(folder)),
         batch=BatchSection(train=4),
+        evaluation=EvaluationSection(every_steps=0),
         data=DataSection(**section),
     )
 
@@ -80,6 +82,34 @@ def test_dropping_a_bad_row_moves_no_other_across_the_border(chatml_folder: Path
     counts = prepared.num_conversations
     assert (counts.train, counts.validation, counts.test) == (15, 3, 1)
     assert "Answer 16." in next(texts(prepared.validation, chatml_folder))
+
+
+def test_padding_is_an_id_that_the_model_has(make_folder: MakeFolder) -> None:
+    # The tokenizer's last token is one more than the embedding has rows, and no text uses it.
+    tokens = ["<|im_start|>", "<|im_end|>"]
+    folder = make_folder(tokens=tokens, eos_token="<|im_end|>", pad_token="[PAD]")
+    description = json.loads((folder / "tokenizer.json").read_text())
+    size = len(description["model"]["vocab"])
+    description["added_tokens"].append(
+        {
+            "id": size, "content": "[PAD]", "single_word": False, "lstrip": False,
+            "rstrip": False, "normalized": False, "special": True,
+        }
+    )  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    assert prepare_module.load_tokenizer(folder).pad_id == size
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == size
+    assert run(config_of(folder, [row()] * 5), folder).pad_id < size
+
+
+def test_evaluations_without_validation_rows_are_told(chatml_folder: Path) -> None:
+    # int(0.80 x 3) and int(0.95 x 3) are both 2.
+    never = config_of(chatml_folder, [row()] * 3)
+    config = msgspec.structs.replace(never, evaluation=EvaluationSection(every_steps=5))
+    assert "nothing is evaluated" in "".join(
+        finding.what for finding in findings_of(config, chatml_folder)
+    )
+    assert findings_of(never, chatml_folder) == []
 
 
 def test_each_data_set_is_split_by_itself(chatml_folder: Path) -> None:

@@ -93,7 +93,7 @@ def prepare(config: Config, model_folder: Path, template: str) -> PreparedData:
     """Turn the data a config names into rows.
 
     Args:
-        config: resolved; only its data section counts.
+        config: resolved; its data section counts, and whether there are evaluations.
         model_folder: with the tokenizer.
         template: Jinja source of the chat template.
 
@@ -137,13 +137,17 @@ def prepare_in_steps(
             done += len(chunk)
             yield Progress("tokenizing", done, total)
     train, validation = documents
-    _check_vocabulary(train + validation, model_folder, findings)
+    num_embeddings = read_model_facts(model_folder).vocabulary_size
+    _check_vocabulary(train + validation, num_embeddings, model_folder, findings)
+    validation_rows = _lay_rows(validation, data, "validation", findings)
+    if config.evaluation.every_steps and not len(validation_rows) and not findings.num_errors:
+        _warn_of_no_validation(findings)
     yield PreparedData(
         train=_lay_rows(train, data, "training", findings),
-        validation=_lay_rows(validation, data, "validation", findings),
+        validation=validation_rows,
         num_conversations=NumConversations(len(train), len(validation), len(splits.test)),
         findings=findings,
-        pad_id=tokenizer.pad_id,
+        pad_id=_padding_id(tokenizer, num_embeddings),
         stop_ids=stop_ids,
     )
 
@@ -404,11 +408,10 @@ def _warn_of_special_tokens(
 
 
 def _check_vocabulary(
-    documents: Sequence[Document], model_folder: Path, findings: Findings
+    documents: Sequence[Document], rows: int, model_folder: Path, findings: Findings
 ) -> None:
     """Refuse ids that the model's embedding has no row for."""
     highest = max((int(document.ids.max()) for document in documents), default=0)
-    rows = read_model_facts(model_folder).vocabulary_size
     if highest >= rows:
         findings.add(
             "vocabulary",
@@ -419,6 +422,14 @@ def _check_vocabulary(
                 "use the tokenizer that belongs to the model",
             ),
         )
+
+
+def _padding_id(tokenizer: Tokenizer, num_embeddings: int) -> int:
+    """Take the tokenizer's padding if the embedding has a row for it, else any id that has one."""
+    if tokenizer.pad_id < num_embeddings:
+        return tokenizer.pad_id
+    ends = {tokenizer.bos_id, tokenizer.eos_id}
+    return next(number for number in range(num_embeddings) if number not in ends)
 
 
 # ---- packing: documents to rows --------------------------------------------------------------
@@ -441,6 +452,18 @@ def _lay_rows(
             ),
         )
     return pack(fitted.documents, data.max_length, data.packing)
+
+
+def _warn_of_no_validation(findings: Findings) -> None:
+    findings.add(
+        "no validation",
+        Finding(
+            "warning",
+            "evaluation.every_steps",
+            "no validation conversation is left, so nothing is evaluated",
+            "move data.split_at, add conversations, or set evaluation.every_steps: 0",
+        ),
+    )
 
 
 def _report_losses(
