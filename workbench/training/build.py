@@ -212,7 +212,7 @@ def _prepare_torch(config: Config, ranks: Ranks) -> None:
 
 def allow_deterministic_algorithms_only() -> None:
     """Have torch refuse what does not repeat bit for bit."""
-    # cuBLAS reads it before its first product; without it torch refuses to multiply on a GPU.
+    # What cuBLAS needs to repeat by its own documentation; it reads it before its first product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
