@@ -1,5 +1,7 @@
 """What a picture of a job makes of what it is told."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from workbench.control.states import JobState
 from workbench.runs.events import CheckpointEvent, EvaluationEvent
 from workbench.tui.job_lines import detail_lines
 from workbench.tui.job_picture import JobPicture, clean_line
+from workbench.tui.widgets.job_table import JobRow, JobTable
 
 
 def status(state: JobState, idle: float | None = 1.0) -> Status:
@@ -134,3 +137,26 @@ def test_the_lines_of_a_job_fit_every_width(width: int) -> None:
     picture = trained(5)
     picture.take_status(status("training"), NOW)
     assert detail_lines(picture, NOW, width, "output/quick-1")
+
+
+def test_a_column_of_the_job_table_is_there_whole_or_not_at_all() -> None:
+    table = JobTable()
+    row = JobRow(
+        Path("quick-1"), "quick-1", "training", step=76, max_steps=240, loss=1.6, trend="▼",
+        eta_seconds=1200.0, learning_rate=3.5e-6, started=NOW,
+    )  # fmt: skip
+    table.rows = (row,)
+    wide = table.draw(row, 100).plain
+    columns = ("1.6000", "▼", "ETA 20m", "31 %", "lr 3.5e-6", "started ")
+    assert all(column in wide for column in columns)
+    for width in range(40, 100):
+        drawn = table.draw(row, width).plain
+        assert len(drawn) <= width
+        assert "…" not in drawn
+        assert wide.startswith(drawn)
+
+
+def test_numbers_about_a_job_go_to_the_next_line_before_they_are_cut() -> None:
+    lines = [line.plain for line in detail_lines(trained(), NOW, 40, "")]
+    assert all(len(line) <= 40 for line in lines if "supervisor" not in line)
+    assert any("tokens" in line for line in lines)

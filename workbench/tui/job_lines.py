@@ -15,10 +15,10 @@ def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list
         _progress(picture, width),
         *_silence(picture, now),
         *_reason(picture),
-        _numbers(picture),
-        _speed(picture),
+        *_in_lines(_numbers(picture), width),
+        *_in_lines(_speed(picture), width),
+        *_in_lines(_saved(picture, now), width),
     ]
-    lines.append(_saved(picture, now))
     lines.append(_contact(picture, now))
     lines.extend(_memory(picture, width))
     if path:
@@ -26,21 +26,33 @@ def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list
     return [line for line in lines if line.plain.strip()]
 
 
-def _pairs(*pairs: tuple[str, str]) -> Content:
-    """Write names dim and numbers plain, two blanks between the pairs."""
-    parts = [Content.assemble((f"{name} ", "$quiet"), value) for name, value in pairs if value]
-    return Content("  ").join(parts)
+def _pairs(*pairs: tuple[str, str]) -> list[Content]:
+    """Write each name dim and its number plain; pairs without a number are left out."""
+    return [Content.assemble((f"{name} ", "$quiet"), value) for name, value in pairs if value]
+
+
+def _in_lines(parts: list[Content], width: int) -> list[Content]:
+    """Put parts side by side, two blanks between them, on as many lines as they need."""
+    lines: list[Content] = []
+    for part in parts:
+        if lines and lines[-1].cell_length + 2 + part.cell_length <= width:
+            lines[-1] = lines[-1].append("  ").append(part)
+        else:
+            lines.append(part)
+    return lines
 
 
 def _progress(picture: JobPicture, width: int) -> Content:
     if not picture.max_steps:
-        return _pairs(("step", f"{picture.step}"))
+        return _pairs(("step", f"{picture.step}"))[0]
     left = Content.assemble(
         ("step ", "$quiet"), (f"{picture.step}/{picture.max_steps}", "bold"), " "
     )
     share = picture.step / picture.max_steps
     eta = picture.eta_seconds
-    right = f" {100 * share:3.0f} %" + (f"  ETA {words.duration(eta)}" if eta is not None else "")
+    right = f" {words.percent(picture.step, picture.max_steps):>5}" + (
+        f"  ETA {words.duration(eta)}" if eta is not None else ""
+    )
     room = width - left.cell_length - len(right)
     return left.append(progress_bar(share, max(room, 4))).append(right)
 
@@ -50,7 +62,7 @@ def _silence(picture: JobPicture, now: float) -> list[Content]:
     idle = picture.idle(now)
     if idle is None or not picture.is_silent(now):
         return []
-    text = f"silent for {words.duration(idle)}: no step has ended since; the log may say why"
+    text = f"silent for {words.duration(idle)}: no step has ended since"
     return [Content.assemble(("? ", "bold $note"), text)]
 
 
@@ -75,7 +87,7 @@ def _reason(picture: JobPicture) -> list[Content]:
     return lines
 
 
-def _numbers(picture: JobPicture) -> Content:
+def _numbers(picture: JobPicture) -> list[Content]:
     last, evaluation, best = picture.last, picture.last_evaluation, picture.best_evaluation
     evaluated = ""
     if evaluation is not None:
@@ -91,26 +103,23 @@ def _numbers(picture: JobPicture) -> Content:
     )
 
 
-def _speed(picture: JobPicture) -> Content:
+def _speed(picture: JobPicture) -> list[Content]:
     last = picture.last
     if last is None:
-        return Content("")
+        return []
     norm = "–" if last.gradient_norm is None else short(last.gradient_norm)
-    speed = Content(words.rate(last.tokens_per_second))
-    return Content("  ").join(
-        [
-            speed,
-            _pairs(
-                ("gnorm", norm),
-                ("epoch", f"{last.epoch:.2f}"),
-                ("tokens", short(last.tokens)),
-                ("skipped", str(last.skipped_steps) if last.skipped_steps else ""),
-            ),
-        ]
-    )
+    return [
+        Content(words.rate(last.tokens_per_second)),
+        *_pairs(
+            ("gnorm", norm),
+            ("epoch", f"{last.epoch:.2f}"),
+            ("tokens", short(last.tokens)),
+            ("skipped", str(last.skipped_steps) if last.skipped_steps else ""),
+        ),
+    ]
 
 
-def _saved(picture: JobPicture, now: float) -> Content:
+def _saved(picture: JobPicture, now: float) -> list[Content]:
     saved = picture.last_checkpoint
     if saved is None:
         return _pairs(("last save", "none yet"))
@@ -123,10 +132,10 @@ def _saved(picture: JobPicture, now: float) -> Content:
 
 def _contact(picture: JobPicture, now: float) -> Content:
     idle = picture.idle(now)
-    parts = []
+    parts: list[Content] = []
     if idle is not None:
-        parts.append(_pairs(("idle", words.duration(idle))))
-    parts.append(_pairs(("attempt", str(picture.attempt or 1))))
+        parts += _pairs(("idle", words.duration(idle)))
+    parts += _pairs(("attempt", str(picture.attempt or 1)))
     if picture.has_ended:
         return Content(" · ").join(parts)
     parts.append(

@@ -40,6 +40,11 @@ def number_of(count: float, thing: str) -> str:
     return f"{count:g} {thing}" + ("" if count == 1 else "s")
 
 
+def percent(part: float, whole: float) -> str:
+    """Say a share, rounded down: 100 % is said when all is done."""
+    return f"{int(100 * part / whole)} %" if whole else "–"
+
+
 def rate(tokens_per_second: float) -> str:
     """Say a speed: 1.90 k tok/s."""
     if tokens_per_second >= 1000:

@@ -437,7 +437,7 @@ class ChatScreen(WorkbenchScreen):
 
 def _said_of(summary: "RunSummary", now: float) -> str:
     """Say where the run of a checkpoint stands: the loss is the run's newest, with its step."""
-    state = summary.state or "never started"
+    state: str = summary.state or "never started"
     if summary.state in END_STATES:
         state += f" {words.brief(max(now - summary.since, 0))} ago"
     if summary.loss is None:

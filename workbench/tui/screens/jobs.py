@@ -110,6 +110,7 @@ class JobsScreen(WorkbenchScreen):
         if not self.is_mounted:
             return
         self._show_detail()
+        self.entitle("job-detail")
         self._fill_table()
         self._show_banner()
 
@@ -164,6 +165,7 @@ class JobsScreen(WorkbenchScreen):
                 max_steps=summary.max_steps,
                 loss=summary.loss,
                 said=_ended_because(run),
+                started=summary.started,
             )
         picture = self.workbench.watches.picture(run.path)
         if picture is None or picture.state is None or picture.attempt < run.attempt:
@@ -186,6 +188,8 @@ class JobsScreen(WorkbenchScreen):
             trend=picture.trend,
             eta_seconds=picture.eta_seconds,
             said=said,
+            learning_rate=picture.last.learning_rate if picture.last else None,
+            started=row.started,
         )
 
     @on(LineList.Moved, "#job-table")

@@ -212,6 +212,8 @@ class LaunchPreview(WorkbenchScreen):
         name = f"{self._again}, one more attempt" if self._again else f"{self._config} → {target}"
         left = Content.assemble((" Launch  ", "bold"), name)
         state = "starting…" if self._is_launching else "nothing has been started"
+        if not self._can_launch:
+            state = f"to look only, {keys.hint('launch')} launches"
         gap = max(self.app.size.width - left.cell_length - len(state) - 1, 1)
         self.query_one("#headline", Static).update(
             left.append(" " * gap).append(Content.assemble((state, "$quiet")))
@@ -488,11 +490,9 @@ def plan(config: str, typed: Sequence[str], project: Path) -> Planned:
 def plan_facts(planned: Planned) -> list[tuple[str, str]]:
     """Give what a run will do, as names and values."""
     config = planned.resolved.config
-    length = (
-        f"{config.training.max_steps:,} steps"
-        if config.training.max_steps
-        else f"{config.training.epochs:g} epoch{'s' if config.training.epochs != 1 else ''}"
-    )
+    length = words.number_of(config.training.epochs, "epoch")
+    if config.training.max_steps:
+        length = f"at most {config.training.max_steps:,} steps, {length},"
     optimizer = config.optimizer
     rate = words.learning_rate(optimizer.learning_rate)
     warmup = f"warm-up {optimizer.warmup_steps} → " if optimizer.warmup_steps else ""
@@ -503,6 +503,8 @@ def plan_facts(planned: Planned) -> list[tuple[str, str]]:
         "epoch": "every epoch",
         "steps": f"every {config.checkpoints.every_steps} steps",
     }[config.checkpoints.save_strategy]
+    # Weights of 32 bits are the ones that are updated: nothing is rounded.
+    rounding = "" if config.model.dtype == "float32" else f", {optimizer.rounding} rounding"
     attempt = planned.run.attempt if planned.run else 1
     facts = [
         ("model", planned.model + (", random weights" if config.model.weights == "random" else "")),
@@ -510,7 +512,7 @@ def plan_facts(planned: Planned) -> list[tuple[str, str]]:
         ("optimizer", f"{optimizer.name}, {warmup}{rate}{cooldown}"),
         (
             "numbers",
-            f"{config.model.dtype}, {optimizer.rounding} rounding, seed {config.training.seed}",
+            f"{config.model.dtype}{rounding}, seed {config.training.seed}",
         ),
         ("device", config.training.device),
         ("evaluate", f"every {every} steps" if every else "never"),

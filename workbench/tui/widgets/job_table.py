@@ -26,6 +26,8 @@ class JobRow:
         trend: ▼ ▲ ▬ or blank.
         eta_seconds: time left, None where it cannot be said.
         said: what is to be known instead: a command under way, the reason of a failure, the host.
+        learning_rate: of the newest record, None where it is not known.
+        started: when its last attempt began, epoch seconds.
     """
 
     path: Path
@@ -38,6 +40,25 @@ class JobRow:
     trend: str = " "
     eta_seconds: float | None = None
     said: str = ""
+    learning_rate: float | None = None
+    started: float | None = None
+
+
+def _steps(row: JobRow) -> str:
+    if row.max_steps:
+        return f"{row.step}/{row.max_steps}"
+    return f"{row.step}" if row.step else "–"
+
+
+def _further(row: JobRow) -> list[str]:
+    """Give the columns behind the loss, each as wide in every row."""
+    is_over = row.state in END_STATES
+    eta = "" if is_over or row.eta_seconds is None else f"ETA {words.brief(row.eta_seconds)}"
+    percent = f"{words.percent(row.step, row.max_steps)}" if row.max_steps and not is_over else ""
+    rate = "" if row.learning_rate is None else f"lr {words.learning_rate(row.learning_rate)}"
+    started = "" if row.started is None else f"started {words.clock(row.started)}"
+    trend = " " if is_over else row.trend
+    return [f" {trend}", f"  {eta:<7}", f"  {percent:>5}", f"  {rate:<10}", f"  {started:<13}"]
 
 
 class JobTable(LineList[JobRow]):
@@ -55,33 +76,30 @@ class JobTable(LineList[JobRow]):
             if row.silent_seconds is not None
             else row.state
         )
-        steps = f"{row.step:,}".replace(",", "") if row.step or row.max_steps else "–"
-        if row.max_steps:
-            steps = f"{row.step}/{row.max_steps}"
-        name_width = min(
-            max((len(each.name) for each in self.rows), default=8), max(width - 38, 12)
-        )
-        parts: list[Content | str | tuple[str, str]] = [
+        steps_width = max(9, *(len(_steps(each)) for each in self.rows))
+        fixed = 2 + len(f"{word:<11}") + 1 + steps_width + 9
+        longest = max(len(each.name) for each in self.rows)
+        name_width = min(longest, max(width - fixed, 12))
+        line = Content.assemble(
             (f"{mark} ", f"bold {colour}"),
             (f"{word:<11}", colour),
             words.shorten(row.name, name_width).ljust(name_width),
-            f" {steps:>11}",
-        ]
-        is_over = row.state in END_STATES
-        tail: list[Content | str | tuple[str, str]] = []
+            f" {_steps(row):>{steps_width}}",
+        )
         if row.said:
-            tail.append((f"  {row.said}", "$quiet" if is_over else "$busy"))
-        else:
-            tail.append(f"  {words.loss(row.loss) if row.loss is not None else '     –':>7} ")
-            if not is_over:
-                tail.append((row.trend, "$quiet"))
-                if row.eta_seconds is not None:
-                    tail.append((f"  ETA {words.brief(row.eta_seconds)}", "$quiet"))
-        if width >= 72 and row.max_steps and not is_over:
-            parts.append((f" {100 * row.step // row.max_steps:>4} %", "$quiet"))
-        elif width >= 72:
-            parts.append("       ")
-        return Content.assemble(*parts, *tail).truncate(width, ellipsis=True)
+            is_over = row.state in END_STATES
+            line = line.append(
+                Content.assemble((f"  {row.said}", "$quiet" if is_over else "$busy"))
+            )
+            return line.truncate(width, ellipsis=True)
+        loss = words.loss(row.loss) if row.loss is not None else "–"
+        line = line.append(f"  {loss:>7}")
+        # The further columns in the order in which they are missed; one is there whole or not.
+        for text in _further(row):
+            if line.cell_length + len(text) > width:
+                break
+            line = line.append(Content.assemble((text, "$quiet")))
+        return line.truncate(width, ellipsis=True)
 
     def key_of(self, row: JobRow) -> object:
         """A job is known by its run folder."""

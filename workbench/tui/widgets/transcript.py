@@ -107,14 +107,14 @@ class Transcript(VerticalScroll, can_focus=True):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self.exchanges: list[Exchange] = []
+        self._follows = True
 
     async def add(self, exchange: Exchange) -> None:
         """Show one more exchange at the end."""
         self.exchanges.append(exchange)
         await self.mount(ExchangeView(exchange))
         # Whoever asks wants to see the answer, also one who had moved up.
-        self.anchor()
-        self.scroll_end(animate=False)
+        self._go_to_end()
 
     async def drop_last(self) -> None:
         """Take the last exchange away."""
@@ -129,5 +129,18 @@ class Transcript(VerticalScroll, can_focus=True):
     def redraw_last(self) -> None:
         """Draw the last exchange as it stands."""
         views = list(self.query(ExchangeView))
-        if views:
-            views[-1].draw()
+        if not views:
+            return
+        views[-1].draw()
+        if self._follows or self.scroll_y >= self.max_scroll_y:
+            self._go_to_end()
+
+    def release_anchor(self) -> None:
+        """Cease to follow: the reader moves."""
+        super().release_anchor()
+        self._follows = False
+
+    def _go_to_end(self) -> None:
+        self.scroll_end(animate=False)
+        # What was asked for here is no move of the reader's.
+        self._follows = True
