@@ -137,6 +137,13 @@ def test_a_registry_that_cannot_be_written_is_told_as_a_warning(supervised: Supe
     assert str(supervised.run.path) in warning["remedy"]
 
 
+def test_a_job_ends_at_the_step_of_its_last_record(supervised: Supervised) -> None:
+    """Progress comes seldom: what the records say is no older."""
+    record = '{"type":"metrics","offset":0,"record":{"step":9}}'
+    supervised.start("connect", "step=7", f"raw={record}", "kill=SIGKILL")
+    assert supervised.ended()[1].step == 9
+
+
 def test_a_supervisor_stays_small(supervised: Supervised) -> None:
     """About 20 MiB are its own; the rest of the limit is for pages of a larger libc."""
     supervised.start("connect", "serve")

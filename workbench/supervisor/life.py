@@ -391,7 +391,10 @@ class Life:
                 self._idle = (time.monotonic(), message.idle_seconds)
                 self._step, self._max_steps = message.step, message.max_steps
                 self._enter(message.state)
-            case Metrics():
+            case Metrics(record=record):
+                # Progress comes every other second: a record may know of later steps.
+                if isinstance(step := record.get("step"), int):
+                    self._step = max(self._step, step)
                 for viewer in self._server.viewers:
                     viewer.offer("metrics", message)
             case Event(record=record):
