@@ -151,6 +151,7 @@ def test_a_dry_run_writes_the_folder_and_gives_a_line_to_paste(
     )
     told = capsys.readouterr()
     assert status == 0, told.err
+    assert "needs 0.0" not in told.err
     (line,) = told.out.splitlines()
     words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")]
     run = workplace / "output" / "demo-1"

@@ -181,14 +181,13 @@ def _check_disk(
     one = checkpoint_bytes(resolved, facts)
     # What pruning spares, and the one that is written while they are all still there.
     num_kept = checkpoints.keep + 2
-    free_gib, one_gib = free / 2**30, one / 2**30
     if checkpoints.save_strategy == "no":
-        yield Check("disk", "ok", f"{free_gib:,.1f} GiB free, nothing is saved unasked")
+        yield Check("disk", "ok", f"{_size(free)} free, nothing is saved unasked")
     elif free < one:
         yield Check(
             "disk",
             "error",
-            f"{nearest}: a checkpoint needs {one_gib:,.1f} GiB, {free_gib:,.1f} are free",
+            f"{nearest}: a checkpoint needs {_size(one)}, {_size(free)} are free",
             "free space, or name another folder: --output-dir DIR",
             exit_status=4,
         )
@@ -196,14 +195,18 @@ def _check_disk(
         yield Check(
             "disk",
             "warning",
-            f"{nearest}: {num_kept} checkpoints need {one * num_kept / 2**30:,.1f} GiB, "
-            f"{free_gib:,.1f} are free",
+            f"{nearest}: {num_kept} checkpoints need {_size(one * num_kept)}, "
+            f"{_size(free)} are free",
             "free space, or lower checkpoints.keep",
         )
     else:
-        yield Check(
-            "disk", "ok", f"{free_gib:,.1f} GiB free, the plan needs {one * num_kept / 2**30:,.1f}"
-        )
+        yield Check("disk", "ok", f"{_size(free)} free, the plan needs {_size(one * num_kept)}")
+
+
+def _size(num_bytes: int) -> str:
+    """Say a size in a unit in which it does not look like nothing."""
+    gib = num_bytes / 2**30
+    return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
 
 
 def _check_device(resolved: ResolvedConfig) -> Iterator[Check]:
