@@ -81,7 +81,7 @@ def _reason(picture: JobPicture) -> list[Content]:
     ]
     remedy = first.remedy if first else ""
     if outcome.state == "lost":
-        remedy = f"{hint('start_again')} starts it again; left-overs: workbench control cleanup"
+        remedy = f"{hint('start_again')} starts it again; tidy up: workbench control cleanup"
     if remedy:
         lines.append(Content.assemble(("→ ", "$primary"), remedy))
     return lines
