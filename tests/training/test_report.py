@@ -14,7 +14,7 @@ from workbench.training.distributed import Ranks
 from workbench.training.engine.step import EvaluationSums, StepResult
 from workbench.training.evaluate import total
 from workbench.training.loop import Intervals, NonfiniteError
-from workbench.training.report import Report
+from workbench.training.report import Fault, Report
 from workbench.training.state import TrainingState
 
 
@@ -90,7 +90,9 @@ def test_an_evaluation_is_token_exact_not_a_mean_of_means() -> None:
 
 
 @pytest.mark.parametrize("rule", ["stop", "skip"])
-def test_the_rule_for_a_loss_that_is_not_finite(tmp_path: Path, rule: str) -> None:
+def test_the_rule_for_a_loss_that_is_not_finite(
+    tmp_path: Path, rule: str, caplog: pytest.LogCaptureFixture
+) -> None:
     intervals = Intervals(
         log=5, evaluate=None, max_evaluation_batches=None, save=2, save_at_end=True, keep=9
     )
@@ -119,10 +121,17 @@ def test_the_rule_for_a_loss_that_is_not_finite(tmp_path: Path, rule: str) -> No
         assert [found.step for found in folders.list_checkpoints(run.training.run)] == [2]
         return
     run.train()
+    assert "the loss of step 3 is not finite; the whole step was skipped" in caplog.text
     found = records(tmp_path)
     assert [record["skipped_steps"] for record in found] == [1, 0]
     assert found[0]["loss"] is None
     assert found[1]["loss"] is not None
+
+
+def test_a_gradient_that_is_not_finite_is_not_said_to_skip_the_step() -> None:
+    fault = Fault(7, "model.layers.1.mlp.up_proj.weight")
+    assert fault.what == "the gradient of model.layers.1.mlp.up_proj.weight"
+    assert fault.skipped == "this tensor and those below it were not updated"
 
 
 def read_board(folder: Path, *, num_files: int) -> EventAccumulator:

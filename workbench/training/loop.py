@@ -167,7 +167,7 @@ class Training:
                 self.report.faults(wait=True)
                 self._write_record()
                 raise NonfiniteError(what, where=f"step {fault.step}", remedy=remedy)
-            self._warn(f"{what}; its update was skipped", remedy, step=fault.step)
+            self._warn(f"{what}; {fault.skipped}", remedy, step=fault.step)
 
     def _log(self) -> None:
         """End the window of metrics, if a step is in it."""

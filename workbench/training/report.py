@@ -37,6 +37,13 @@ class Fault:
         """The number that was not finite, in words."""
         return "the loss" if self.name is None else f"the gradient of {self.name}"
 
+    @property
+    def skipped(self) -> str:
+        """What the step left as it was, in words: backward had moved the parameters above."""
+        if self.name is None:
+            return "the whole step was skipped"
+        return "this tensor and those below it were not updated"
+
 
 @dataclass(frozen=True)
 class _Arriving:
