@@ -11,15 +11,25 @@ from workbench.config.schema.section import NonNegativeInt, Section
 class SourceSection(Section, frozen=True):
     """One data set: where it lies and what form its rows have."""
 
-    path: Annotated[str, Meta(description="A file, or a folder that holds `files`")]
+    path: Annotated[
+        str, Meta(description="A file, a folder, or the id of a data set on the hub: owner/name")
+    ]
     files: Annotated[
         list[str],
-        Meta(description="Names within a folder; empty takes every .json and .jsonl"),
+        Meta(description="Names within a folder or hub data set; empty takes every data file"),
     ] = msgspec.field(default_factory=list)
     format: Annotated[
-        Literal["auto", "sharegpt", "messages"],
+        Literal["auto", "sharegpt", "messages", "alpaca", "text"],
         Meta(description="Form of a row; auto looks at the first row of each file"),
     ] = "auto"
+    split: Annotated[
+        str | None,
+        Meta(description="Split of a hub data set; null: its only one, or the one called train"),
+    ] = None
+    weight: Annotated[
+        float,
+        Meta(gt=0.0, description="Times each training row is seen per epoch; 0.5: every second"),
+    ] = 1.0
 
 
 class DataSection(Section, frozen=True):

@@ -1,0 +1,10 @@
+"""What an id on the hub looks like, so that it is not taken for a path; nothing is asked there."""
+
+import re
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def looks_like_hub_id(text: str) -> bool:
+    """Say whether a text has the form ``owner/name``; ``~/x``, ``./x``, ``/x`` and ``a/b/c`` not."""
+    return _HUB_ID.fullmatch(text) is not None
