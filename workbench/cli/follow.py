@@ -41,7 +41,8 @@ _RETRIES = 150
 def passed(resolved: ResolvedConfig, options: Any) -> int:  # noqa: ANN401 - argparse's namespace
     """Run the preflight and tell each check; give 0, or the exit status of the first error."""
     status = 0
-    for check in told(preflight(resolved, project=options.project)):
+    starts = not getattr(options, "dry_run", False)
+    for check in told(preflight(resolved, project=options.project, starts=starts)):
         if check.state == "error" and status == 0:
             status = check.exit_status
     return status

@@ -86,10 +86,11 @@ def refused_at_start(config: Config) -> list[Problem]:
 
     Such a config resolves, lists and shows; preflight refuses it before anything is written.
     """
-    return [*_left_open(config), *_not_in_this_version(config)]
+    return [*left_open(config), *not_in_this_version(config)]
 
 
-def _left_open(config: Config) -> Iterator[Problem]:
+def left_open(config: Config) -> Iterator[Problem]:
+    """Give the keys without which no run can be: a config may leave them to the command line."""
     if config.model.path is None:
         yield Problem(
             key="model.path",
@@ -104,53 +105,64 @@ def _left_open(config: Config) -> Iterator[Problem]:
         )
 
 
-def _not_in_this_version(config: Config) -> Iterator[Problem]:
-    def refused(key: str, what: str, remedy: str) -> Problem:
-        return Problem(key=key, what=f"{what} is not in this version", remedy=remedy)
-
+def not_in_this_version(config: Config) -> Iterator[Problem]:
+    """Give the keys that ask for an engine which is not built; a dry run only names them."""
     if config.training.engine == "pipeline":
-        yield refused("training.engine", "the pipeline engine", "set training.engine: layer_major")
+        yield _refused(
+            "training.engine",
+            "the pipeline engine",
+            "train on one GPU with a 1gpu config, or look at the command with --dry-run",
+        )
     if config.pipeline.replicas > 1:
-        yield refused("pipeline.replicas", "training several replicas", "set pipeline.replicas: 1")
+        yield _refused("pipeline.replicas", "training several replicas", "set pipeline.replicas: 1")
     if config.optimizer.name != "adafactor":
-        yield refused("optimizer.name", config.optimizer.name, "set optimizer.name: adafactor")
+        yield _refused("optimizer.name", config.optimizer.name, "set optimizer.name: adafactor")
     if config.optimizer.rounding == "exact":
-        yield refused(
+        yield _refused(
             "optimizer.rounding",
             "keeping the low bits of weights",
             "set optimizer.rounding: stochastic",
         )
+    if config.training.engine == "layer_major":
+        yield from _memory_not_in_this_version(config)
+    if config.model.attention == "flex":
+        yield _refused("model.attention", "flex attention", "set model.attention: auto")
+    if config.model.compile:
+        yield _refused("model.compile", "compiling the block", "set model.compile: false")
+    if config.samples.prompts:
+        yield _refused(
+            "samples.prompts", "answering prompts while training", "set samples.prompts: []"
+        )
+    if config.checkpoints.save_on_each_node:
+        yield _refused(
+            "checkpoints.save_on_each_node",
+            "training on several hosts",
+            "set checkpoints.save_on_each_node: false",
+        )
+
+
+def _refused(key: str, what: str, remedy: str) -> Problem:
+    return Problem(key=key, what=f"{what} is not in this version", remedy=remedy)
+
+
+def _memory_not_in_this_version(config: Config) -> Iterator[Problem]:
     if config.memory.resident_fraction not in ("auto", 1.0):
-        yield refused(
+        yield _refused(
             "memory.resident_fraction",
             "streaming weights from host memory",
             "set memory.resident_fraction: auto",
         )
     if config.memory.block_inputs == "pinned":
-        yield refused(
+        yield _refused(
             "memory.block_inputs",
             "keeping block inputs in pinned memory",
             "set memory.block_inputs: auto",
         )
     if config.memory.recompute in ("selective", "none"):
-        yield refused(
+        yield _refused(
             "memory.recompute",
             f"recompute {config.memory.recompute}",
             "set memory.recompute: auto",
-        )
-    if config.model.attention == "flex":
-        yield refused("model.attention", "flex attention", "set model.attention: auto")
-    if config.model.compile:
-        yield refused("model.compile", "compiling the block", "set model.compile: false")
-    if config.samples.prompts:
-        yield refused(
-            "samples.prompts", "answering prompts while training", "set samples.prompts: []"
-        )
-    if config.checkpoints.save_on_each_node:
-        yield refused(
-            "checkpoints.save_on_each_node",
-            "training on several hosts",
-            "set checkpoints.save_on_each_node: false",
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from workbench.config.checks import check_model, refused_at_start
+from workbench.config.checks import check_model, left_open, not_in_this_version
 from workbench.config.load import ResolvedConfig, at_origins
 from workbench.config.model_facts import ModelFacts, missing_weight_files, read_model_facts
 from workbench.config.template_source import template_source
@@ -59,26 +59,37 @@ def output_root(project: Path | None) -> Path:
     return (project if project is not None else Path.cwd()).absolute() / "output"
 
 
-def preflight(resolved: ResolvedConfig, *, project: Path | None = None) -> Iterator[Check]:
+def preflight(
+    resolved: ResolvedConfig, *, project: Path | None = None, starts: bool = True
+) -> Iterator[Check]:
     """Check everything that can be known before a process starts.
 
     The data check reads and tokenizes every conversation in a worker, so it comes last, and only
     when what it needs is sound. Closing the iterator ends the worker.
+
+    Args:
+        resolved: the config.
+        project: folder whose ``output`` holds the numbered runs.
+        starts: False for a dry run, which may name an engine that is not built: a warning then.
     """
     num_errors = 0
-    for check in _quick_checks(resolved, project):
+    for check in _quick_checks(resolved, project, starts):
         num_errors += check.state == "error"
         yield check
     if num_errors == 0:
         yield from check_data(resolved)
 
 
-def _quick_checks(resolved: ResolvedConfig, project: Path | None) -> Iterator[Check]:
+def _quick_checks(resolved: ResolvedConfig, project: Path | None, starts: bool) -> Iterator[Check]:
     config = resolved.config
-    problems = at_origins(refused_at_start(config), resolved)
+    problems = at_origins(list(left_open(config)), resolved)
+    not_built = at_origins(list(not_in_this_version(config)), resolved)
     for problem in problems:
         yield Check("config", "error", f"{problem.where}: {problem.what}", problem.remedy)
-    if not problems:
+    for problem in not_built:
+        state: CheckState = "error" if starts else "warning"
+        yield Check("config", state, f"{problem.where}: {problem.what}", problem.remedy)
+    if not problems and not not_built:
         yield Check("config", "ok", f"{resolved.name}: {len(resolved.leaves)} keys, 0 errors")
     facts: ModelFacts | None = None
     if config.model.path is not None:
