@@ -7,7 +7,7 @@ import torch
 from tests.gpu.waiting import waiting_is_an_error
 from tests.training.tiny import TinyEngine, dimensions, step_rows, tiny_engine
 from workbench.errors import RefusedError
-from workbench.training.build import allow_deterministic_algorithms_only
+from workbench.training.device import allow_deterministic_algorithms_only
 from workbench.training.engine.plan import choose_plan, take_budget
 from workbench.training.optimizer.adafactor import new_statistics, update
 from workbench.training.optimizer.rounding import noise, noise_key, round_stochastically

@@ -5,15 +5,10 @@ statistics, what resumes, and the loop over all of it.
 """
 
 import functools
-import json
 import logging
-import os
-import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from workbench.config.load import dump_config
@@ -25,7 +20,9 @@ from workbench.model.families import Dimensions, read_dimensions
 from workbench.model.weights import iterate_weights, random_weights
 from workbench.runs.layout import RunFolder
 from workbench.training import checkpoint
+from workbench.training.beside_weights import files_beside_weights
 from workbench.training.control_point import ControlPoint
+from workbench.training.device import DTYPES, prepare_torch
 from workbench.training.distributed import Ranks
 from workbench.training.engine.plan import Plan, choose_plan, take_budget, write_plan
 from workbench.training.engine.step import LayerMajorEngine
@@ -35,20 +32,9 @@ from workbench.training.optimizer.adafactor import Adafactor
 from workbench.training.optimizer.learning_rate import learning_rate
 from workbench.training.publisher import Publisher
 from workbench.training.report import Report
-from workbench.training.state import TrainingState
+from workbench.training.state import TrainingState, total_steps
 
 logger = logging.getLogger(__name__)
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -58,23 +44,6 @@ class Built:
     training: Training
     plan: Plan
     device: torch.device
-
-
-def choose_device_type(wanted: str) -> str:
-    """Turn ``training.device`` into cpu or cuda.
-
-    Raises:
-        ConfigError: CUDA is asked for and there is none.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "there is no CUDA device here",
-            where="training.device",
-            remedy="set training.device: auto, or start it where a GPU is",
-        )
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 def build(
@@ -103,11 +72,16 @@ def build(
     Raises:
         WorkbenchError: model, data, config or checkpoint are not what they should be.
     """
-    _prepare_torch(config, ranks)
+    prepare_torch(
+        config.training.seed + ranks.rank,
+        matmul_precision=config.training.matmul_precision,
+        deterministic=config.training.deterministic,
+    )
     model_folder = _model_folder(config)
     dims = read_dimensions(model_folder)
-    dtype = _DTYPES[config.model.dtype]
-    prepared = prepare(config, model_folder, _read_template(run))
+    dtype = DTYPES[config.model.dtype]
+    template = _read_template(run)
+    prepared = prepare(config, model_folder, template)
     plan = _plan(config, dims, dtype, device, prepared)
     store = ResidentStore(dims, dtype, device)
     weights = dict(store.named_tensors())
@@ -122,7 +96,7 @@ def build(
         dims=dims,
         store=store,
         optimizer=optimizer,
-        sum_dtype=_DTYPES[plan.sum_dtype],
+        sum_dtype=DTYPES[plan.sum_dtype],
         attention=config.model.attention,
         clip_norm=config.optimizer.clip_norm
         if config.optimizer.clip_by == "previous_norm"
@@ -133,7 +107,13 @@ def build(
     content = checkpoint.Content(
         weights=weights,
         statistics=optimizer.named_tensors(),
-        common=_common_files(run, model_folder, config, prepared),
+        common=files_beside_weights(
+            model_folder,
+            template=template,
+            dtype=config.model.dtype,
+            stop_ids=prepared.stop_ids,
+            pad_id=prepared.pad_id,
+        ),
         device=device,
     )
     rows, validation = _loaders(config, prepared, plan)
@@ -145,7 +125,7 @@ def build(
         saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, ranks)
         engine.restore_previous_norm(saved.previous_gradient_norm)
         state = TrainingState.from_saved(saved)
-    max_steps = _max_steps(config, rows.steps_per_epoch)
+    max_steps = total_steps(config.training.epochs, rows.steps_per_epoch, config.training.max_steps)
     report = Report(
         run,
         ranks,
@@ -198,23 +178,6 @@ def build(
         state=state,
     )
     return Built(training, plan, device)
-
-
-def _prepare_torch(config: Config, ranks: Ranks) -> None:
-    torch.set_float32_matmul_precision(config.training.matmul_precision)
-    if config.training.deterministic:
-        allow_deterministic_algorithms_only()
-    seed = config.training.seed + ranks.rank
-    random.seed(seed)
-    np.random.seed(seed % (1 << 32))
-    torch.manual_seed(seed)
-
-
-def allow_deterministic_algorithms_only() -> None:
-    """Have torch refuse what does not repeat bit for bit."""
-    # What cuBLAS needs to repeat by its own documentation; it reads it before its first product.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
 
 
 def _model_folder(config: Config) -> Path:
@@ -290,11 +253,6 @@ def _load_model(
         store.load_each(iterate_weights(folder, dims))
 
 
-def _max_steps(config: Config, steps_per_epoch: int) -> int:
-    by_epochs = max(1, int(np.ceil(round(config.training.epochs * steps_per_epoch, 6))))
-    return min(by_epochs, config.training.max_steps or by_epochs)
-
-
 def _intervals(config: Config, steps_per_epoch: int) -> Intervals:
     save: int | None
     match config.checkpoints.save_strategy:
@@ -312,49 +270,3 @@ def _intervals(config: Config, steps_per_epoch: int) -> Intervals:
         save_at_end=config.checkpoints.save_strategy != "no",
         keep=config.checkpoints.keep,
     )
-
-
-def _common_files(
-    run: RunFolder, model_folder: Path, config: Config, prepared: PreparedData
-) -> dict[str, bytes]:
-    """Gather the small files that make a checkpoint a whole Hugging Face folder.
-
-    Read once, at the start: what happens to the source model later changes no checkpoint.
-    """
-    model_config = _read_json(model_folder / "config.json")
-    model_config["dtype"] = config.model.dtype
-    model_config.pop("torch_dtype", None)
-    generation = _read_json(model_folder / "generation_config.json", or_else={})
-    stop_ids = _ids(generation.get("eos_token_id")) + _ids(model_config.get("eos_token_id"))
-    generation["eos_token_id"] = sorted({*stop_ids, *prepared.stop_ids})
-    generation.setdefault("pad_token_id", prepared.pad_id)
-    files = {
-        "config.json": _as_json(model_config),
-        "generation_config.json": _as_json(generation),
-        "chat_template.jinja": run.chat_template.read_bytes(),
-    }
-    for name in _TOKENIZER_FILES:
-        path = model_folder / name
-        if path.is_file():
-            files[name] = path.read_bytes()
-    return files
-
-
-def _ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
-
-
-def _as_json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
-
-
-def _read_json(path: Path, or_else: dict[str, Any] | None = None) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if or_else is None:
-            raise
-        return dict(or_else)
-    return content

@@ -37,7 +37,7 @@ from workbench.training.engine.step import LayerMajorEngine
 from workbench.training.evaluate import evaluate_batches, total
 from workbench.training.publisher import Publisher
 from workbench.training.report import Fault, Report
-from workbench.training.state import FORMAT_VERSION, SavedState, TrainingState
+from workbench.training.state import SavedState, TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -318,17 +318,8 @@ class Training:
             self._warn(f"old checkpoints stay: {error}", "remove them by hand", step=step)
 
     def _saved_state(self) -> SavedState:
-        norm = self.engine.previous_norm
-        return SavedState(
-            version=FORMAT_VERSION,
-            step=self.state.step,
-            tokens=self.state.tokens,
-            target_tokens=self.state.target_tokens,
-            epoch=self.state.epoch,
-            data_position=self.state.step,
-            rounding_counter=self.state.step,
-            steps_per_epoch=self.rows.steps_per_epoch,
-            previous_gradient_norm=None if norm is None else float(norm),
+        return self.state.to_saved(
+            steps_per_epoch=self.rows.steps_per_epoch, previous_norm=self.engine.previous_norm
         )
 
     def _obey(self) -> None:

@@ -9,7 +9,6 @@ import os
 import queue
 import sys
 
-import msgspec
 import torch
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -18,18 +17,17 @@ from workbench.config.load import read_resolved
 from workbench.control.messages import JobFailure, Leaving
 from workbench.errors import ConfigError, DataError, RunError, WorkbenchError
 from workbench.runs.job_file import JOB_VARIABLE, read_job_file
-from workbench.runs.json_lines import read_lines
 from workbench.runs.layout import RunFolder
-from workbench.runs.metrics import MetricsRecord
 from workbench.training import distributed
-from workbench.training.build import Built, build, choose_device_type
+from workbench.training.build import Built, build
 from workbench.training.checkpoint import SaveError
 from workbench.training.control_point import ControlPoint, Wish
+from workbench.training.device import choose_device_type
 from workbench.training.distributed import Ranks
 from workbench.training.engine.plan import measured_peaks, write_plan
 from workbench.training.loop import Ending, NonfiniteError
 from workbench.training.publisher import Publisher
-from workbench.training.report import peak_host_bytes
+from workbench.training.report import next_attempt, peak_host_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +102,7 @@ def _meet_supervisor(
     job = os.environ.get(JOB_VARIABLE)
     job_file = read_job_file(run.job)
     if job is None:
-        return ranks.gather(_next_attempt(run))[0], None
+        return ranks.gather(next_attempt(run))[0], None
     if job_file is None or job_file.job != job:
         raise RunError(
             f"does not name the job {job} that this process belongs to",
@@ -113,13 +111,6 @@ def _meet_supervisor(
         )
     publisher = Publisher(job_file.socket, job, wishes) if ranks.rank == 0 else None
     return job_file.attempt, publisher
-
-
-def _next_attempt(run: RunFolder) -> int:
-    lines, _ = read_lines(run.metrics)
-    if not lines:
-        return 1
-    return msgspec.json.decode(lines[-1].content, type=MetricsRecord).attempt + 1
 
 
 def _say_goodbye(run: RunFolder, built: Built, ending: Ending, ranks: Ranks) -> None:

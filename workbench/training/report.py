@@ -10,11 +10,12 @@ import resource
 import time
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from workbench.runs.json_lines import LineWriter
+from workbench.runs.json_lines import LineWriter, read_lines
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord
 from workbench.training.distributed import Ranks
@@ -230,6 +231,14 @@ class Report:
     def _scalar(self, tag: str, value: float | None, step: int) -> None:
         if value is not None:
             self._board.add_scalar(tag, value, step)
+
+
+def next_attempt(run: RunFolder) -> int:
+    """Number a start that has no job file: one more than the last record's, or 1."""
+    lines, _ = read_lines(run.metrics)
+    if not lines:
+        return 1
+    return msgspec.json.decode(lines[-1].content, type=MetricsRecord).attempt + 1
 
 
 def peak_host_bytes() -> int:

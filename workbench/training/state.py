@@ -5,6 +5,7 @@ Invariant: restoring what was captured continues every random stream bit for bit
 """
 
 import base64
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,38 @@ class TrainingState:
     def from_saved(cls, saved: SavedState) -> "TrainingState":
         """Go on from what a checkpoint kept."""
         return cls(saved.step, saved.tokens, saved.target_tokens, saved.epoch)
+
+    def to_saved(self, *, steps_per_epoch: int, previous_norm: torch.Tensor | None) -> SavedState:
+        """Give what a checkpoint keeps.
+
+        Args:
+            steps_per_epoch: of the loader; a resume refuses data that give another number.
+            previous_norm: () gradient norm that the next step would clip by, or None.
+        """
+        return SavedState(
+            version=FORMAT_VERSION,
+            step=self.step,
+            tokens=self.tokens,
+            target_tokens=self.target_tokens,
+            epoch=self.epoch,
+            data_position=self.step,
+            rounding_counter=self.step,
+            steps_per_epoch=steps_per_epoch,
+            previous_gradient_norm=None if previous_norm is None else float(previous_norm),
+        )
+
+
+def total_steps(epochs: float, steps_per_epoch: int, max_steps: int | None) -> int:
+    """Give the steps of a whole run: what the epochs come to, rounded up, and no more than allowed.
+
+    Args:
+        epochs: passes over the rows; 1.5 of 10 steps are 15.
+        steps_per_epoch: of the loader.
+        max_steps: None sets no bound.
+    """
+    # 0.07 x 100 is a hair above 7 in binary, and no eighth step for that.
+    by_epochs = max(1, math.ceil(round(epochs * steps_per_epoch, 6)))
+    return min(by_epochs, max_steps or by_epochs)
 
 
 def capture_random_states(device: torch.device) -> bytes:
