@@ -233,6 +233,49 @@ def test_paths_are_relative_to_the_file_that_states_them(
     assert config.data.sources["one"].files == ["x.json"]
 
 
+def test_a_data_path_that_is_not_there_may_be_an_id_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_configs(
+        tmp_path,
+        {
+            "configs/a.yaml": """
+                data:
+                  sources:
+                    hub: {path: owner/some-data_1.0}
+                    here: {path: letters/one.json}
+                    folder: {path: letters/more}
+                    dotted: {path: ./owner/name}
+                    deep: {path: owner/name/file.json}
+                    file: {path: name.json}
+                model: {path: owner/model}
+            """,
+            "configs/letters/one.json": "[]",
+            "configs/letters/more/two.json": "[]",
+        },
+    )
+    monkeypatch.chdir(tmp_path)
+    config = resolve("a", project=tmp_path).config
+    configs = tmp_path / "configs"
+    assert {name: source.path for name, source in config.data.sources.items() if source} == {
+        "hub": "owner/some-data_1.0",
+        "here": str(configs / "letters/one.json"),
+        "folder": str(configs / "letters/more"),
+        "dotted": str(configs / "owner/name"),
+        "deep": str(configs / "owner/name/file.json"),
+        "file": str(configs / "name.json"),
+    }
+    assert config.model.path == str(configs / "owner/model"), "only data is named by hub ids"
+    overrides = parse_overrides(["data.sources.hub.path=other/data"])
+    source = resolve("a", project=tmp_path, overrides=overrides).config.data.sources["hub"]
+    assert source is not None
+    assert source.path == "other/data"
+    write_configs(tmp_path, {"other/data": "here after all"})
+    source = resolve("a", project=tmp_path, overrides=overrides).config.data.sources["hub"]
+    assert source is not None
+    assert source.path == str(tmp_path / "other/data")
+
+
 def test_words_that_are_no_paths_stay_words(tmp_path: Path) -> None:
     write_configs(
         tmp_path,

@@ -41,6 +41,11 @@ TAKEN = {
     "--help": "the help",
     "-o": "the output file",
     "--output": "the output file",
+    "-e": "the editor",
+    "--edit": "the editor",
+    "--format": "the format of a tree",
+    "--with-bases": "the files a config extends",
+    "--description": "the description of a new config",
     "--batch": "running without a screen",
     "--dry-run": "showing the command",
     "--detach": "leaving at once",
@@ -333,10 +338,13 @@ def _read_override(
 
 def is_path(key: str) -> bool:
     """Say whether a key names a file or folder, relative to who states it."""
+    return key in ("model.path", "training.output_dir") or is_data_path(key)
+
+
+def is_data_path(key: str) -> bool:
+    """Say whether a key names where a data set lies; it may be an id on the hub, too."""
     parts = key.split(".")
-    return key in ("model.path", "training.output_dir") or (
-        parts[:2] == ["data", "sources"] and parts[3:] == ["path"]
-    )
+    return parts[:2] == ["data", "sources"] and parts[3:] == ["path"]
 
 
 def did_you_mean(wrong: str, names: Sequence[str]) -> str:

@@ -6,5 +6,5 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def looks_like_hub_id(text: str) -> bool:
-    """Say whether a text has the form ``owner/name``; ``~/x``, ``./x``, ``/x`` and ``a/b/c`` not."""
+    """Say whether a text has the form ``owner/name``; ``~/x``, ``./x`` and ``a/b/c`` have not."""
     return _HUB_ID.fullmatch(text) is not None

@@ -330,6 +330,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def exists(path: Path) -> bool:
+    """Say whether anything is there; a path that cannot be looked at is none."""
+    return is_file(path) or is_folder(path)
+
+
 def is_folder(path: Path) -> bool:
     """Say whether a folder is there; a path that cannot be looked at is none."""
     try:

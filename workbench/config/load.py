@@ -9,6 +9,7 @@ Invariant: a ResolvedConfig has no mistake that can be seen without its model an
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,15 @@ import msgspec
 
 from workbench.config import checks
 from workbench.config import flags as flags_module
-from workbench.config.flags import Flag, Override, did_you_mean, is_path, parse_overrides
+from workbench.config.flags import (
+    Flag,
+    Override,
+    did_you_mean,
+    is_data_path,
+    is_path,
+    parse_overrides,
+)
+from workbench.config.hub_id import looks_like_hub_id
 from workbench.config.inherit import (
     DEFAULT_ORIGIN,
     Branch,
@@ -28,6 +37,7 @@ from workbench.config.inherit import (
     Origin,
     Overridden,
     absolute,
+    exists,
     expand,
     file_tree,
     is_file,
@@ -57,6 +67,7 @@ from workbench.config.yaml_reader import (
     StatedMapping,
     kind_in_words,
     read_file,
+    read_text,
     write_scalar,
 )
 
@@ -71,6 +82,7 @@ __all__ = [
     "Override",
     "Problem",
     "ResolvedConfig",
+    "config_names",
     "dump_config",
     "find_config",
     "list_configs",
@@ -78,8 +90,10 @@ __all__ = [
     "parse_overrides",
     "read_resolved",
     "resolve",
+    "resolve_text",
     "shipped_configs",
     "shipped_templates",
+    "template_names",
 ]
 
 BASE_FOLDER = "base"
@@ -199,6 +213,23 @@ def find_config(name: str, *, project: Path | None = None) -> Path:
     raise ConfigProblems([problem])
 
 
+def config_names(
+    project: Path | None = None, *, with_bases: bool = False
+) -> Iterator[tuple[str, Path]]:
+    """Give name and file of every config, the project's first; nothing is read but folders.
+
+    Raises:
+        ConfigProblems: the project is no folder.
+    """
+    return _config_files(config_folders(project), with_bases=with_bases)
+
+
+def template_names(project: Path | None = None) -> dict[str, Path]:
+    """Give the file of every chat template by its name; one of the project hides a shipped one."""
+    names = _template_names(project)
+    return {name: path or shipped_templates() / f"{name}.jinja" for name, path in names.items()}
+
+
 def _file_in(folder: Path, name: str) -> Path | None:
     """Find a config file by name below a folder, with or without its suffix."""
     if not name:
@@ -227,12 +258,18 @@ def _config_files(
     """Give name and path of every config below the folders; the first of a name counts."""
     seen: set[str] = set()
     for folder in folders:
-        for path in sorted(_yaml_files(folder)):
+        for path in sorted(_yaml_files(folder), key=_by_numbers):
             name = path.relative_to(folder).with_suffix("").as_posix()
             is_listed = with_bases or not name.startswith(f"{BASE_FOLDER}/")
             if is_listed and name not in seen:
                 seen.add(name)
                 yield name, path
+
+
+def _by_numbers(path: Path) -> list[tuple[int, str]]:
+    """Give what a file is sorted by: numbers by their value, so that 7b comes before 30b."""
+    words = re.split(r"(\d+)", path.as_posix())
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:
@@ -283,6 +320,17 @@ def resolve(
     folders = config_folders(project)
     path = find_config(name, project=project)
     return _resolve_file(path, folders, overrides, {}, templates=_template_names(project))
+
+
+def resolve_text(text: str, path: Path, *, project: Path | None = None) -> ResolvedConfig:
+    """Resolve a config that is not written yet, as if ``text`` were the content of ``path``.
+
+    Raises:
+        ConfigProblems: every mistake that was found, in file order.
+    """
+    path = absolute(path)
+    cache: FileCache = {path: read_text(text, path)}
+    return _resolve_file(path, config_folders(project), (), cache, _template_names(project))
 
 
 def offered_flags(name: str, *, project: Path | None = None) -> tuple[Flag, ...]:
@@ -607,7 +655,10 @@ _BOOLEAN_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 def _expand_paths(
     walk: _Walk, values: dict[str, object], templates: dict[str, Path | None]
 ) -> None:
-    """Make every path absolute: relative to the file that states it, else to the current folder."""
+    """Make every path absolute: relative to the file that states it, else to the current folder.
+
+    A data path that is not there and has the form ``owner/name`` is an id on the hub and stays.
+    """
     for key, leaf in walk.leaves.items():
         value = leaf.value
         if not isinstance(value, str) or leaf.origin == DEFAULT_ORIGIN:
@@ -636,7 +687,10 @@ def _expand_paths(
             )
             continue
         folder = leaf.origin.file.parent if leaf.origin.file else Path.cwd()
-        _set(walk, values, key, str(absolute(folder / expanded)))
+        path = absolute(folder / expanded)
+        if is_data_path(key) and looks_like_hub_id(value) and not exists(path):
+            continue
+        _set(walk, values, key, str(path))
 
 
 def _set(walk: _Walk, values: dict[str, object], key: str, value: str) -> None:
