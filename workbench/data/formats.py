@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
-Format = Literal["sharegpt", "messages"]
+Format = Literal["sharegpt", "messages", "alpaca", "text"]
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -26,7 +26,13 @@ ROLES: Mapping[str, Role] = {
     "chatgpt": "assistant",
     "tool": "tool",
 }
-_LIST_KEYS: Mapping[Format, str] = {"sharegpt": "conversations", "messages": "messages"}
+# In the order in which they are looked for: rows of the first Alpaca data set have a "text" too.
+_KEYS: Mapping[Format, str] = {
+    "sharegpt": "conversations",
+    "messages": "messages",
+    "alpaca": "instruction",
+    "text": "text",
+}
 _TURN_KEYS: Mapping[Format, tuple[str, str]] = {
     "sharegpt": ("from", "value"),
     "messages": ("role", "content"),
@@ -52,15 +58,17 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row of a data set.
+    """One row of a data set: turns, or one plain text.
 
     Attributes:
-        messages: at least one, at least one of them the assistant's.
+        messages: at least one, at least one of them the assistant's; none of a plain text.
         where: file and row, for complaints.
+        text: of a document that is trained whole, without a template; None of turns.
     """
 
     messages: tuple[Message, ...]
     where: str
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,9 @@ class BadRowError(Exception):
 
 
 def recognise(row: object) -> Format | None:
-    """Say which form a row has; None if neither."""
+    """Say which form a row has; None if none of the four."""
     if isinstance(row, dict):
-        for name, key in _LIST_KEYS.items():
+        for name, key in _KEYS.items():
             if key in row:
                 return name
     return None
@@ -139,7 +147,7 @@ def convert(
 
 
 def _turns(row: object, form: Format) -> list[Any]:
-    key = _LIST_KEYS[form]
+    key = _KEYS[form]
     if not isinstance(row, dict):
         raise _bad_row("not an object", f"is {_kind(row)}, not an object with {key!r}")
     turns = row.get(key)

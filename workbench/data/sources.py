@@ -1,7 +1,10 @@
-"""Files to raw rows: JSON lists and JSON lines, each row knowing where it stands.
+"""A data set of the config to its parts: files of rows, found, opened and recognised.
 
-A row that is not JSON is a complaint that names its line; a file that cannot be read at all is an
-error. Knows nothing of conversations.
+A row that cannot be read is a complaint that names its place; a file whose rows cannot be told
+apart is an error. Which files are read:
+
+* A file is read as its name ends: ``.json`` (a list, one object, or lines), ``.jsonl``.
+* A folder gives the files that are named, or all that end so, by name.
 """
 
 import json
@@ -10,29 +13,113 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.config.schema.data import SourceSection
+from workbench.data.findings import Finding
+from workbench.data.formats import Format, recognise
+from workbench.data.json_files import JsonPart, RowIndex, index_lines, index_list
+from workbench.data.raw_rows import Part, RawRow, reading
 from workbench.errors import DataError
 
 SUFFIXES = (".json", ".jsonl")
 
+_SEEN_TO_RECOGNISE = 1000
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
-class RawRow:
-    """One row as its file states it.
+class Source:
+    """A data set, opened.
 
     Attributes:
-        file: where it stands.
-        where: file name and row or line, as complaints show it.
-        value: parsed JSON; None when ``problem`` says why there is none.
-        problem: what is wrong with the line.
+        name: in the config.
+        weight: times each training row is seen per epoch.
+        parts: in the order of the config, or of their names.
+        findings: what is odd about its files as a whole and no reason to refuse them.
     """
 
-    file: Path
-    where: str
-    value: object
-    problem: str | None = None
+    name: str
+    weight: float
+    parts: tuple[Part, ...]
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows all parts hold, those that cannot be read included."""
+        return sum(part.num_rows for part in self.parts)
+
+
+def open_source(name: str, source: SourceSection) -> Source:
+    """Find and open the files of a data set.
+
+    Args:
+        name: of the data set in the config.
+        source: where it lies, and the form of its rows.
+
+    Raises:
+        DataError: a file is not there, cannot be read, is not what its name says, or holds rows
+            of no known form; or there is no row at all.
+    """
+    findings: list[Finding] = []
+    files = source_files(Path(source.path), source.files)
+    opened = Source(
+        name,
+        source.weight,
+        tuple(_open_file(file, name, source, findings) for file in files),
+        tuple(findings),
+    )
+    if not opened.num_rows:
+        raise DataError(
+            f"{source.path} holds no conversation",
+            where=f"data.sources.{name}",
+            remedy="give a file with rows, or null to drop this data set",
+        )
+    return opened
+
+
+def _open_file(file: Path, name: str, source: SourceSection, findings: list[Finding]) -> Part:
+    label = file.name
+    first = _first_offset(file, label, findings)
+    index = index_lines(file, first) if file.suffix == ".jsonl" else index_list(file, label, first)
+    if not len(index.spans):
+        what, remedy = "holds no rows", "remove it from data.sources, or fill it"
+        findings.append(Finding("warning", label, what, remedy))
+    return JsonPart(file, label, _form(index, label, name, source), index)
+
+
+def _first_offset(file: Path, label: str, findings: list[Finding]) -> int:
+    """Look at a file's first bytes: give where its text begins.
+
+    Raises:
+        DataError: it cannot be read, or is no UTF-8.
+    """
+    with reading(file), file.open("rb") as content:
+        head = content.read(4)
+    if head.startswith(_UTF_16_MARKS):
+        raise DataError("is encoded as UTF-16", where=label, remedy="save the file as UTF-8")
+    if not head.startswith(_BYTE_ORDER_MARK):
+        return 0
+    what = "begins with a byte order mark, which is left out"
+    findings.append(Finding("warning", label, what, "save the file as UTF-8 without one"))
+    return len(_BYTE_ORDER_MARK)
+
+
+def _form(index: RowIndex, label: str, name: str, source: SourceSection) -> Format:
+    """Give the form that the config states, or that of the first row that can be read."""
+    if source.format != "auto":
+        return source.format
+    for number, value, problem in index.read(0, min(len(index.spans), _SEEN_TO_RECOGNISE)):
+        if problem is None:
+            form = recognise(value)
+            if form is None:
+                raise DataError(
+                    "has neither 'conversations' (ShareGPT) nor 'messages' (OpenAI)",
+                    where=index.where(label, number),
+                    remedy=f"correct the row, or state data.sources.{name}.format",
+                )
+            return form
+    # A file of broken lines only is reported line by line, whatever its form would have been.
+    return "sharegpt"
 
 
 def source_files(path: Path, files: Sequence[str]) -> list[Path]:
