@@ -1,12 +1,14 @@
 """What is wrong with a data set: the row, the cause, the remedy; each kind shown a few times.
 
 Knows nothing of how a finding is shown. Invariant: nothing is counted twice and nothing is
-swallowed: what is left out of a list is counted in its last line.
+swallowed: every finding is kept, and what is left out of a list is counted in its last line.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 from workbench.errors import DataError
 
@@ -58,13 +60,18 @@ class Findings:
         for findings in self._by_kind.values():
             yield from findings
 
-    def shown(self) -> Iterator[Finding]:
-        """Give the first findings of each kind, errors first, the last saying how many follow."""
+    def shown(self, limit: int | None = _SHOWN_PER_KIND) -> Iterator[Finding]:
+        """Give the first findings of each kind, errors first, the last saying how many follow.
+
+        Args:
+            limit: findings of one kind that are given; None gives all.
+        """
         for severity in ("error", "warning"):
             for findings in self._by_kind.values():
                 of_severity = [found for found in findings if found.severity == severity]
-                rest = len(of_severity) - _SHOWN_PER_KIND
-                yield from of_severity[: _SHOWN_PER_KIND if rest > 1 else None]
+                rest = 0 if limit is None else len(of_severity) - limit
+                # One more is shown in place of being counted.
+                yield from of_severity[: limit if rest > 1 else None]
                 if rest > 1:
                     last = of_severity[-1]
                     yield Finding(
@@ -73,6 +80,19 @@ class Findings:
                         what=last.what,
                         remedy=last.remedy,
                     )
+
+    def encode(self) -> bytes:
+        """Give all findings with their kinds as JSON, for ``decode``."""
+        return msgspec.json.encode(self._by_kind)
+
+    @classmethod
+    def decode(cls, content: bytes) -> "Findings":
+        """Read what ``encode`` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return cls(msgspec.json.decode(content, type=dict[str, list[Finding]]))
 
     def raise_errors(self) -> None:
         """End here if there is an error.
@@ -84,5 +104,11 @@ class Findings:
         if not errors:
             return
         first = errors[0]
-        others = f" (and {len(errors) - 1} more errors in the data)" if len(errors) > 1 else ""
+        others = _count_others(len(errors) - 1)
         raise DataError(first.what + others, where=first.where, remedy=first.remedy)
+
+
+def _count_others(number: int) -> str:
+    if not number:
+        return ""
+    return f" (and {number:,} more error{'s' if number > 1 else ''} in the data)"
