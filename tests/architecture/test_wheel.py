@@ -45,9 +45,15 @@ def test_the_demo_is_listed_and_resolves_from_a_wheel(installed: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "name", ["configs/demo.yaml", "configs/demo/conversations.json", "chat_templates/chatml.jinja"]
+    "name",
+    [
+        "configs/demo.yaml",
+        "configs/demo/conversations.json",
+        "configs/schema.json",
+        "chat_templates/chatml.jinja",
+    ],
 )
-def test_the_wheel_carries_what_the_demo_needs(installed: Path, name: str) -> None:
+def test_the_wheel_carries_what_the_demo_and_editors_need(installed: Path, name: str) -> None:
     assert (installed / "workbench" / "shipped" / name).is_file()
 
 

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "ls": ("configs:run_ls", "list the configs"),
     "show": ("configs:run_show", "show a config with every key, and where each value comes from"),
     "tree": ("configs:run_tree", "show which file extends which, and what each overrides"),
+    "schema": ("schema", "show the JSON Schema by which an editor completes configs"),
     "train": ("train", "start a run and follow it"),
     "control": ("control", "see and steer jobs: list, status, watch, save, pause, stop, …"),
     "serve": ("serve", "serve a model with the OpenAI protocol"),

@@ -90,7 +90,7 @@ def all_keys() -> tuple[str, ...]:
 
 def section_of(annotation: object) -> type[msgspec.Struct] | None:
     """Give the Struct in a type, None where it has none: ``Source | None`` gives Source."""
-    for base, _ in _alternatives(annotation):
+    for base, _ in alternatives(annotation):
         if isinstance(base, type) and issubclass(base, msgspec.Struct):
             return base
     return None
@@ -98,7 +98,7 @@ def section_of(annotation: object) -> type[msgspec.Struct] | None:
 
 def value_type_of_mapping(annotation: object) -> object | None:
     """Give the type of the values where a type is a mapping with free names, else None."""
-    for base, _ in _alternatives(annotation):
+    for base, _ in alternatives(annotation):
         if get_origin(base) is dict:
             value_type: object = get_args(base)[1]
             return value_type
@@ -107,14 +107,14 @@ def value_type_of_mapping(annotation: object) -> object | None:
 
 def allows_null(annotation: object) -> bool:
     """Say whether null is a value of the type."""
-    return any(base is type(None) for base, _ in _alternatives(annotation))
+    return any(base is type(None) for base, _ in alternatives(annotation))
 
 
 def choices_of(annotation: object) -> tuple[str, ...]:
     """Give the words a type allows, in the order of the schema; () where it names none."""
     return tuple(
         choice
-        for base, _ in _alternatives(annotation)
+        for base, _ in alternatives(annotation)
         if get_origin(base) is Literal
         for choice in get_args(base)
     )
@@ -122,7 +122,7 @@ def choices_of(annotation: object) -> tuple[str, ...]:
 
 def kind_of(annotation: object) -> str:
     """Name the kind of a value: boolean, integer, number, text, choice, list or mapping."""
-    bases = [base for base, _ in _alternatives(annotation) if base is not type(None)]
+    bases = [base for base, _ in alternatives(annotation) if base is not type(None)]
     for wanted, kind in ((bool, "boolean"), (float, "number"), (int, "integer"), (str, "text")):
         if wanted in bases:
             return kind
@@ -132,7 +132,7 @@ def kind_of(annotation: object) -> str:
 
 def accepts(annotation: object, value: object) -> bool:
     """Say whether a value read from YAML is one of the type; no infinity and no NaN ever is."""
-    return any(_is_one(base, metas, value) for base, metas in _alternatives(annotation))
+    return any(_is_one(base, metas, value) for base, metas in alternatives(annotation))
 
 
 def _is_one(base: object, metas: tuple[Meta, ...], value: object) -> bool:
@@ -174,7 +174,7 @@ def _keeps_bounds(meta: Meta, value: float) -> bool:
 
 def describe(annotation: object) -> str:
     """Say in words what a type allows: "auto or a whole number of at least 1"."""
-    words = [_describe_one(base, metas) for base, metas in _alternatives(annotation)]
+    words = [_describe_one(base, metas) for base, metas in alternatives(annotation)]
     if len(words) == 1:
         return words[0]
     return ", ".join(words[:-1]) + " or " + words[-1]
@@ -210,7 +210,7 @@ def _bounds(metas: tuple[Meta, ...]) -> str:
     return " " + " and ".join(bounds) if bounds else ""
 
 
-def _alternatives(annotation: object) -> list[tuple[object, tuple[Meta, ...]]]:
+def alternatives(annotation: object) -> list[tuple[object, tuple[Meta, ...]]]:
     """Take a type apart into what it may be: ``Annotated[int, Meta(ge=1)] | None`` gives two."""
     metas: tuple[Meta, ...] = ()
     while get_origin(annotation) is Annotated:
@@ -220,6 +220,6 @@ def _alternatives(annotation: object) -> list[tuple[object, tuple[Meta, ...]]]:
         return [
             (base, inner + metas)
             for part in get_args(annotation)
-            for base, inner in _alternatives(part)
+            for base, inner in alternatives(part)
         ]
     return [(annotation, metas)]
