@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from tests.data.token_stores import Document, store_of
 from workbench.data.loader import Loader, StepRows, epoch_order
-from workbench.data.packing import Document, Rows, pack
+from workbench.data.packing import Method, Rows, fit_documents, pack
 
 PAD = 9999
 GOLDEN_ORDER = [7, 1, 6, 4, 3, 5, 0, 2]
@@ -11,10 +12,15 @@ GOLDEN_ORDER = [7, 1, 6, 4, 3, 5, 0, 2]
 def rows_of(lengths: list[int], *, capacity: int = 64) -> Rows:
     """Give one-document rows whose every id is the number of the row."""
     documents = [
-        Document(np.full(length, number, dtype=np.int32), np.arange(length) > 0)
+        (np.full(length, number, dtype=np.int32), np.arange(length) > 0)
         for number, length in enumerate(lengths)
     ]
-    return pack(documents, capacity, "none")
+    return packed(documents, capacity, "none")
+
+
+def packed(documents: list[Document], capacity: int, method: Method) -> Rows:
+    store = store_of(documents)
+    return pack(store, fit_documents(store, capacity, "truncate", 0).pieces, capacity, method)
 
 
 def loader(rows: Rows, **changes: object) -> Loader:
@@ -103,10 +109,8 @@ def test_the_last_step_is_filled_with_rows_that_count_nothing() -> None:
 
 
 def test_padding_is_a_document_of_its_own() -> None:
-    documents = [
-        Document(np.full(length, 3, dtype=np.int32), np.arange(length) > 0) for length in (3, 2)
-    ]
-    rows = pack(documents, 8, "greedy")
+    documents = [(np.full(length, 3, dtype=np.int32), np.arange(length) > 0) for length in (3, 2)]
+    rows = packed(documents, 8, "greedy")
     each = loader(rows, rows_per_step=1, num_microbatches=1, row_length=8)
     (batch,) = each.step(0).microbatches
     assert batch.ids.tolist() == [[3, 3, 3, 3, 3, PAD, PAD, PAD]]
@@ -127,3 +131,79 @@ def test_the_longest_row_comes_in_the_first_step() -> None:
 def test_epochs_are_counted_by_complete_steps() -> None:
     each = loader(rows_of([5] * 10))
     assert [each.step(index).epoch for index in (0, 2, 4)] == pytest.approx([1 / 3, 1.0, 5 / 3])
+
+
+# ---- several sources, mixed by weight --------------------------------------------------------
+
+
+def mixed(sizes_and_weights: list[tuple[int, float]], longest: int | None = None) -> Rows:
+    """Give one-document rows, ids the number of the row; one of them may be the longest."""
+    weights = [weight for size, weight in sizes_and_weights for _ in range(size)]
+    documents = [
+        (
+            np.full(9 if at == longest else 5, at, dtype=np.int32),
+            np.arange(9 if at == longest else 5) > 0,
+        )
+        for at in range(len(weights))
+    ]
+    store = store_of(documents)
+    pieces = fit_documents(store, 64, "truncate", 0).pieces
+    return pack(store, pieces, 64, "none", weights=np.array(weights))
+
+
+def epochs_of(each: Loader, num_epochs: int) -> list[list[int]]:
+    steps = each.steps_per_epoch
+    return [
+        [number for step in range(steps) for number in seen(each.step(steps * epoch + step))]
+        for epoch in range(num_epochs)
+    ]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_weight_gives_its_share_of_every_epoch(shuffle: bool) -> None:
+    rows = mixed([(10, 1.0), (9, 0.5), (4, 2.0), (7, 1.5)])
+    each = loader(rows, shuffle=shuffle, rows_per_step=7)
+    epochs = epochs_of(each, 6)
+    assert each.steps_per_epoch == 5
+    for epoch in epochs:
+        counts = np.bincount(epoch, minlength=30)
+        assert [part.sum() for part in np.split(counts, [10, 19, 23])] == [10, 5, 8, 11]
+        assert set(counts[:10]) == {1}
+        assert set(counts[19:23]) == {2}
+        assert counts[23:].min() >= 1
+    first_two = np.bincount(epochs[0] + epochs[1], minlength=30)
+    assert first_two[10:19].min() == 1  # a weight of a half has shown every row in two epochs
+    total = np.bincount(np.concatenate(epochs), minlength=30)
+    assert np.ptp(total[10:19]) <= 1
+    assert np.ptp(total[23:]) <= 1
+    assert (epochs[0][:10] == list(range(10))) == (not shuffle)
+
+
+def test_a_mixed_step_is_a_function_of_its_number_and_the_seed() -> None:
+    rows = mixed([(10, 1.0), (9, 0.3), (4, 2.5)])
+    forwards = [seen(loader(rows).step(index)) for index in range(30)]
+    again = loader(rows)
+    assert [seen(again.step(index)) for index in reversed(range(30))] == forwards[::-1]
+    assert [seen(loader(rows, seed=1).step(index)) for index in range(30)] != forwards
+
+
+def test_one_source_of_weight_one_is_seen_as_if_it_had_none() -> None:
+    rows = mixed([(23, 1.0)])
+    each = loader(rows, rows_per_step=23, num_microbatches=1)
+    for epoch in (1, 2):
+        assert seen(each.step(epoch)) == epoch_order(23, seed=42, epoch=epoch).tolist()
+
+
+def test_the_longest_row_of_a_lightly_weighted_source_comes_in_the_first_step() -> None:
+    for longest in range(10, 30):
+        each = loader(mixed([(10, 1.0), (20, 0.1)], longest=longest))
+        assert longest in seen(each.step(0))
+
+
+def test_a_source_of_next_to_no_weight_is_seen_all_the_same() -> None:
+    each = loader(mixed([(4, 1.0), (3, 0.01)]), rows_per_step=5)
+    assert sorted(number for epoch in epochs_of(each, 3) for number in epoch if number > 3) == [
+        4,
+        5,
+        6,
+    ]

@@ -1,46 +1,111 @@
+from typing import Literal, get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.data.packing import (
-    Document,
-    Method,
-    assign,
-    fit_documents,
-    join,
-    pack,
-)
+from tests.data.token_stores import Document, store_of
+from workbench.data.packing import Method, Pieces, Rows, assign, fit_documents, pack
+from workbench.data.token_store import TokenStore
 
-METHODS: tuple[Method, ...] = ("none", "best_fit", "first_fit", "greedy")
+METHODS: tuple[Method, ...] = get_args(Method)
 CAPACITY = 32
 
 
 def document(length: int, first: int = 0) -> Document:
     ids = np.arange(first, first + length, dtype=np.int32)
-    targets = np.ones(length, dtype=np.bool_)
-    targets[:1] = False
-    return Document(ids, targets)
+    return ids, np.arange(length) > 0
 
 
-def documents(lengths: list[int]) -> list[Document]:
+def documents(lengths: list[int]) -> TokenStore:
     """Give documents whose ids say where each token came from."""
-    return [document(length, first=1000 * number) for number, length in enumerate(lengths)]
+    return store_of([document(length, first=1000 * at) for at, length in enumerate(lengths)])
+
+
+def whole(tokens: TokenStore) -> Pieces:
+    numbers = np.arange(len(tokens), dtype=np.int64)
+    begins, ends = tokens.offsets[:-1], tokens.offsets[1:]
+    return Pieces(numbers, begins, ends, ends - begins - 1)
+
+
+def pieces_in(rows: Rows) -> list[list[int]]:
+    """Take rows apart at their documents' starts."""
+    found: list[list[int]] = []
+    for row in rows:
+        assert row.document_starts[0] == 0
+        found += [ids.tolist() for ids in np.split(row.ids, row.document_starts[1:])]
+    return found
 
 
 @given(st.lists(st.integers(1, CAPACITY), max_size=60), st.sampled_from(METHODS))
 def test_no_token_is_lost_and_no_document_crosses_a_row(lengths: list[int], method: Method) -> None:
-    given_documents = documents(lengths)
-    rows = pack(given_documents, CAPACITY, method)
-    found = []
-    for row in rows.rows:
-        assert 0 < row.ids.size <= CAPACITY
-        assert row.document_starts[0] == 0
-        found += np.split(row.ids, row.document_starts[1:])
-    expected = sorted(tuple(each.ids.tolist()) for each in given_documents)
-    assert sorted(tuple(each.tolist()) for each in found) == expected
-    assert rows.num_tokens == sum(lengths)
+    tokens = documents(lengths)
+    rows = pack(tokens, whole(tokens), CAPACITY, method)
+    assert all(0 < row.ids.size <= CAPACITY for row in rows)
+    assert sorted(pieces_in(rows)) == [
+        ids.tolist() for ids in np.split(tokens.ids, tokens.offsets[1:-1]) if ids.size
+    ]
+    assert rows.num_tokens == sum(lengths) == sum(row.ids.size for row in rows)
     assert rows.num_targets == sum(lengths) - len(lengths)
+    assert rows.row_lengths.tolist() == [row.ids.size for row in rows]
+    assert rows.longest == max((row.ids.size for row in rows), default=0)
+    assert rows.max_documents == max((row.document_starts.size for row in rows), default=0)
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=100), max_size=30),
+    st.sampled_from(METHODS),
+    st.sampled_from(["truncate", "split"]),
+    st.sampled_from([0, 1, 6]),
+    st.integers(6, CAPACITY),
+)
+def test_fitting_and_packing_equal_cutting_each_document_by_hand(
+    targets: list[list[bool]],
+    method: Method,
+    overlong: Literal["truncate", "split"],
+    min_length: int,
+    max_length: int,
+) -> None:
+    given_documents = [
+        (np.arange(1000 * at, 1000 * at + len(each), dtype=np.int32), np.array([False, *each[1:]]))
+        for at, each in enumerate(targets)
+    ]
+    expected: list[tuple[list[int], list[bool]]] = []
+    num_cut = num_long = num_short = num_without_targets = 0
+    for ids, is_target in given_documents:
+        num_long += ids.size > max_length
+        last = max_length if overlong == "truncate" else ids.size
+        num_cut += max(ids.size - last, 0)
+        for start in range(0, min(last, ids.size), max_length):
+            counted = is_target[start : start + max_length].copy()
+            counted[0] = False
+            if counted.size < min_length:
+                num_short += 1
+            elif not counted.any():
+                num_without_targets += 1
+            else:
+                expected.append((ids[start : start + max_length].tolist(), counted.tolist()))
+    tokens = store_of(given_documents)
+    fitted = fit_documents(tokens, max_length, overlong, min_length)
+    rows = pack(tokens, fitted.pieces, max_length, method)
+    found = []
+    for row in rows:
+        assert row.ids.size <= max_length
+        assert not row.targets[row.document_starts].any()
+        for ids, is_target in zip(
+            np.split(row.ids, row.document_starts[1:]),
+            np.split(row.targets, row.document_starts[1:]),
+            strict=True,
+        ):
+            found.append((ids.tolist(), is_target.tolist()))
+    assert sorted(found) == sorted(expected)
+    assert rows.num_targets == sum(sum(is_target) for _, is_target in expected)
+    assert fitted.num_cut_tokens == num_cut
+    assert (fitted.num_truncated, fitted.num_split) == (
+        (num_long, 0) if overlong == "truncate" else (0, num_long)
+    )
+    assert (fitted.num_short, fitted.num_without_targets) == (num_short, num_without_targets)
 
 
 @given(st.lists(st.integers(1, CAPACITY), max_size=60), st.sampled_from(METHODS))
@@ -68,6 +133,19 @@ def test_best_fit_equals_its_slow_definition(lengths: list[int]) -> None:
     assert filled == sorted(rooms)
 
 
+@given(st.lists(st.integers(1, CAPACITY), max_size=60))
+def test_first_fit_equals_its_slow_definition(lengths: list[int]) -> None:
+    rows: list[list[int]] = []
+    for index, length in enumerate(lengths):
+        for row in rows:
+            if sum(lengths[other] for other in row) + length <= CAPACITY:
+                row.append(index)
+                break
+        else:
+            rows.append([index])
+    assert assign(lengths, CAPACITY, "first_fit") == rows
+
+
 @pytest.mark.parametrize(
     ("method", "groups"),
     [
@@ -91,31 +169,57 @@ def test_rows_of_conversations_are_as_full_as_expected(method: Method, least: fl
     assert lengths.sum() / (len(groups) * 4096) >= least
 
 
+def test_documents_of_different_weight_share_no_row() -> None:
+    tokens = documents([4] * 12)
+    weights = np.array([1.0, 0.5, 1.0, 2.0] * 3)
+    rows = pack(tokens, whole(tokens), CAPACITY, "best_fit", weights=weights)
+    assert [(stream.num_rows, stream.weight) for stream in rows.streams] == [
+        (1, 1.0),
+        (1, 0.5),
+        (1, 2.0),
+    ]
+    found = [sorted(int(first) // 1000 for first in row.ids[row.document_starts]) for row in rows]
+    assert found == [[0, 2, 4, 6, 8, 10], [1, 5, 9], [3, 7, 11]]
+
+
+def test_a_row_names_the_documents_in_it() -> None:
+    class File:
+        def where(self, index: int) -> str:
+            return f"file row {index + 1}"
+
+    tokens = documents([4, 30, 5])
+    rows = pack(tokens, whole(tokens), CAPACITY, "first_fit", parts=[File()])
+    assert [rows.where(index) for index in range(len(rows))] == [
+        ("file row 1", "file row 3"),
+        ("file row 2",),
+    ]
+    with pytest.raises(IndexError, match="row 2 of 2"):
+        rows.where(2)
+
+
 def test_the_first_token_of_each_document_in_a_row_is_no_target() -> None:
-    always = Document(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.bool_))
-    row = join([always, always])
+    tokens = store_of([(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.bool_))] * 2)
+    row = pack(tokens, whole(tokens), CAPACITY, "greedy")[0]
     assert row.document_starts.tolist() == [0, 3]
     assert row.targets.tolist() == [False, True, True, False, True, True]
 
 
 def test_an_overlong_document_is_cut_and_counted() -> None:
     fitted = fit_documents(documents([10, 25]), 10, "truncate", 0)
-    assert [each.ids.size for each in fitted.documents] == [10, 10]
+    assert fitted.pieces.lengths.tolist() == [10, 10]
     assert (fitted.num_truncated, fitted.num_cut_tokens, fitted.num_split) == (1, 15, 0)
 
 
 def test_an_overlong_document_is_split_when_asked_and_no_token_is_lost() -> None:
     fitted = fit_documents(documents([10, 25]), 10, "split", 0)
-    assert [each.ids.size for each in fitted.documents] == [10, 10, 10, 5]
-    assert np.concatenate([each.ids for each in fitted.documents[1:]]).tolist() == list(
-        range(1000, 1025)
-    )
-    assert not any(each.targets[0] for each in fitted.documents)
+    assert fitted.pieces.lengths.tolist() == [10, 10, 10, 5]
+    assert fitted.pieces.begins.tolist() == [0, 10, 20, 30]
+    assert fitted.pieces.num_targets.tolist() == [9, 9, 9, 4]
     assert (fitted.num_split, fitted.num_truncated, fitted.num_cut_tokens) == (1, 0, 0)
 
 
 def test_short_documents_and_pieces_without_targets_are_dropped_and_counted() -> None:
-    late = Document(np.arange(20, dtype=np.int32), np.arange(20) >= 15)
-    fitted = fit_documents([document(15), document(16), late], 10, "split", 6)
-    assert [each.ids.size for each in fitted.documents] == [10, 10, 6, 10]
+    late = (np.arange(20, dtype=np.int32), np.arange(20) >= 15)
+    fitted = fit_documents(store_of([document(15), document(16), late]), 10, "split", 6)
+    assert fitted.pieces.lengths.tolist() == [10, 10, 6, 10]
     assert (fitted.num_short, fitted.num_without_targets) == (1, 1)

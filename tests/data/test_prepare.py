@@ -59,7 +59,7 @@ def findings_of(config: Config, folder: Path) -> list[Finding]:
 
 def texts(rows: Rows, folder: Path) -> Iterator[str]:
     tokenizer = prepare_module.load_tokenizer(folder)
-    for each in rows.rows:
+    for each in rows:
         for ids in np.split(each.ids, each.document_starts[1:]):
             yield tokenizer.decode(ids.tolist())
 

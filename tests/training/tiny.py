@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import torch
 
+from tests.data.token_stores import rows_in_memory
 from workbench.data.loader import Loader, StepRows, make_batch
 from workbench.data.packing import Row, Rows
 from workbench.model.families import Dimensions
@@ -163,7 +164,8 @@ MODEL_CONFIG = {
 
 def rows_of(seed: int, num_rows: int) -> Rows:
     generator = np.random.default_rng(seed)
-    return Rows(tuple(random_row(generator, documents=1 + index % 3) for index in range(num_rows)))
+    rows = [random_row(generator, documents=1 + index % 3) for index in range(num_rows)]
+    return rows_in_memory(rows)
 
 
 @dataclass

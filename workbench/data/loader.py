@@ -1,6 +1,10 @@
 """The rows of any step, as a pure function of the seed and the step's number.
 
 Nothing is remembered between steps, so resuming at step k is asking for step k.
+
+Sources are mixed by weight: those of weight w are a stream that passes over its rows again and
+again, of which each epoch takes the next ``w x rows``. A weight of 0.5 shows every row in two
+epochs, a weight of 2 every row twice in each.
 """
 
 import functools
@@ -11,10 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.data.batch import Batch
-from workbench.data.packing import Row, Rows
+from workbench.data.packing import Row, Rows, Stream
 from workbench.data.prepare import PreparedData, prepare
 
-__all__ = ["Loader", "PreparedData", "StepRows", "epoch_order", "make_batch", "prepare"]
+__all__ = [
+    "Loader",
+    "PreparedData",
+    "StepRows",
+    "epoch_order",
+    "make_batch",
+    "prepare",
+    "rows_per_epoch",
+]
+
+# A pass over a stream draws from other numbers than an epoch: its key begins above every epoch's.
+_PASSES_OF_A_STREAM = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,11 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(np.asarray(drawn, dtype=np.uint64), kind="stable")
 
 
+def rows_per_epoch(stream: Stream) -> int:
+    """Count the rows that an epoch takes of a stream: at least one, halves rounded up."""
+    return max(1, int(stream.weight * stream.num_rows + 0.5)) if stream.num_rows else 0
+
+
 class Loader:
     """Rows by step, in an order that depends on seed and epoch alone.
 
@@ -78,7 +98,7 @@ class Loader:
     ) -> None:
         assert len(rows) > 0, "prepare refuses a split without rows"
         assert row_length is None or rows.longest <= row_length, (rows.longest, row_length)
-        self._rows = rows.rows
+        self._rows = rows
         self._rows_per_step = rows_per_step
         self._num_microbatches = num_microbatches
         self._shuffle = shuffle
@@ -90,8 +110,9 @@ class Loader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every row is seen once."""
-        return -(-len(self._rows) // self._rows_per_step)
+        """Steps of an epoch: every row is seen once, or as often as its weight says."""
+        num_rows = sum(rows_per_epoch(stream) for stream in self._rows.streams)
+        return -(-num_rows // self._rows_per_step)
 
     def step(self, index: int) -> StepRows:
         """Give the rows of a step.
@@ -99,9 +120,7 @@ class Loader:
         Args:
             index: of the step, from 0 over all epochs.
         """
-        epoch, position = divmod(index, self.steps_per_epoch)
-        chosen = self._row_numbers(epoch, position)
-        rows = [self._rows[number] for number in chosen]
+        rows = [self._rows[number] for number in self.row_numbers(index)]
         length = self._row_length or max(row.ids.size for row in rows)
         share = -(-self._rows_per_step // self._num_microbatches)
         microbatches = tuple(
@@ -121,19 +140,59 @@ class Loader:
             epoch=(index + 1) / self.steps_per_epoch,
         )
 
-    def _row_numbers(self, epoch: int, position: int) -> list[int]:
+    def row_numbers(self, index: int) -> list[int]:
+        """Say which rows a step trains on, as numbers of ``rows``, in their order.
+
+        Args:
+            index: of the step, from 0 over all epochs.
+        """
+        epoch, position = divmod(index, self.steps_per_epoch)
         start = position * self._rows_per_step
         numbers = self._order(epoch)[start : start + self._rows_per_step]
         return [int(number) for number in numbers]
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
+        chosen, first = [], 0
+        for number, stream in enumerate(self._rows.streams):
+            chosen.append(first + self._rows_of_stream(number, stream, first, epoch))
+            first += stream.num_rows
+        rows = np.concatenate(chosen)
         if not self._shuffle:
-            return np.arange(len(self._rows), dtype=np.int64)
-        order = epoch_order(len(self._rows), self._seed, epoch)
+            return rows
+        order = rows[epoch_order(rows.size, self._seed, epoch)]
         return self._longest_batch_first(order) if epoch == 0 else order
 
+    def _rows_of_stream(
+        self, number: int, stream: Stream, first: int, epoch: int
+    ) -> NDArray[np.int64]:
+        """Give the rows that an epoch takes of a stream, by their number within it.
+
+        Those of one pass are in the order of the data: a whole pass is [0, 1, 2 …].
+        """
+        share = rows_per_epoch(stream)
+        taken, position, end = [], epoch * share, (epoch + 1) * share
+        while position < end:
+            index, begin = divmod(position, stream.num_rows)
+            num_rows = min(stream.num_rows - begin, end - position)
+            if num_rows == stream.num_rows or not self._shuffle:
+                taken.append(np.arange(begin, begin + num_rows, dtype=np.int64))
+            else:
+                order = self._pass_order(number, stream, first, index)
+                taken.append(np.sort(order[begin : begin + num_rows]))
+            position += num_rows
+        return np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)
+
+    def _pass_order(self, number: int, stream: Stream, first: int, index: int) -> NDArray[np.int64]:
+        order = epoch_order(stream.num_rows, self._seed, (number + 1) * _PASSES_OF_A_STREAM + index)
+        if index == 0:
+            # The longest row belongs to the first epoch, so that its first step can show it.
+            longest = int(self._rows.row_lengths[first : first + stream.num_rows].argmax())
+            at = int(np.flatnonzero(order == longest)[0])
+            order[[0, at]] = order[[at, 0]]
+        return order
+
     def _longest_batch_first(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        lengths = np.array([self._rows[number].ids.size for number in order])
+        lengths = self._rows.row_lengths[order]
         width = self._rows_per_step
         start = int(lengths.argmax()) // width * width
         order = order.copy()

@@ -1,16 +1,20 @@
 """Documents into rows of bounded length; each row remembers where its documents begin.
 
-Knows lengths and arrays, no text. Invariant: every token of every document that is kept lies in
-exactly one row, and no document is cut by the border of a row.
+Knows lengths and spans of tokens, no text; a row's tokens are read when it is asked for.
+Invariant: every token of every document that is kept lies in exactly one row, and no document is
+cut by the border of a row.
 """
 
 import bisect
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from workbench.data.token_store import TokenStore
 
 Method = Literal["none", "best_fit", "first_fit", "greedy"]
 
@@ -18,17 +22,12 @@ Method = Literal["none", "best_fit", "first_fit", "greedy"]
 MIN_PACKED_TOKENS = 16
 
 
-@dataclass(frozen=True)
-class Document:
-    """One conversation, or a piece of one, as tokens.
+class Part(Protocol):
+    """Where documents came from; it names their rows."""
 
-    Attributes:
-        ids: (tokens,) int32.
-        targets: (tokens,) bool, True where the token counts in the loss; the first is False.
-    """
-
-    ids: NDArray[np.int32]
-    targets: NDArray[np.bool_]
+    def where(self, index: int) -> str:
+        """Name a row, as complaints show it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,37 +46,126 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of a split, in the order of the data.
+class Pieces:
+    """Documents, or parts of them, as spans of a store's tokens.
 
     Attributes:
-        rows: each of at most the capacity they were packed for.
+        documents: (pieces,) int64, which document of the store.
+        begins: (pieces,) int64, offset of the first token in the store.
+        ends: (pieces,) int64, offset behind the last.
+        num_targets: (pieces,) int64, tokens that count in the loss; the first never does.
     """
 
-    rows: tuple[Row, ...]
+    documents: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    num_targets: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.documents.size
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(pieces,) int64, tokens of each."""
+        return self.ends - self.begins
+
+    def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Pieces":
+        """Give some of the pieces, by number or by a mask."""
+        return Pieces(
+            self.documents[chosen],
+            self.begins[chosen],
+            self.ends[chosen],
+            self.num_targets[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows that follow each other and are seen equally often.
+
+    Attributes:
+        num_rows: of the stream.
+        weight: times each is seen per epoch, on average.
+    """
+
+    num_rows: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a split, in the order of the data; made when they are asked for.
+
+    Attributes:
+        tokens: that the rows are made of.
+        pieces: in the order in which they lie in the rows.
+        borders: (rows + 1,) int64; row i has the pieces ``borders[i]:borders[i + 1]``.
+        streams: of the rows, one behind the other; one for each weight.
+        parts: by the numbers that the store has for them; empty if nobody asks ``where``.
+    """
+
+    tokens: TokenStore
+    pieces: Pieces
+    borders: NDArray[np.int64]
+    streams: tuple[Stream, ...]
+    parts: Sequence[Part] = ()
+
+    def __len__(self) -> int:
+        return self.borders.size - 1
+
+    def __getitem__(self, index: int) -> Row:
+        first, end = self._span(index)
+        begins = self.pieces.begins[first:end].tolist()
+        ends = self.pieces.ends[first:end].tolist()
+        spans = [slice(*span) for span in zip(begins, ends, strict=True)]
+        lengths = self.pieces.lengths[first:end]
+        starts = (np.cumsum(lengths) - lengths).astype(np.int32)
+        targets = np.concatenate([self.tokens.targets[span] for span in spans])
+        targets[starts] = False  # what comes before a document's first token is in no document
+        return Row(np.concatenate([self.tokens.ids[span] for span in spans]), targets, starts)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def where(self, index: int) -> tuple[str, ...]:
+        """Name the file and row of each document of a row."""
+        first, end = self._span(index)
+        documents = self.pieces.documents[first:end].tolist()
+        return tuple(
+            self.parts[self.tokens.parts[document]].where(int(self.tokens.rows[document]))
+            for document in documents
+        )
+
+    def _span(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return int(self.borders[index]), int(self.borders[index + 1])
+
+    @functools.cached_property
+    def row_lengths(self) -> NDArray[np.int64]:
+        """(rows,) int64, tokens of each row."""
+        ends = np.concatenate([[0], np.cumsum(self.pieces.lengths)])
+        return np.diff(ends[self.borders])
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all rows; there is no padding in them."""
-        return sum(row.ids.size for row in self.rows)
+        return int(self.pieces.lengths.sum())
 
     @property
     def num_targets(self) -> int:
         """Tokens that count in the loss, over all rows."""
-        return sum(int(row.targets.sum()) for row in self.rows)
+        return int(self.pieces.num_targets.sum())
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row; 0 without rows."""
-        return max((row.ids.size for row in self.rows), default=0)
+        return int(self.row_lengths.max(initial=0))
 
     @property
     def max_documents(self) -> int:
         """Documents of the row that has most; 0 without rows."""
-        return max((row.document_starts.size for row in self.rows), default=0)
+        return int(np.diff(self.borders).max(initial=0))
 
 
 @dataclass(frozen=True)
@@ -85,7 +173,7 @@ class Fitted:
     """Documents cut to a length, and what that cost.
 
     Attributes:
-        documents: none longer than the limit, none without a target.
+        pieces: none longer than the limit, none without a target.
         num_truncated: documents whose end was cut off.
         num_cut_tokens: tokens lost that way.
         num_split: documents that became several.
@@ -93,7 +181,7 @@ class Fitted:
         num_without_targets: documents or pieces dropped because nothing trainable is left.
     """
 
-    documents: tuple[Document, ...]
+    pieces: Pieces
     num_truncated: int = 0
     num_cut_tokens: int = 0
     num_split: int = 0
@@ -102,71 +190,100 @@ class Fitted:
 
 
 def fit_documents(
-    documents: Sequence[Document],
+    tokens: TokenStore,
     max_length: int,
     overlong: Literal["truncate", "split"],
     min_length: int,
 ) -> Fitted:
     """Bring every document to at most ``max_length`` tokens, counting all that is lost.
 
+    Nothing is copied: what is left are spans. With ``max_length`` 10, a document of 25 tokens
+    becomes the span [0, 10) by truncate, and [0, 10), [10, 20), [20, 25) by split.
+
     Args:
-        documents: of any length.
+        tokens: documents of any length.
         max_length: tokens of a row.
         overlong: cut the end off, or make several documents of it.
         min_length: shorter documents and pieces are dropped; 0 or 1 keeps all.
     """
-    kept: list[Document] = []
-    num_truncated = num_cut_tokens = num_split = num_short = num_without_targets = 0
-    for document in documents:
-        size = document.ids.size
-        pieces = [document]
-        if size > max_length and overlong == "truncate":
-            num_truncated += 1
-            num_cut_tokens += size - max_length
-            pieces = [Document(document.ids[:max_length], document.targets[:max_length])]
-        elif size > max_length:
-            num_split += 1
-            pieces = [_piece(document, start, max_length) for start in range(0, size, max_length)]
-        for piece in pieces:
-            if piece.ids.size < min_length:
-                num_short += 1
-            elif not piece.targets.any():
-                num_without_targets += 1
-            else:
-                kept.append(piece)
+    lengths = np.diff(tokens.offsets)
+    is_overlong = lengths > max_length
+    num_overlong = int(is_overlong.sum())
+    num_pieces = np.ones(lengths.size, dtype=np.int64)
+    if overlong == "split":
+        num_pieces[is_overlong] = -(-lengths[is_overlong] // max_length)
+    documents = np.repeat(np.arange(lengths.size, dtype=np.int64), num_pieces)
+    firsts = np.cumsum(num_pieces) - num_pieces
+    number_in_document = np.arange(documents.size, dtype=np.int64) - firsts[documents]
+    begins = tokens.offsets[documents] + number_in_document * max_length
+    ends = np.minimum(begins + max_length, tokens.offsets[documents + 1])
+    num_targets = _count_targets(tokens.targets, begins, ends)
+    is_long_enough = (ends - begins) >= min_length
+    kept = is_long_enough & (num_targets > 0)
+    truncates = overlong == "truncate"
     return Fitted(
-        tuple(kept), num_truncated, num_cut_tokens, num_split, num_short, num_without_targets
+        Pieces(documents, begins, ends, num_targets).take(kept),
+        num_truncated=num_overlong if truncates else 0,
+        num_cut_tokens=int((lengths[is_overlong] - max_length).sum()) if truncates else 0,
+        num_split=0 if truncates else num_overlong,
+        num_short=int((~is_long_enough).sum()),
+        num_without_targets=int((is_long_enough & (num_targets == 0)).sum()),
     )
 
 
-def _piece(document: Document, start: int, max_length: int) -> Document:
-    targets = document.targets[start : start + max_length].copy()
-    targets[0] = False  # its predecessor is in another document
-    return Document(document.ids[start : start + max_length], targets)
+def _count_targets(
+    targets: NDArray[np.bool_], begins: NDArray[np.int64], ends: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Count the targets of spans, ascending and apart, without the first token of each."""
+    counts = np.zeros(begins.size, dtype=np.int64)
+    has_more = np.flatnonzero(ends - begins > 1)
+    if not has_more.size:
+        return counts
+    bounds = np.stack([begins[has_more] + 1, ends[has_more]], axis=1).reshape(-1)
+    if bounds[-1] == targets.size:  # reduceat takes no bound behind the last; the end is implied
+        bounds = bounds[:-1]
+    counts[has_more] = np.add.reduceat(targets.view(np.uint8), bounds, dtype=np.int64)[::2]
+    return counts
 
 
-def pack(documents: Sequence[Document], capacity: int, method: Method) -> Rows:
+def pack(
+    tokens: TokenStore,
+    pieces: Pieces,
+    capacity: int,
+    method: Method,
+    *,
+    weights: NDArray[np.float64] | None = None,
+    parts: Sequence[Part] = (),
+) -> Rows:
     """Lay documents into rows of at most ``capacity`` tokens.
 
     Rows are ordered by their first document, and documents within a row keep their order.
+    Documents of different weight share no row; those of one weight form a stream of rows.
 
     Args:
-        documents: none longer than ``capacity``.
+        tokens: that the pieces are spans of.
+        pieces: none longer than ``capacity``.
         capacity: tokens of a row.
         method: see ``assign``.
+        weights: (pieces,) float64, times each is seen per epoch; None is 1 for all.
+        parts: that name the documents.
     """
-    groups = assign([document.ids.size for document in documents], capacity, method)
-    return Rows(tuple(join([documents[index] for index in group]) for group in groups))
-
-
-def join(documents: Sequence[Document]) -> Row:
-    """Lay documents end to end: lengths 3 and 2 begin at [0, 3]."""
-    lengths = [document.ids.size for document in documents]
-    starts = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
-    targets = np.concatenate([document.targets for document in documents])
-    targets[starts] = False
-    ids = np.concatenate([document.ids for document in documents]).astype(np.int32)
-    return Row(ids, targets, starts)
+    if weights is None:
+        weights = np.ones(len(pieces), dtype=np.float64)
+    lengths = pieces.lengths
+    order: list[int] = []
+    sizes: list[int] = []
+    streams: list[Stream] = []
+    for weight in dict.fromkeys(weights.tolist()):
+        chosen = np.flatnonzero(weights == weight)
+        numbers = chosen.tolist()
+        groups = assign(lengths[chosen].tolist(), capacity, method)
+        order += [numbers[index] for group in groups for index in group]
+        sizes += [len(group) for group in groups]
+        streams.append(Stream(len(groups), weight))
+    borders = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+    in_order = pieces.take(np.array(order, dtype=np.int64))
+    return Rows(tokens, in_order, borders, tuple(streams), parts)
 
 
 def assign(lengths: Sequence[int], capacity: int, method: Method) -> list[list[int]]:
@@ -222,18 +339,24 @@ def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Find each first row with room in a tree whose nodes know the most room below them."""
+    num_leaves = 1 << max(len(lengths) - 1, 0).bit_length()
+    most_room = [capacity] * (2 * num_leaves)  # rows not begun yet have all of it
     groups: list[list[int]] = []
-    room = np.zeros(len(lengths), dtype=np.int64)
     for index, length in enumerate(lengths):
-        fitting = np.flatnonzero(room[: len(groups)] >= length)
-        if fitting.size:
-            row = int(fitting[0])
-        else:
-            row = len(groups)
+        node = 1
+        while node < num_leaves:
+            node *= 2
+            if most_room[node] < length:
+                node += 1
+        row = node - num_leaves
+        if row == len(groups):
             groups.append([])
-            room[row] = capacity
         groups[row].append(index)
-        room[row] -= length
+        most_room[node] -= length
+        while node > 1:
+            node //= 2
+            most_room[node] = max(most_room[2 * node], most_room[2 * node + 1])
     return groups
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+
 from workbench.config.model_facts import read_model_facts
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import DataSection, SourceSection
@@ -34,13 +36,14 @@ from workbench.data.formats import (
 )
 from workbench.data.packing import (
     MIN_PACKED_TOKENS,
-    Document,
     Fitted,
     Rows,
     fit_documents,
     pack,
 )
-from workbench.data.sources import RawRow, read_rows, source_files
+from workbench.data.raw_rows import RawRow
+from workbench.data.sources import read_rows, source_files
+from workbench.data.token_store import TokenStore
 from workbench.data.tokenizer import Tokenizer, load_tokenizer
 from workbench.errors import DataError
 
@@ -125,7 +128,7 @@ def prepare_in_steps(
     yield Progress("reading", 0, len(data.sources))
     splits = read_conversations(data, findings)
     _warn_of_special_tokens(splits.train + splits.validation, tokenizer, findings)
-    documents: list[list[Document]] = [[], []]
+    documents: list[list[EncodedConversation]] = [[], []]
     done, total = 0, len(splits.train) + len(splits.validation)
     job = _EncodeJob(template, str(model_folder), data.targets)
     for number, conversations in enumerate((splits.train, splits.validation)):
@@ -344,7 +347,7 @@ def _judge(
     outcome: EncodedConversation | DataError,
     data: DataSection,
     findings: Findings,
-) -> Document | None:
+) -> EncodedConversation | None:
     """Make a document of what can be trained on, and a finding of what cannot."""
     severity: Severity = "warning" if data.skip_bad_rows else "error"
     if isinstance(outcome, DataError):
@@ -361,7 +364,7 @@ def _judge(
         remedy = "use a template that writes one after each answer, such as chatml"
         findings.add(what, Finding(severity, conversation.where, what, remedy))
         return None
-    return Document(outcome.ids, outcome.mask)
+    return outcome
 
 
 def _check_stop(
@@ -408,7 +411,7 @@ def _warn_of_special_tokens(
 
 
 def _check_vocabulary(
-    documents: Sequence[Document], rows: int, model_folder: Path, findings: Findings
+    documents: Sequence[EncodedConversation], rows: int, model_folder: Path, findings: Findings
 ) -> None:
     """Refuse ids that the model's embedding has no row for."""
     highest = max((int(document.ids.max()) for document in documents), default=0)
@@ -436,12 +439,19 @@ def _padding_id(tokenizer: Tokenizer, num_embeddings: int) -> int:
 
 
 def _lay_rows(
-    documents: Sequence[Document], data: DataSection, split: str, findings: Findings
+    documents: Sequence[EncodedConversation], data: DataSection, split: str, findings: Findings
 ) -> Rows:
     min_length = 0 if data.packing == "none" else MIN_PACKED_TOKENS
-    fitted = fit_documents(documents, data.max_length, data.overlong, min_length)
+    store = TokenStore(
+        ids=np.concatenate([np.empty(0, np.int32), *(document.ids for document in documents)]),
+        targets=np.concatenate([np.empty(0, np.bool_), *(document.mask for document in documents)]),
+        offsets=np.cumsum([0, *(document.ids.size for document in documents)], dtype=np.int64),
+        parts=np.zeros(len(documents), dtype=np.int32),
+        rows=np.arange(len(documents), dtype=np.int64),
+    )
+    fitted = fit_documents(store, data.max_length, data.overlong, min_length)
     _report_losses(fitted, len(documents), data, split, findings)
-    if split == "training" and not fitted.documents and not findings.num_errors:
+    if split == "training" and not len(fitted.pieces) and not findings.num_errors:
         findings.add(
             "empty",
             Finding(
@@ -451,7 +461,7 @@ def _lay_rows(
                 "add conversations, raise data.max_length, or move data.split_at",
             ),
         )
-    return pack(fitted.documents, data.max_length, data.packing)
+    return pack(store, fitted.pieces, data.max_length, data.packing)
 
 
 def _warn_of_no_validation(findings: Findings) -> None:
