@@ -1,16 +1,33 @@
-"""Rows of a file, as conversations: ShareGPT and OpenAI messages, told apart and checked.
+"""Rows of a file, as conversations: ShareGPT, OpenAI messages, Alpaca and plain text.
 
-Roles go by name, never by position. Rules for what is odd:
+The form of a row goes by its keys, roles go by name, never by position:
+
+* ``sharegpt``, known by ``conversations``: its turns (``from``, ``value``) without the blanks
+  around them; ``system`` beside them comes first.
+* ``messages``, known by ``messages``: its turns (``role``, ``content``) as they are.
+* ``alpaca``, known by ``instruction``: a user turn of ``instruction``, a blank line and ``input``,
+  an assistant turn of ``output``; before them ``system`` and the pairs of ``history``; all without
+  the blanks around them.
+* ``text``, known by ``text``: one document without turns, trained whole, as it is.
+
+A row that has the keys of several is the first of them. A turn of the first two forms may use the
+keys of the other. Rules for what is odd:
 
 * Turns of one speaker in a row are joined by a blank line (user, assistant, system), and counted.
   They are refused when only some of them say ``train: false``. Tool turns may follow each other.
 * A user turn at the end stays as context, and is counted.
 * A system turn without text is left out; any other turn without text is refused.
+* Content in parts is joined without anything between them, as when serving; a part that is not
+  text is refused, and so are calls of tools.
+* ``train: false``, or ``weight: 0`` in OpenAI's words, leaves an assistant's turn out of the loss.
+* A row of another form than its file is refused.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+from workbench.data.text_flaws import LONGEST_USUAL_TURN, flaws_of_text, why_not_text
 
 Role = Literal["system", "user", "assistant", "tool"]
 Format = Literal["sharegpt", "messages", "alpaca", "text"]
@@ -37,6 +54,10 @@ _TURN_KEYS: Mapping[Format, tuple[str, str]] = {
     "sharegpt": ("from", "value"),
     "messages": ("role", "content"),
 }
+_PAIR: tuple[Role, Role] = ("user", "assistant")
+_KEYS_NAMED = 6
+ROW_REMEDY = "correct the row, or drop it with data.skip_bad_rows"
+_TURN_REMEDY = "correct the turn, or drop the row with data.skip_bad_rows"
 
 
 @dataclass(frozen=True)
@@ -115,14 +136,17 @@ def convert(
     Raises:
         BadRowError: with every reason why the row cannot be used.
     """
-    turns = _turns(row, form)
-    complaints: list[Complaint] = []
-    messages: list[Message] = []
-    for number, turn in enumerate(turns, start=1):
-        message, wrong = _message(turn, form, roles, number)
-        complaints += wrong
-        if message is not None:
-            messages.append(message)
+    _check_form(row, form)
+    assert isinstance(row, dict), "a row of a form is an object"
+    if form == "text":
+        text, complaints = _text_of(row, "text")
+        if text is None:
+            raise BadRowError(complaints)
+        return Conversation((), where, text), complaints
+    if form == "alpaca":
+        messages, complaints, notes = _alpaca_messages(row)
+    else:
+        messages, complaints, notes = _messages(row, form, roles)
     if not complaints and not any(message.role == "assistant" for message in messages):
         complaints.append(
             Complaint(
@@ -133,7 +157,8 @@ def convert(
         )
     if complaints:
         raise BadRowError(complaints)
-    merged, notes = _merge(messages)
+    merged, joined = _merge(messages)
+    notes += joined
     if merged[-1].role == "user":
         notes.append(
             Complaint(
@@ -146,78 +171,240 @@ def convert(
     return Conversation(tuple(merged), where), notes
 
 
-def _turns(row: object, form: Format) -> list[Any]:
+def _check_form(row: object, form: Format) -> None:
     key = _KEYS[form]
     if not isinstance(row, dict):
         raise _bad_row("not an object", f"is {_kind(row)}, not an object with {key!r}")
-    turns = row.get(key)
-    if not isinstance(turns, list):
-        stated = f"{key!r} is {_kind(turns)}" if key in row else f"has no {key!r}"
-        raise _bad_row("no turns", f"{stated}, a list of turns is needed")
-    if not turns:
-        raise _bad_row("no turns", f"{key!r} is an empty list")
-    system = row.get("system")
-    if form == "sharegpt" and isinstance(system, str) and system.strip():
-        return [{"from": "system", "value": system}, *turns]
-    return turns
+    if key in row:
+        return
+    other = recognise(row)
+    if other is not None:
+        raise _bad_row(
+            "another form",
+            f"has {_KEYS[other]!r} ({other}), its file has {key!r} ({form})",
+            "give each form a file of its own, or drop the row with data.skip_bad_rows",
+        )
+    keys = ", ".join(repr(name) for name in list(row)[:_KEYS_NAMED])
+    stated = f"its keys are {keys}" if row else "it is an empty object"
+    needed = "text is needed" if form in ("alpaca", "text") else "a list of turns is needed"
+    raise _bad_row("no turns", f"has no {key!r}, {needed}; {stated}")
 
 
-def _bad_row(kind: str, what: str) -> BadRowError:
-    remedy = "correct the row, or drop it with data.skip_bad_rows"
+def _bad_row(kind: str, what: str, remedy: str = ROW_REMEDY) -> BadRowError:
     return BadRowError([Complaint(kind, what, remedy)])
 
 
-def _message(
-    turn: object, form: Format, roles: Mapping[str, Role], number: int
-) -> tuple[Message | None, list[Complaint]]:
-    """Read one turn; None without a complaint is an empty system turn."""
-    remedy = "correct the turn, or drop the row with data.skip_bad_rows"
+# ---- turns: ShareGPT and messages ------------------------------------------------------------
 
-    def refused(kind: str, what: str, remedy: str = remedy) -> tuple[None, list[Complaint]]:
-        return None, [Complaint(kind, what, remedy, number)]
 
-    role_key, content_key = _TURN_KEYS[form]
+def _messages(
+    row: dict[str, Any], form: Format, roles: Mapping[str, Role]
+) -> tuple[list[Message], list[Complaint], list[Complaint]]:
+    """Give the turns, what refuses the row, and what is only odd."""
+    key = _KEYS[form]
+    turns = row[key]
+    if not isinstance(turns, list):
+        raise _bad_row("no turns", f"{key!r} is {_kind(turns)}, a list of turns is needed")
+    if not turns:
+        raise _bad_row("no turns", f"{key!r} is an empty list")
+    messages: list[Message] = []
+    complaints: list[Complaint] = []
+    notes: list[Complaint] = []
+    if form == "sharegpt":
+        system, odd = _system_beside(row)
+        messages += system
+        notes += odd
+    for number, turn in enumerate(turns, start=1):
+        try:
+            message = _message(turn, form, roles, number)
+        except BadRowError as error:
+            complaints += error.complaints
+            continue
+        if message is not None:
+            messages.append(message)
+            notes += _notes(message.content, "", number)
+    return messages, complaints, notes
+
+
+def _message(turn: object, form: Format, roles: Mapping[str, Role], number: int) -> Message | None:
+    """Read one turn; None is an empty system turn.
+
+    Raises:
+        BadRowError: with what is wrong with the turn.
+    """
+
+    def refused(kind: str, what: str, remedy: str = _TURN_REMEDY) -> BadRowError:
+        return BadRowError([Complaint(kind, what, remedy, number)])
+
     if not isinstance(turn, dict):
-        return refused("not an object", f"is {_kind(turn)}, not an object")
+        raise refused("not an object", f"is {_kind(turn)}, not an object")
+    role_key, content_key = _turn_keys(turn, form)
     stated = turn.get(role_key)
     if not isinstance(stated, str):
         what = f"has no {role_key!r}" if stated is None else f"{role_key!r} is {_kind(stated)}"
-        return refused("no role", f"{what}, the speaker's name is needed")
+        raise refused("no role", f"{what}, the speaker's name is needed")
     role = roles.get(stated) or ROLES.get(stated)
     if role is None:
-        return refused(
+        raise refused(
             f"role {stated}",
             f"role {stated!r} is unknown",
             "map it under data.roles, or drop the row with data.skip_bad_rows",
         )
-    if turn.get("tool_calls"):
-        return refused("tool calls", "has tool_calls, which are not supported")
+    for key in ("tool_calls", "function_call"):
+        if turn.get(key):
+            raise refused("tool calls", f"has {key}, which are not supported")
     content = turn.get(content_key)
+    if isinstance(content, list) and content_key == "content":
+        content = _joined_parts(content, refused)
     if not isinstance(content, str):
         what = f"has no {content_key!r}" if content is None else f"{content_key!r} is"
         what += "" if content is None else f" {_kind(content)}"
-        return refused("no text", f"{what}, text is needed")
-    flaw = _flaw(content)
+        raise refused("no text", f"{what}, text is needed")
+    flaw = why_not_text(content)
     if flaw is not None:
-        return refused("bad text", flaw)
+        raise refused("bad text", flaw)
     if form == "sharegpt":
         content = content.strip()
     if not content.strip():
-        return (None, []) if role == "system" else refused("empty turn", "has no text")
+        if role == "system":
+            return None
+        raise refused("empty turn", "has no text")
+    return Message(role, content, _is_trained(turn, role, refused), number)
+
+
+class _Refuse(Protocol):
+    def __call__(self, kind: str, what: str, remedy: str = ...) -> BadRowError: ...
+
+
+def _turn_keys(turn: dict[str, Any], form: Format) -> tuple[str, str]:
+    """Give the keys of speaker and text: those of the form, unless the turn has only the others."""
+    own, other = _TURN_KEYS[form], _TURN_KEYS["messages" if form == "sharegpt" else "sharegpt"]
+    return other if other[0] in turn and own[0] not in turn else own
+
+
+def _joined_parts(parts: list[Any], refused: _Refuse) -> str:
+    texts = []
+    for number, part in enumerate(parts, start=1):
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind not in (None, "text"):
+            what = f"part {number} of 'content' is of type {kind!r}, only text can be trained"
+            raise refused("not text", what)
+        if not isinstance(text, str):
+            raise refused("not text", f"part {number} of 'content' holds no text")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _is_trained(turn: dict[str, Any], role: Role, refused: _Refuse) -> bool:
     train = turn.get("train", True)
     if not isinstance(train, bool):
-        return refused("bad train", f"'train' is {_kind(train)}, not true or false")
-    return Message(role, content, train, number), []
+        raise refused("bad train", f"'train' is {_kind(train)}, not true or false")
+    if role != "assistant" or "weight" not in turn or "train" in turn:
+        return train
+    weight = turn["weight"]
+    if isinstance(weight, bool) or weight not in (0, 1, None):
+        raise refused("bad weight", f"'weight' is {weight!r}, only 0 and 1 are possible")
+    return weight is None or bool(weight)
 
 
-def _flaw(text: str) -> str | None:
-    if "\0" in text:
-        return "contains a null character"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "contains half of a surrogate pair, which is no character"
-    return None
+def _system_beside(row: dict[str, Any]) -> tuple[list[Message], list[Complaint]]:
+    """Read the system prompt that stands beside the turns; there may be none."""
+    system = row.get("system")
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return [], []
+    text, complaints = _text_of(row, "system")
+    if text is None:
+        raise BadRowError(complaints)
+    return [Message("system", text.strip())], complaints
+
+
+# ---- Alpaca and plain text -------------------------------------------------------------------
+
+
+def _alpaca_messages(
+    row: dict[str, Any],
+) -> tuple[list[Message], list[Complaint], list[Complaint]]:
+    """Give the turns of an Alpaca row, what refuses it, and what is only odd."""
+    refused: list[Complaint] = []
+    notes: list[Complaint] = []
+    texts: dict[str, str] = {}
+    for key in ("system", "instruction", "input", "output"):
+        if row.get(key) is None and key in ("system", "input"):
+            continue
+        # The instruction may stand in the input alone; what may not be empty is the whole turn.
+        text, found = _text_of(row, key, may_be_empty=key != "output")
+        if text is None:
+            refused += found
+        else:
+            notes += found
+            texts[key] = text.strip()
+    asked = "\n\n".join(filter(None, (texts.get("instruction"), texts.get("input"))))
+    if not refused and not asked:
+        refused.append(Complaint("empty turn", "'instruction' has no text", ROW_REMEDY))
+    turns: list[tuple[Role, str]] = [("system", texts["system"])] if texts.get("system") else []
+    earlier, wrong = _history(row.get("history"))
+    refused += wrong
+    turns += [*earlier, ("user", asked), ("assistant", texts.get("output", ""))]
+    messages = [
+        Message(role, content, turn=number) for number, (role, content) in enumerate(turns, 1)
+    ]
+    return messages, refused, notes
+
+
+def _history(history: object) -> tuple[list[tuple[Role, str]], list[Complaint]]:
+    """Read earlier turns: a list of pairs, what was asked and what was answered."""
+    if history is None:
+        return [], []
+    if not isinstance(history, list):
+        what = f"'history' is {_kind(history)}, a list of pairs is needed"
+        return [], [Complaint("bad history", what, ROW_REMEDY)]
+    turns: list[tuple[Role, str]] = []
+    for number, pair in enumerate(history, start=1):
+        is_pair = isinstance(pair, list) and len(pair) == len(_PAIR)
+        texts = [text for text in pair if isinstance(text, str) and text.strip()] if is_pair else []
+        if len(texts) != len(_PAIR) or any(why_not_text(text) for text in texts):
+            what = f"pair {number} of 'history' is not two texts: what was asked, what was answered"
+            return [], [Complaint("bad history", what, ROW_REMEDY)]
+        turns += [(role, text.strip()) for role, text in zip(_PAIR, texts, strict=True)]
+    return turns, []
+
+
+def _text_of(
+    row: dict[str, Any], key: str, *, may_be_empty: bool = False
+) -> tuple[str | None, list[Complaint]]:
+    """Read the text of a row's key: with what is odd about it, or None and what is wrong."""
+    value = row.get(key)
+    if not isinstance(value, str):
+        stated = f"has no {key!r}" if value is None else f"{key!r} is {_kind(value)}"
+        return None, [Complaint("no text", f"{stated}, text is needed", ROW_REMEDY)]
+    flaw = why_not_text(value)
+    if flaw is not None:
+        return None, [Complaint("bad text", f"{key!r} {flaw}", ROW_REMEDY)]
+    if not may_be_empty and not value.strip():
+        return None, [Complaint("empty turn", f"{key!r} has no text", ROW_REMEDY)]
+    return value, _notes(value, f"{key!r} ", None)
+
+
+def _notes(text: str, subject: str, turn: int | None) -> list[Complaint]:
+    """Name what is odd about a text that can be trained on."""
+    notes = [
+        Complaint(flaw.kind, f"{subject}{flaw.what}", flaw.remedy, turn)
+        for flaw in flaws_of_text(text)
+    ]
+    if len(text) > LONGEST_USUAL_TURN and subject != "'text' ":
+        notes.append(
+            Complaint(
+                "very long turn",
+                f"{subject}is {len(text):,} characters long",
+                "look whether the end of a turn was missed",
+                turn,
+            )
+        )
+    return notes
+
+
+# ---- all forms -------------------------------------------------------------------------------
 
 
 def _merge(messages: list[Message]) -> tuple[list[Message], list[Complaint]]:

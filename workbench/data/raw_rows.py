@@ -13,8 +13,6 @@ from typing import Protocol
 from workbench.data.formats import Format
 from workbench.errors import DataError
 
-ROW_REMEDY = "correct the row, or drop it with data.skip_bad_rows"
-
 
 @dataclass(frozen=True)
 class RawRow:
@@ -25,7 +23,7 @@ class RawRow:
         where: file name and row or line, as complaints show it.
         value: parsed; None when ``problem`` says why there is none.
         problem: what is wrong with the row as a whole.
-        remedy: against the problem, where a better one is known than ``ROW_REMEDY``.
+        remedy: against the problem, where a better one is known than ``formats.ROW_REMEDY``.
     """
 
     file: Path
