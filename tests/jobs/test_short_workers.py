@@ -1,7 +1,9 @@
 """A short worker says what it found, and is gone however its caller leaves."""
 
 import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,8 @@ elif what == "die":
     sys.exit(3)
 elif what == "babble":
     print("hello")
+elif what == "no end":
+    print('{"type": "done"}', end="", flush=True)
 elif what == "linger":
     sys.stdin.read()
 """
@@ -41,8 +45,16 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def worker(**request: object) -> Iterator[dict[str, Any] | None]:
+    return run_worker("short_worker_of_a_test", [], request)
+
+
+def first_record(records: Iterator[dict[str, Any] | None]) -> dict[str, Any]:
+    return next(record for record in records if record is not None)
+
+
 def test_every_record_is_given_in_order() -> None:
-    records = list(run_worker("short_worker_of_a_test", [], {"do": "work", "rows": 3}))
+    records = [record for record in worker(do="work", rows=3) if record is not None]
     assert [record["type"] for record in records] == ["progress", "done"]
     assert records[1]["counts"] == {"rows": 3}
     assert not is_running(records[0]["pid"])
@@ -50,17 +62,32 @@ def test_every_record_is_given_in_order() -> None:
 
 def test_a_worker_that_dies_is_a_mistake_with_its_last_words() -> None:
     with pytest.raises(RunError, match="ended with status 3: ImportError: no such thing"):
-        list(run_worker("short_worker_of_a_test", [], {"do": "die"}))
+        list(worker(do="die"))
 
 
 def test_a_line_that_is_no_record_is_a_mistake() -> None:
     with pytest.raises(RunError, match="no record"):
-        list(run_worker("short_worker_of_a_test", [], {"do": "babble"}))
+        list(worker(do="babble"))
 
 
 def test_a_caller_that_leaves_leaves_no_worker_behind() -> None:
-    worker = run_worker("short_worker_of_a_test", [], {"do": "linger"})
-    pid = next(worker)["pid"]
+    records = worker(do="linger")
+    pid = first_record(records)["pid"]
     assert is_running(pid)
-    worker.close()
+    assert isinstance(records, Generator)
+    records.close()
     assert not is_running(pid)
+
+
+def test_a_silent_worker_gives_its_caller_a_chance_to_leave() -> None:
+    records = worker(do="linger")
+    pid = first_record(records)["pid"]
+    assert next(records) is None
+    assert isinstance(records, Generator)
+    records.close()
+    assert not is_running(pid)
+
+
+def test_a_line_without_an_end_is_a_record_too() -> None:
+    assert first_record(worker(do="no end"))["type"] == "progress"
+    assert [record for record in worker(do="no end") if record][-1] == {"type": "done"}

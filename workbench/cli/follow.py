@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +15,12 @@ from tqdm import tqdm
 
 from workbench.cli import output
 from workbench.cli.narration import check_line, event_line, metrics_line
+from workbench.cli.preparing import Preparing
 from workbench.config.load import ResolvedConfig
 from workbench.control.messages import CommandName, Failed
 from workbench.errors import ControlError, WorkbenchError
 from workbench.jobs.connection import JobConnection
+from workbench.jobs.data_worker import Progress
 from workbench.jobs.follow import (
     EndedUpdate,
     EventUpdate,
@@ -29,7 +30,7 @@ from workbench.jobs.follow import (
     StatusUpdate,
     Update,
 )
-from workbench.jobs.preflight import Check, preflight
+from workbench.jobs.preflight import preflight
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord
 from workbench.runs.outcome import Outcome
@@ -39,20 +40,21 @@ _RETRIES = 150
 
 
 def passed(resolved: ResolvedConfig, options: Any) -> int:  # noqa: ANN401 - argparse's namespace
-    """Run the preflight and tell each check; give 0, or the exit status of the first error."""
+    """Run the preflight and tell each check; give 0, or the exit status of the first error.
+
+    While the data is prepared, how far that is stands in a moving line.
+    """
     status = 0
     starts = not getattr(options, "dry_run", False)
-    for check in told(preflight(resolved, project=options.project, starts=starts)):
-        if check.state == "error" and status == 0:
-            status = check.exit_status
+    with Preparing() as preparing:
+        for found in preflight(resolved, project=options.project, starts=starts):
+            if isinstance(found, Progress):
+                preparing.show(found)
+                continue
+            preparing.tell(check_line(found))
+            if found.state == "error" and status == 0:
+                status = found.exit_status
     return status
-
-
-def told(checks: Iterator[Check]) -> Iterator[Check]:
-    """Tell each check as it passes by."""
-    for check in checks:
-        output.narrate(check_line(check))
-        yield check
 
 
 class Screen:

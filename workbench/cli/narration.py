@@ -6,6 +6,7 @@ Pure text for stderr, ``control watch`` and ``control status``; nothing here rea
 import time
 from typing import assert_never
 
+from workbench.jobs.data_worker import Progress
 from workbench.jobs.preflight import Check
 from workbench.runs.events import (
     AnyEvent,
@@ -27,6 +28,12 @@ _MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 def check_line(check: Check) -> str:
     """Say what a check found."""
     return f"{_MARKS[check.state]} {check.name}: {check}"
+
+
+def progress_line(progress: Progress) -> str:
+    """Say how far preparing the data is: ``data: tokenizing 12,400 of 50,000``."""
+    so_far = f" {progress.done:,} of {progress.total:,}" if progress.total else "…"
+    return f"data: {progress.stage}{so_far}"
 
 
 def event_line(event: AnyEvent) -> str:

@@ -6,6 +6,7 @@ Invariant: what a machine reads (``--json``, shown configs, records) is alone on
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,25 @@ def narrate(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except OSError:
         stop_writing(sys.stderr)
+
+
+def passing(text: str) -> None:
+    """Show a line on the terminal that the next one takes the place of; "" takes it away.
+
+    Nothing is shown where stderr is no terminal.
+    """
+    if not is_watched():
+        return
+    width = shutil.get_terminal_size().columns - 1
+    try:
+        print(f"\r\x1b[2K{text[:width]}", end="", file=sys.stderr, flush=True)
+    except OSError:
+        stop_writing(sys.stderr)
+
+
+def is_watched() -> bool:
+    """A person sees stderr on a terminal."""
+    return sys.stderr.isatty()
 
 
 def report_error(error: WorkbenchError) -> None:

@@ -9,9 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
+from typing import Literal
 
 from workbench.config.checks import check_model, left_open, not_in_this_version
 from workbench.config.load import ResolvedConfig, at_origins
@@ -19,7 +17,8 @@ from workbench.config.model_facts import ModelFacts, missing_weight_files, read_
 from workbench.config.template_source import template_source
 from workbench.control.address import check_length, new_address
 from workbench.errors import WorkbenchError
-from workbench.jobs.short_workers import run_worker
+from workbench.jobs import data_worker
+from workbench.jobs.data_worker import Done, Finding, Progress
 from workbench.runs.create import PlannedRun, plan_run
 from workbench.runs.environment import list_gpus
 from workbench.runs.registry import state_folder
@@ -61,11 +60,12 @@ def output_root(project: Path | None) -> Path:
 
 def preflight(
     resolved: ResolvedConfig, *, project: Path | None = None, starts: bool = True
-) -> Iterator[Check]:
+) -> Iterator[Check | Progress]:
     """Check everything that can be known before a process starts.
 
     The data check reads and tokenizes every conversation in a worker, so it comes last, and only
-    when what it needs is sound. Closing the iterator ends the worker.
+    when what it needs is sound; meanwhile ``Progress`` says how far it is. Closing the iterator
+    ends the worker.
 
     Args:
         resolved: the config.
@@ -240,40 +240,46 @@ def _check_device(resolved: ResolvedConfig) -> Iterator[Check]:
         yield Check("device", "ok", f"no GPU: CPU, {len(os.sched_getaffinity(0))} cores")
 
 
-def check_data(resolved: ResolvedConfig) -> Iterator[Check]:
-    """Let the data check's worker read every conversation; give its findings."""
-    request = {"config": msgspec.to_builtins(resolved.config)}
+def check_data(resolved: ResolvedConfig) -> Iterator[Check | Progress]:
+    """Let the data check's worker read every conversation; give its findings.
+
+    What it prepares is kept, so that the ranks of the run begin with it.
+    """
+    done: Done | None = None
     num_errors = 0
-    done: dict[str, Any] | None = None
     try:
-        for record in run_worker("workbench.data", ["check"], request):
-            match record.get("type"):
-                case "finding":
-                    state: CheckState = "error" if record["severity"] == "error" else "warning"
-                    num_errors += state == "error"
-                    message = f"{record['where']}: {record['what']}"
-                    yield Check("data", state, message, str(record["remedy"]))
-                case "done":
+        for record in data_worker.check(resolved):
+            match record:
+                case Progress():
+                    yield record
+                case Finding(severity=severity, where=where, what=what, remedy=remedy):
+                    num_errors += severity == "error"
+                    yield Check("data", severity, f"{where}: {what}", remedy)
+                case Done():
                     done = record
     except WorkbenchError as error:
         yield _error("data", error)
         return
-    if num_errors == 0:
-        yield Check("data", "ok", _counted(done or {}))
+    if done is not None and done.num_hidden:
+        yield Check(
+            "data",
+            "error" if num_errors else "warning",
+            f"{done.num_errors + done.num_warnings:,} findings, the first of each kind shown",
+            f"workbench data check -t {resolved.name} --all shows every one",
+        )
+    if done is not None and not num_errors:
+        yield Check("data", "ok", counts_in_words(done))
 
 
-def _counted(done: dict[str, Any]) -> str:
-    """Say what the data set comes to."""
-    counts: dict[str, int] = done.get("counts", {})
-
-    def count(name: str) -> str:
-        return f"{counts.get(name, 0):,}"
-
+def counts_in_words(done: Done) -> str:
+    """Say what a data set comes to."""
+    counts = done.counts
+    assert counts is not None, "there is data where no finding is an error"
     return (
-        f"{count('train_conversations')} conversations to train, "
-        f"{count('validation_conversations')} to validate; {count('train_rows')} rows, "
-        f"{count('train_tokens')} tokens, {count('train_targets')} of them targets; "
-        f"{count('steps_per_epoch')} steps per epoch"
+        f"{counts.train_conversations:,} conversations to train, "
+        f"{counts.validation_conversations:,} to validate; {counts.train_rows:,} rows, "
+        f"{counts.train_tokens:,} tokens, {counts.train_targets:,} of them targets; "
+        f"{counts.steps_per_epoch:,} steps per epoch"
     )
 
 

@@ -4,6 +4,8 @@ Knows how to start one and read what it says, nothing of what it does. Invariant
 leaves, the worker's stdin is closed and the worker is gone.
 """
 
+import os
+import selectors
 import subprocess
 import sys
 import tempfile
@@ -17,15 +19,23 @@ from workbench.errors import RunError
 
 _LAST_STDERR_BYTES = 4000
 _END_SECONDS = 10.0
+_SILENT_SECONDS = 0.25
+_READ_BYTES = 1 << 20
 
 
-def run_worker(module: str, arguments: Sequence[str], request: object) -> Iterator[dict[str, Any]]:
+def run_worker(
+    module: str, arguments: Sequence[str], request: object
+) -> Iterator[dict[str, Any] | None]:
     """Start ``python -m MODULE ARGUMENTS``, send it one JSON line, give each record it prints.
 
     Args:
         module: a package of the worker side.
         arguments: behind the module.
         request: what its first line of stdin says.
+
+    Yields:
+        Records; None four times a second while there is none, so that whoever waits for a slow
+        worker can leave.
 
     Raises:
         RunError: it died, printed something that is no record, or stayed after its last line.
@@ -48,7 +58,10 @@ def run_worker(module: str, arguments: Sequence[str], request: object) -> Iterat
         with suppress(BrokenPipeError):
             process.stdin.write(msgspec.json.encode(request) + b"\n")
             process.stdin.flush()
-        for line in process.stdout:
+        for line in _lines(process.stdout.fileno()):
+            if line is None:
+                yield None
+                continue
             try:
                 record = msgspec.json.decode(line, type=dict[str, Any])
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -83,3 +96,23 @@ def run_worker(module: str, arguments: Sequence[str], request: object) -> Iterat
         process.wait()
         process.stdout.close()
         diagnostics.close()
+
+
+def _lines(descriptor: int) -> Iterator[bytes | None]:
+    """Give the lines of a pipe to its end, None where none comes for a while."""
+    rest = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while True:
+            if not selector.select(_SILENT_SECONDS):
+                yield None
+                continue
+            content = os.read(descriptor, _READ_BYTES)
+            if not content:
+                break
+            rest += content
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                yield bytes(line)
+    if rest:
+        yield bytes(rest)

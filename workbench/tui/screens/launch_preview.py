@@ -29,6 +29,7 @@ from workbench.tui.widgets.origin_table import value_text
 
 if TYPE_CHECKING:
     from workbench.config.load import ResolvedConfig
+    from workbench.jobs.data_worker import Progress
     from workbench.jobs.preflight import Check
     from workbench.runs.create import PlannedRun
 
@@ -53,8 +54,10 @@ class Planned:
 class Look(Protocol):
     """Looks at everything before a launch: ``jobs.preflight``."""
 
-    def __call__(self, resolved: "ResolvedConfig", *, project: Path) -> "Iterator[Check]":
-        """Give one check after the other."""
+    def __call__(
+        self, resolved: "ResolvedConfig", *, project: Path
+    ) -> "Iterator[Check | Progress]":
+        """Give one check after the other, and how far preparing the data is."""
 
 
 class FlagsField(Input, inherit_bindings=False):
@@ -99,6 +102,7 @@ class LaunchPreview(WorkbenchScreen):
         self._planned: Planned | None = None
         self._mistake = ""
         self._checks: list[Check] = []
+        self._progress: Progress | None = None
         self._is_checking = True
         self._checking_since = 0.0
         self._is_launching = False
@@ -137,13 +141,18 @@ class LaunchPreview(WorkbenchScreen):
     def _begin(self) -> None:
         """Resolve with what was typed, then check, off the loop."""
         self._checks, self._is_checking, self._mistake = [], True, ""
+        self._progress = None
         self._checking_since = self.workbench.surroundings.stopwatch()
         self._show()
         self.check()
 
     @work(thread=True, exclusive=True, group="preflight", exit_on_error=False)
     def check(self) -> None:
-        """Resolve and check; every finding goes to the screen at once."""
+        """Resolve and check; every finding goes to the screen at once.
+
+        Progress comes several times a second, so a screen that is closed ends its data worker.
+        """
+        from workbench.jobs.data_worker import Progress
         from workbench.jobs.preflight import preflight
 
         look = self._look or preflight
@@ -161,7 +170,10 @@ class LaunchPreview(WorkbenchScreen):
         for found in look(planned.resolved, project=project):
             if worker.is_cancelled:
                 return
-            self.app.call_from_thread(self._take_check, found)
+            if isinstance(found, Progress):
+                self.app.call_from_thread(self._take_progress, found)
+            else:
+                self.app.call_from_thread(self._take_check, found)
         if not worker.is_cancelled:
             self.app.call_from_thread(self._take_end)
 
@@ -185,6 +197,12 @@ class LaunchPreview(WorkbenchScreen):
     def _take_check(self, found: "Check") -> None:
         self._checks.append(found)
         self._show()
+
+    def _take_progress(self, progress: "Progress") -> None:
+        if progress != self._progress:
+            self._progress = progress
+            if self.is_mounted:
+                self._show_checks()
 
     def _take_end(self) -> None:
         self._is_checking = False
@@ -233,9 +251,18 @@ class LaunchPreview(WorkbenchScreen):
                 lines.append(Content.assemble(("✗ " if number == 0 else "  ", "bold $bad"), line))
         if self._is_checking:
             age = self.workbench.surroundings.stopwatch() - self._checking_since
-            word = f"still checking, {words.duration(age)}" if age > 2 else "checking…"
-            lines.append(Content.assemble(("◌ ", "$busy"), (word, "$quiet")))
+            word = self._word_of_progress()
+            if age > 2:
+                word = f"{word or 'still checking'}, {words.duration(age)}"
+            lines.append(Content.assemble(("◌ ", "$busy"), (word or "checking…", "$quiet")))
         self.query_one("#check-lines", Static).update(Content("\n").join(lines))
+
+    def _word_of_progress(self) -> str:
+        """Say how far preparing the data is; "" where no number is known."""
+        progress = self._progress
+        if progress is None or not progress.total:
+            return ""
+        return f"{progress.stage} {progress.done:,} of {progress.total:,}"
 
     def _short(self, text: str) -> str:
         return words.from_project(text, self.workbench.surroundings.project)
