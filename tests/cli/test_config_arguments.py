@@ -23,30 +23,34 @@ def read(*arguments: str) -> ConfigArguments:
 
 
 def test_options_flags_and_keys_may_stand_in_any_order() -> None:
-    resolved, options, torchrun = read(
+    given = read(
         "--lr", "1e-5", "-d", "0,1", "batch.train=4", "-t", "base/samantha", "--dry-run", "-Sno"
     )
+    resolved, options = given.resolved, given.options
     assert resolved.name == "base/samantha"
     assert (options.devices, options.dry_run, options.config) == ("0,1", True, "base/samantha")
     assert resolved.config.optimizer.learning_rate == 1e-5
     assert resolved.config.batch.train == 4
     assert resolved.config.checkpoints.save_strategy == "no"
-    assert torchrun == []
+    assert given.torchrun_arguments == []
+    assert [override.key for override in given.overrides] == [
+        "optimizer.learning_rate",
+        "batch.train",
+        "checkpoints.save_strategy",
+    ]
 
 
 def test_what_stands_behind_two_dashes_is_torchruns() -> None:
-    resolved, options, torchrun = read(
-        "-tbase/training", "--", "--max-restarts", "2", "--lr", "-t", "x", "--"
-    )
-    assert torchrun == ["--max-restarts", "2", "--lr", "-t", "x", "--"]
-    assert options.config == "base/training"
-    assert resolved.config.optimizer.learning_rate == 5e-6
+    given = read("-tbase/training", "--", "--max-restarts", "2", "--lr", "-t", "x", "--")
+    assert given.torchrun_arguments == ["--max-restarts", "2", "--lr", "-t", "x", "--"]
+    assert given.options.config == "base/training"
+    assert given.resolved.config.optimizer.learning_rate == 5e-6
 
 
 def test_absent_options_change_nothing() -> None:
-    resolved, options, _ = read("--config=base/training")
-    assert not options.dry_run
-    assert all(leaf.origin.file or leaf.value == "" for leaf in resolved.leaves.values())
+    given = read("--config=base/training")
+    assert not given.options.dry_run
+    assert all(leaf.origin.file or leaf.value == "" for leaf in given.resolved.leaves.values())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""ls, show and tree: what they print."""
+"""ls and show: what they print."""
 
 import json
 from pathlib import Path
@@ -111,31 +111,6 @@ def test_show_json_holds_values_origins_and_history(
     rate = shown["keys"]["optimizer.learning_rate"]
     assert (rate["value"], rate["origin"]["line"]) == (3.5e-6, 4)
     assert [each["value"] for each in rate["overrode"]] == [5e-6]
-
-
-TREE = """\
-7b/top.yaml                          3 keys
-├─ extends base/bottom.yaml          3 keys  1 shadowed
-└─ extends base/side.yaml            1 key
-+ flag --name                        1 key
-
-60 keys, 1 override another
-  optimizer.learning_rate  3.5e-06  7b/top.yaml:4, overrides base/bottom.yaml:1 (5.0e-06)
-"""
-
-
-def test_tree_shows_every_file_and_every_override(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["tree", "-t", "7b/top", "-p", str(project), "-N", "poet"]
-    assert main(arguments) == 0
-    shown = capsys.readouterr().out
-    assert [line.split() for line in shown.splitlines()] == [
-        line.split() for line in TREE.splitlines()
-    ]
-    assert main([*arguments, "--format", "text", "-o", str(tmp_path / "tree.txt")]) == 0
-    assert (tmp_path / "tree.txt").read_text() == shown
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "tree.txt"]
 
 
 def test_help_lists_the_flags_of_the_config(

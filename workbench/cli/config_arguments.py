@@ -1,8 +1,8 @@
 """Arguments of the verbs that take a config: the verb's options, the config's flags, key=value.
 
-Shared by show, tree, train and ``--batch``. Argparse knows only the verb's own options; which flags
-there are is known once the config is. Invariant: nothing on the command line is ignored: it is an
-option, a flag the config offers, a key=value, an argument of torchrun, or a mistake.
+Shared by every verb that takes ``-t CONFIG``. Argparse knows only the verb's own options; which
+flags there are is known once the config is. Invariant: nothing on the command line is ignored: it
+is an option, a flag the config offers, a key=value, a name, an argument of torchrun, or a mistake.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 
 from workbench.cli import output
 from workbench.config import flags as flags_module
-from workbench.config.flags import Flag
+from workbench.config.flags import Flag, Override
 from workbench.config.inherit import expand
 from workbench.config.load import ResolvedConfig, offered_flags, resolve
 from workbench.config.yaml_reader import write_scalar
@@ -29,11 +29,15 @@ class ConfigArguments(NamedTuple):
         resolved: the config, flags and key=value applied.
         options: the verb's own options; ``config`` and ``project`` among them.
         torchrun_arguments: what stands behind ``--``.
+        overrides: what flags and key=value say, in the order typed.
+        names: the positional arguments, for a verb that takes some.
     """
 
     resolved: ResolvedConfig
     options: argparse.Namespace
     torchrun_arguments: list[str]
+    overrides: tuple[Override, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class ConfigArgumentParser(argparse.ArgumentParser):
@@ -51,6 +55,8 @@ def read_config_arguments(
     summary: str,
     add_options: AddOptions | None = None,
     takes_torchrun: bool = False,
+    names: Sequence[str] = (),
+    examples: Sequence[tuple[str, str]] = (),
 ) -> ConfigArguments:
     """Read a command line that names a config.
 
@@ -60,12 +66,14 @@ def read_config_arguments(
         summary: what the verb does, one line.
         add_options: adds the verb's own options to the parser (no positional ones).
         takes_torchrun: whether ``-- ARGS`` is allowed.
+        names: what the positional arguments are called, all of them required.
+        examples: command lines without ``workbench``, each with what it does, for the help.
 
     Raises:
         ConfigError: a mistake on the command line, or in the config.
         SystemExit: the help was asked for, and shown.
     """
-    parser = _parser(verb, summary, takes_torchrun)
+    parser = _parser(verb, summary, takes_torchrun, names, examples)
     if add_options:
         add_options(parser)
     typed, torchrun_arguments = _split_at_dashes(arguments)
@@ -87,10 +95,25 @@ def read_config_arguments(
         )
     flags = offered_flags(options.config, project=project)
     overrides, rest = flags_module.parse(others, flags)
-    if rest:
-        raise _unknown(rest[0], flags, parser)
+    taken = [each for each in rest if not each.startswith("-")][: len(names)]
+    for each in rest:
+        if each not in taken:
+            raise _unknown(each, flags, parser)
+    if len(taken) < len(names):
+        missing = names[len(taken)]
+        raise ConfigError(
+            f"no {missing} is given", where=parser.prog, remedy=f"see {parser.prog} --help"
+        )
     resolved = resolve(options.config, project=project, overrides=overrides)
-    return ConfigArguments(resolved, options, torchrun_arguments)
+    return ConfigArguments(resolved, options, torchrun_arguments, tuple(overrides), tuple(taken))
+
+
+def examples_text(examples: Sequence[tuple[str, str]]) -> str | None:
+    """Give the end of a verb's help: command lines, without ``workbench``, and what they do."""
+    if not examples:
+        return None
+    rows = [[f"  workbench {command}", told] for command, told in examples]
+    return "\n".join(["examples:", *output.columns(rows)])
 
 
 def project_folder(text: str | None) -> Path | None:
@@ -114,12 +137,22 @@ def typed_path(text: str | Path, name: str) -> Path:
     return Path(expanded)
 
 
-def _parser(verb: str, summary: str, takes_torchrun: bool) -> ConfigArgumentParser:
+def _parser(
+    verb: str,
+    summary: str,
+    takes_torchrun: bool,
+    names: Sequence[str],
+    examples: Sequence[tuple[str, str]],
+) -> ConfigArgumentParser:
     parser = ConfigArgumentParser(
         prog=f"workbench {verb}",
         description=summary,
-        usage=f"workbench {verb} -t CONFIG [OPTIONS] [FLAGS] [KEY=VALUE …]"
-        + (" [-- TORCHRUN_ARGS]" if takes_torchrun else ""),
+        usage=" ".join(
+            [f"workbench {verb} -t CONFIG", *names, "[OPTIONS] [FLAGS] [KEY=VALUE …]"]
+            + (["[-- TORCHRUN_ARGS]"] if takes_torchrun else [])
+        ),
+        epilog=examples_text(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
     )

@@ -1,6 +1,6 @@
-"""The verbs that look at configs: ls, show, tree.
+"""The verbs that look at configs: ls, show.
 
-Invariant: nothing here starts a process or writes a file that was not asked for with ``-o``.
+Invariant: no file is written that was not asked for with ``-o``.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from workbench.cli.config_arguments import (
     ConfigArgumentParser,
     project_folder,
     read_config_arguments,
-    typed_path,
 )
-from workbench.config.inherit import FileNode, Leaf, Origin
+from workbench.cli.text_result import add_text_options, give_text
+from workbench.config.inherit import Leaf, Origin
 from workbench.config.load import (
     ConfigListing,
     ResolvedConfig,
@@ -23,8 +23,6 @@ from workbench.config.load import (
     list_configs,
 )
 from workbench.config.yaml_reader import write_scalar
-from workbench.errors import RunError
-from workbench.runs.atomic import write_atomically
 
 # ---- ls -----------------------------------------------------------------------------------------
 
@@ -109,16 +107,21 @@ def run_show(arguments: list[str]) -> int:
         verb="show",
         summary="Show a config with every key, and where each value comes from.",
         add_options=_add_show_options,
+        examples=(
+            ("show -t demo", "all of it"),
+            ("show -t demo optimizer.learning_rate=1e-4", "with a value of yours"),
+            ("show -t demo -e", "in the editor"),
+        ),
     )
     if read.options.json:
         output.result_json(config_json(read.resolved))
         return 0
-    _give(show_text(read.resolved), read.options.output)
+    give_text(show_text(read.resolved), read.options, name=f"{read.resolved.name}.resolved.yaml")
     return 0
 
 
 def _add_show_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it there")
+    add_text_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, with origins")
 
 
@@ -149,9 +152,9 @@ def config_json(resolved: ResolvedConfig) -> dict[str, object]:
         "keys": {
             key: {
                 "value": leaf.value,
-                "origin": _origin_json(leaf.origin),
+                "origin": origin_json(leaf.origin),
                 "overrode": [
-                    {"value": each.value, "origin": _origin_json(each.origin)}
+                    {"value": each.value, "origin": origin_json(each.origin)}
                     for each in leaf.overrode
                 ],
             }
@@ -160,86 +163,10 @@ def config_json(resolved: ResolvedConfig) -> dict[str, object]:
     }
 
 
-def _origin_json(origin: Origin) -> dict[str, object]:
+def origin_json(origin: Origin) -> dict[str, object]:
+    """Give who states a value, for machines."""
     return {
         "source": origin.source,
         "file": None if origin.file is None else str(origin.file),
         "line": origin.line,
     }
-
-
-# ---- tree ---------------------------------------------------------------------------------------
-
-
-def run_tree(arguments: list[str]) -> int:
-    """Show which file extends which, how many keys each states, and every override."""
-    read = read_config_arguments(
-        arguments,
-        verb="tree",
-        summary="Show which file extends which, and what each overrides.",
-        add_options=_add_tree_options,
-    )
-    _give(tree_text(read.resolved), read.options.output)
-    return 0
-
-
-def _add_tree_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it there")
-    parser.add_argument("--format", choices=["text"], default="text", help="text")
-
-
-def tree_text(resolved: ResolvedConfig) -> str:
-    """Give the family tree of a config, its overrides below it."""
-    rows = list(_file_rows(resolved.files, "", ""))
-    beside = _keys_beside_files(resolved)
-    if beside:
-        rows.append([f"+ {', '.join(dict.fromkeys(beside))}", str(len(beside)), "0"])
-    for row in rows:
-        row[1] = f"{row[1]} key" + ("" if row[1] == "1" else "s")
-        row[2] = "" if row[2] == "0" else f"{row[2]} shadowed"
-    num_shadowed = sum(bool(leaf.overrode) for leaf in resolved.leaves.values())
-    lines = output.columns(rows, right=(1, 2))
-    lines += ["", f"{len(resolved.leaves)} keys, {num_shadowed} override another"]
-    overrides = [
-        [f"  {key}", write_scalar(leaf.value), history(leaf)]
-        for key, leaf in resolved.leaves.items()
-        if leaf.overrode
-    ]
-    return "\n".join(lines + output.columns(overrides))
-
-
-def _file_rows(node: FileNode, first: str, other: str) -> Iterator[list[str]]:
-    yield [first + node.shown, str(node.num_keys), str(node.num_shadowed)]
-    for index, parent in enumerate(node.parents):
-        is_last = index == len(node.parents) - 1
-        yield from _file_rows(
-            parent,
-            other + ("└─ extends " if is_last else "├─ extends "),
-            other + ("   " if is_last else "│  "),
-        )
-
-
-def _keys_beside_files(resolved: ResolvedConfig) -> list[str]:
-    """Give the source of each value that a flag or key=value states."""
-    return [
-        leaf.origin.source
-        for leaf in resolved.leaves.values()
-        if leaf.origin.file is None and leaf.origin.source != "default"
-    ]
-
-
-def _give(text: str, path: str | None) -> None:
-    """Write a result to stdout, or whole into the file named."""
-    if path is None:
-        output.result(text)
-        return
-    target = typed_path(path, "output")
-    try:
-        write_atomically(target, (text + "\n").encode())
-    except OSError as error:
-        raise RunError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(target),
-            remedy="name a file in a folder that can be written",
-        ) from error
-    output.narrate(f"wrote {target}")

@@ -16,7 +16,8 @@ from workbench.errors import WorkbenchError
 VERBS: dict[str, tuple[str, str]] = {
     "ls": ("configs:run_ls", "list the configs"),
     "show": ("configs:run_show", "show a config with every key, and where each value comes from"),
-    "tree": ("configs:run_tree", "show which file extends which, and what each overrides"),
+    "tree": ("tree", "show which file extends which, and what each overrides"),
+    "code": ("code", "show a config as a Python program that trains to the same losses"),
     "schema": ("schema", "show the JSON Schema by which an editor completes configs"),
     "train": ("train", "start a run and follow it"),
     "control": ("control", "see and steer jobs: list, status, watch, save, pause, stop, …"),
