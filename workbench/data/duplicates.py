@@ -35,8 +35,17 @@ class Duplicates:
             The finding and its kind: ``LEAKAGE`` where one of the two is trained on and the other
             is not, ``DUPLICATE`` otherwise, each naming the first occurrence; or None.
         """
-        where = conversation.where
-        earlier = self._first.setdefault(digest(conversation), (where, split))
+        return self.seen_hash(digest(conversation), conversation.where, split)
+
+    def seen_hash(self, hashed: bytes, where: str, split: Split) -> tuple[str, Finding] | None:
+        """As ``seen``, of a conversation that only its hash and place are left of.
+
+        Args:
+            hashed: by ``digest``.
+            where: it stands.
+            split: to which it belongs.
+        """
+        earlier = self._first.setdefault(hashed, (where, split))
         if earlier == (where, split):
             return None
         first_where, first_split = earlier
