@@ -13,11 +13,12 @@ import time
 import numpy as np
 import torch
 
+from workbench.config.memory_parts import GIB
 from workbench.data.loader import StepRows, make_batch
 from workbench.data.packing import Row
 from workbench.model.families import Dimensions
 from workbench.model.weights import random_weights
-from workbench.training.engine.plan import GIB, choose_plan, take_budget
+from workbench.training.engine.plan import choose_plan, take_budget
 from workbench.training.engine.step import LayerMajorEngine
 from workbench.training.engine.weight_store import ResidentStore
 from workbench.training.optimizer.adafactor import Adafactor
@@ -165,7 +166,10 @@ def main() -> None:
         f"sums in {plan.sum_dtype}: median {median:.3f} s, min {min(seconds):.3f} s, "
         f"{num_tokens / median:.0f} tokens/s"
     )
-    print(f"predicted peak {plan.predicted.peak / GIB:.2f} GiB: {plan.predicted}")
+    print(
+        f"predicted allocated {plan.predicted.peak / GIB:.2f} GiB, "
+        f"reserved {plan.predicted.reserved / GIB:.2f} GiB: {plan.predicted}"
+    )
     if device.type == "cuda":
         print(
             f"allocated {torch.cuda.max_memory_allocated() / GIB:.2f} GiB, "

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from workbench.config.model_facts import INDEX, missing_weight_files, read_model_facts
+from workbench.config.model_facts import (
+    FAMILIES,
+    INDEX,
+    TRAINABLE_FAMILIES,
+    facts_of,
+    missing_weight_files,
+    read_model_facts,
+)
 from workbench.errors import RunError
 
 MISTRAL_7B: dict[str, object] = {
@@ -36,16 +43,75 @@ def test_the_facts_of_a_7b_are_read(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_has_the_meaning_of_the_families(tmp_path: Path) -> None:
-    stated = {
-        key: value
-        for key, value in MISTRAL_7B.items()
-        if key not in ("num_key_value_heads", "sliding_window", "max_position_embeddings")
-    }
+    left_out = ("num_key_value_heads", "sliding_window", "max_position_embeddings")
+    stated = {key: value for key, value in MISTRAL_7B.items() if key not in left_out}
     facts = read_model_facts(
         write(tmp_path, stated | {"tie_word_embeddings": True, "head_dim": 64})
     )
-    assert (facts.num_key_value_heads, facts.head_size) == (32, 64)
-    assert (facts.sliding_window, facts.max_positions, facts.tied) == (None, None, True)
+    assert (facts.num_key_value_heads, facts.head_size, facts.tied) == (8, 64, True)
+    assert (facts.sliding_window, facts.max_positions) == (4096, 131072)
+    facts = read_model_facts(write(tmp_path, stated | {"model_type": "llama"}))
+    assert (facts.num_key_value_heads, facts.head_size) == (32, 128)
+    assert (facts.sliding_window, facts.max_positions) == (None, 2048)
+    facts = read_model_facts(write(tmp_path, MISTRAL_7B | {"num_key_value_heads": None}))
+    assert facts.num_key_value_heads == 32
+
+
+SMALL = {
+    "num_hidden_layers": 3,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+        ("mistral", {"head_dim": 32}),
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen3", {}),
+        ("qwen3", {"head_dim": 32, "attention_bias": True}),
+    ],
+)
+def test_parameters_are_counted_as_transformers_makes_them(
+    tmp_path: Path, family: str, extra: dict[str, object]
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **SMALL, **extra)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    config.save_pretrained(tmp_path)
+    facts = read_model_facts(tmp_path)
+    assert facts.num_parameters == sum(tensor.numel() for tensor in model.parameters())
+    block = model.model.layers[0].state_dict()
+    assert sorted(facts.block_shapes) == sorted(tuple(tensor.shape) for tensor in block.values())
+    assert facts == read_model_facts(tmp_path / "config.json")
+
+
+def test_a_small_file_says_as_much_as_the_one_transformers_writes(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    for family in FAMILIES:
+        (tmp_path / family).mkdir()
+        AutoConfig.for_model(family, **SMALL).save_pretrained(tmp_path / family)
+        whole = read_model_facts(tmp_path / family)
+        assert facts_of(SMALL | {"model_type": family}, where="here") == whole
+
+
+def test_the_families_that_train_are_those_of_the_decoder() -> None:
+    from workbench.model.families import FAMILIES as DECODER_FAMILIES
+
+    assert TRAINABLE_FAMILIES == DECODER_FAMILIES
+    assert set(TRAINABLE_FAMILIES) < set(FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +140,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunError, match="not JSON"):
         read_model_facts(tmp_path)
-    with pytest.raises(RunError, match="not a folder"):
+    with pytest.raises(RunError, match="not JSON"):
         read_model_facts(tmp_path / "config.json")
     with pytest.raises(RunError, match="not a JSON object"):
         read_model_facts(write(tmp_path, []))

@@ -1,21 +1,43 @@
 """What a model folder says of its model, read from ``config.json`` and file names, without torch.
 
-Serves the checks before a launch and the arithmetic of memory; the decoder itself reads its
-dimensions in ``model/families``. Invariant: nothing here reads a weight.
+Serves the checks before a launch and the arithmetic of memory, which reach further than training:
+four families have facts, those in ``TRAINABLE_FAMILIES`` can be trained. The decoder itself reads
+its dimensions in ``model/families``. Invariant: nothing here reads a weight.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.config.inherit import is_file, is_folder
 from workbench.errors import RunError
 
-FAMILIES = ("llama", "mistral")
-"""``model_type`` of what the decoder can be."""
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""``model_type`` of what the shapes here describe."""
+
+TRAINABLE_FAMILIES = ("llama", "mistral")
+"""``model_type`` of what the decoder of this version can be."""
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+# What a config.json means by leaving a key out: transformers writes none for its own defaults.
+_DEFAULTS: dict[str, dict[str, int | None]] = {
+    "llama": {"max_position_embeddings": 2048, "num_key_value_heads": None},
+    "mistral": {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+        "head_dim": 128,
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +45,7 @@ class ModelFacts:
     """A decoder as its ``config.json`` describes it.
 
     Attributes:
-        family: ``model_type``: llama, mistral.
+        family: ``model_type``: llama, mistral, qwen2, qwen3.
         num_layers: decoder blocks.
         hidden_size: width of the residual stream.
         intermediate_size: width within the MLP.
@@ -34,7 +56,9 @@ class ModelFacts:
         max_positions: longest row the model is made for, None where the folder does not say.
         sliding_window: tokens a position sees back, None: all.
         tied: embedding and head are one tensor.
-        num_parameters: of the whole model, a tied tensor counted once.
+        biased: the projections that have a bias, by their names: ``q``, ``k``, ``v``, ``o``,
+            ``gate``, ``up``, ``down``.
+        query_key_norm: queries and keys are normed per head.
     """
 
     family: str
@@ -48,39 +72,88 @@ class ModelFacts:
     max_positions: int | None
     sliding_window: int | None
     tied: bool
+    biased: tuple[str, ...] = ()
+    query_key_norm: bool = False
+
+    @property
+    def query_size(self) -> int:
+        """Give the width of all query heads; of a head size of its own it is not hidden_size."""
+        return self.num_heads * self.head_size
+
+    @property
+    def key_size(self) -> int:
+        """Give the width of all key heads, which is that of all value heads."""
+        return self.num_key_value_heads * self.head_size
+
+    @property
+    def block_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Give the shapes of one block's parameters, matrices as (out, in)."""
+        width, inner = self.hidden_size, self.intermediate_size
+        outs = {
+            "q": self.query_size,
+            "k": self.key_size,
+            "v": self.key_size,
+            "o": width,
+            "gate": inner,
+            "up": inner,
+            "down": width,
+        }
+        ins = {"o": self.query_size, "down": inner}
+        matrices = [(out, ins.get(name, width)) for name, out in outs.items()]
+        biases = [(outs[name],) for name in self.biased]
+        norms = [(width,), (width,)] + [(self.head_size,), (self.head_size,)] * self.query_key_norm
+        return (*matrices, *biases, *norms)
+
+    @property
+    def block_parameters(self) -> int:
+        """Count the parameters of one block."""
+        return sum(math.prod(shape) for shape in self.block_shapes)
+
+    @property
+    def vocabulary_parameters(self) -> int:
+        """Count the parameters of the embedding, which is the size of the head too."""
+        return self.vocabulary_size * self.hidden_size
 
     @property
     def num_parameters(self) -> int:
-        """Count the parameters of the whole model."""
-        heads = (2 * self.num_heads + 2 * self.num_key_value_heads) * self.head_size
-        block = self.hidden_size * (heads + 3 * self.intermediate_size + 2)
-        embedding = self.vocabulary_size * self.hidden_size
-        return self.num_layers * block + self.hidden_size + embedding * (1 if self.tied else 2)
+        """Count the parameters of the whole model, a tied tensor once."""
+        outside = self.vocabulary_parameters * (1 if self.tied else 2) + self.hidden_size
+        return self.num_layers * self.block_parameters + outside
+
+    @property
+    def is_trainable(self) -> bool:
+        """Say whether the decoder of this version can be this model."""
+        return self.family in TRAINABLE_FAMILIES and not self.biased
 
 
-def read_model_facts(folder: Path | str) -> ModelFacts:
-    """Read the facts of a model folder.
+def read_model_facts(path: Path | str) -> ModelFacts:
+    """Read the facts of a model folder, or of a ``config.json`` by itself.
 
     Raises:
-        RunError: no such folder, no readable ``config.json``, a number missing in it, or a family
-            the decoder does not know.
+        RunError: nothing there, no readable ``config.json``, a number missing in it, or a family
+            that is not known.
     """
-    folder = Path(folder)
-    if not is_folder(folder):
+    path = Path(path)
+    if is_file(path):
+        return _read_facts(path)
+    if not is_folder(path):
         raise RunError(
-            "is not a folder" if is_file(folder) else "is not there",
-            where=f"model folder {folder}",
+            "is not there",
+            where=f"model folder {path}",
             remedy="give the folder of a model in Hugging Face layout: --model PATH",
         )
-    path = folder / "config.json"
-    try:
-        stated = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    if not is_file(path / "config.json"):
         raise RunError(
             "has no config.json",
-            where=f"model folder {folder}",
+            where=f"model folder {path}",
             remedy="give a folder in Hugging Face layout, or download config.json into it",
-        ) from error
+        )
+    return _read_facts(path / "config.json")
+
+
+def _read_facts(path: Path) -> ModelFacts:
+    try:
+        stated = json.loads(path.read_bytes())
     except OSError as error:
         raise RunError(
             f"cannot be read: {error.strerror}", where=str(path), remedy="check its permissions"
@@ -109,7 +182,7 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         )
 
     def number(name: str, fallback: int | None = None) -> int:
-        value = stated.get(name)
+        value = stated.get(name, defaults.get(name))
         if value is None and fallback is not None:
             return fallback
         if type(value) is not int or value < 1:
@@ -121,22 +194,37 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         return value
 
     def optional(name: str) -> int | None:
-        return None if stated.get(name) is None else number(name)
+        return None if stated.get(name, defaults.get(name)) is None else number(name)
 
+    assert isinstance(family, str)
+    defaults = _DEFAULTS[family]
     hidden_size, num_heads = number("hidden_size"), number("num_attention_heads")
+    has_window = family == "mistral" or stated.get("use_sliding_window") is True
     return ModelFacts(
-        family=str(family),
+        family=family,
         num_layers=number("num_hidden_layers"),
         hidden_size=hidden_size,
         intermediate_size=number("intermediate_size"),
         num_heads=num_heads,
         num_key_value_heads=number("num_key_value_heads", num_heads),
-        head_size=number("head_dim", hidden_size // num_heads),
+        head_size=number("head_dim", max(1, hidden_size // num_heads)),
         vocabulary_size=number("vocab_size"),
         max_positions=optional("max_position_embeddings"),
-        sliding_window=optional("sliding_window") if family == "mistral" else None,
+        sliding_window=optional("sliding_window") if has_window else None,
         tied=stated.get("tie_word_embeddings") is True,
+        biased=_biased(family, stated),
+        query_key_norm=family == "qwen3",
     )
+
+
+def _biased(family: str, stated: dict[str, object]) -> tuple[str, ...]:
+    """Name the projections with a bias: always q, k, v in qwen2, elsewhere as the file says."""
+    if family == "qwen2":
+        return ("q", "k", "v")
+    attention = ("q", "k", "v", "o") if stated.get("attention_bias") is True else ()
+    has_mlp_bias = family == "llama" and stated.get("mlp_bias") is True
+    mlp = ("gate", "up", "down") if has_mlp_bias else ()
+    return () if family == "mistral" else (*attention, *mlp)
 
 
 def missing_weight_files(folder: Path | str) -> list[str]:

@@ -1,11 +1,10 @@
 """How a step is cut into microbatches, how gradients are summed, and the bytes that takes.
 
-Arithmetic first; the worker adds what it measured. This plan knows the resident form only: every
-block stays on the device and block inputs stay where they were made. Formulas: one live gradient
-block, the head's chunk, and the activations of one recomputed block (per part below).
+The arithmetic is ``config/memory_parts``, the very functions that forecasts use; the worker brings
+what it measured: the row length of its data and the free bytes of its GPU. This plan knows the
+resident form only: every block stays on the device and block inputs stay where they were made.
 """
 
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,39 +12,18 @@ from typing import Literal
 import msgspec
 import torch
 
+from workbench.config.memory_parts import (
+    CONTEXT_BYTES,
+    GIB,
+    DeviceBytes,
+    StepForm,
+    choose_microbatches,
+    needed_bytes,
+)
+from workbench.config.model_facts import ModelFacts
 from workbench.errors import RefusedError
-from workbench.model.decoder import block_parameters, parameter_shapes
 from workbench.model.families import Dimensions
 from workbench.runs.atomic import write_atomically
-from workbench.training.loss import chunk_rows
-from workbench.training.optimizer.rounding import GPU_CHUNK
-
-logger = logging.getLogger(__name__)
-
-GIB = 1 << 30
-# What the driver takes for a context, outside of torch's count, and what fragments.
-_CONTEXT_BYTES = GIB // 2
-_MARGIN = 0.02
-# On the CPU: few enough that a microbatch's activations of one block stay small beside the model.
-_CPU_MICROBATCH_TOKENS = 8192
-
-
-@dataclass(frozen=True)
-class PredictedBytes:
-    """Bytes of each part at its largest; ``peak`` is the larger of block and head phase."""
-
-    weights: int
-    optimizer_statistics: int
-    gradient_sums: int
-    block_inputs: int
-    block_phase: int
-    head_phase: int
-
-    @property
-    def peak(self) -> int:
-        """Bytes of everything that lives at the worst moment of a step."""
-        lasting = self.weights + self.optimizer_statistics + self.gradient_sums
-        return lasting + self.block_inputs + max(self.block_phase, self.head_phase)
 
 
 @dataclass(frozen=True)
@@ -62,59 +40,23 @@ class Plan:
     microbatches: int
     sum_dtype: Literal["bfloat16", "float32"]
     budget_bytes: int | None
-    predicted: PredictedBytes
+    predicted: DeviceBytes
 
 
-def _elements(shapes: dict[str, tuple[int, ...]]) -> int:
-    return sum(torch.Size(shape).numel() for shape in shapes.values())
-
-
-def predict(
-    dims: Dimensions,
-    *,
-    weight_bytes: int,
-    sum_bytes: int,
-    rows: int,
-    row_length: int,
-    microbatches: int,
-) -> PredictedBytes:
-    """Predict the bytes of a resident step.
-
-    Args:
-        dims: of the model.
-        weight_bytes: per weight and activation element, 2 or 4.
-        sum_bytes: per element of a gradient sum, 2 or 4.
-        rows: of a step, all microbatches together.
-        row_length: tokens of a row.
-        microbatches: parts of the step.
-    """
-    width, inner = dims.hidden_size, dims.intermediate_size
-    keys = dims.num_key_value_heads * dims.head_dim
-    vocabulary = dims.vocabulary_size * width
-    step_tokens = rows * row_length
-    tokens = -(-rows // microbatches) * row_length
-    block_elements = _elements(block_parameters(dims))
-    shapes = parameter_shapes(dims)
-    largest = max(torch.Size(shape).numel() for shape in shapes.values())
-    matrices = [shape for shape in shapes.values() if len(shape) == 2]
-    statistics = 4 * sum(sum(shape) for shape in matrices)
-    # Hidden states of the whole step, or their gradients; then one block of one microbatch:
-    # attention's tensors and the MLP's, each with its gradient.
-    common = step_tokens * width * weight_bytes
-    # Counts of width and inner fitted to peaks of 1.2 B and 7 B shapes on one H200, torch 2.11.
-    activations = tokens * (14 * width + 4 * keys + 6 * inner) * weight_bytes
-    update = 8 * largest + 24 * min(largest, GPU_CHUNK)  # fp32 gradient and square, random bits
-    chunk = min(chunk_rows(dims.vocabulary_size), tokens)
-    # fp32 work and the temporary of its log-sum-exp; bfloat16 logits lie beside them.
-    logits = chunk * dims.vocabulary_size * (8 + (weight_bytes if weight_bytes < 4 else 0))
-    embedding = step_tokens * width * (4 + 2 * weight_bytes)
-    return PredictedBytes(
-        weights=_elements(shapes) * weight_bytes,
-        optimizer_statistics=statistics,
-        gradient_sums=(block_elements + vocabulary + width) * sum_bytes,
-        block_inputs=dims.num_layers * step_tokens * width * weight_bytes,
-        block_phase=common + max(activations, update),
-        head_phase=common + max(logits + 3 * tokens * width * weight_bytes, update, embedding),
+def facts_of_dimensions(dims: Dimensions) -> ModelFacts:
+    """Give the shapes of a decoder as the arithmetic of memory takes them."""
+    return ModelFacts(
+        family=dims.family,
+        num_layers=dims.num_layers,
+        hidden_size=dims.hidden_size,
+        intermediate_size=dims.intermediate_size,
+        num_heads=dims.num_heads,
+        num_key_value_heads=dims.num_key_value_heads,
+        head_size=dims.head_dim,
+        vocabulary_size=dims.vocabulary_size,
+        max_positions=dims.max_positions,
+        sliding_window=dims.sliding_window,
+        tied=dims.tied,
     )
 
 
@@ -142,47 +84,35 @@ def choose_plan(
     Raises:
         RefusedError: not even the smallest microbatch fits the budget.
     """
-    counts = (
-        [count for count in range(1, rows + 1) if rows % count == 0]
-        if microbatches == "auto"
-        else [microbatches]
+    form = StepForm(
+        rows=rows,
+        row_length=row_length,
+        microbatches=1,
+        weight_bytes=dtype.itemsize,
+        is_gpu=budget_bytes is not None,
     )
-    plan: Plan | None = None
-    for count in counts:
-        chosen = _sum_dtype(sum_dtype, dtype, count)
-        predicted = predict(
-            dims,
-            weight_bytes=dtype.itemsize,
-            sum_bytes=2 if chosen == "bfloat16" else 4,
-            rows=rows,
-            row_length=row_length,
-            microbatches=count,
+    choice = choose_microbatches(
+        facts_of_dimensions(dims),
+        form,
+        microbatches=microbatches,
+        sum_dtype=sum_dtype,
+        budget_bytes=budget_bytes,
+    )
+    if not choice.fits:
+        assert budget_bytes is not None
+        raise RefusedError(
+            f"a step needs {needed_bytes(choice.device) / GIB:.1f} GiB with its context and a "
+            f"margin, the budget is {budget_bytes / GIB:.1f} GiB",
+            where="memory.budget_gib",
+            remedy="lower data.max_length or batch.train, or raise batch.microbatches to "
+            "batch.train",
         )
-        plan = Plan(count, chosen, budget_bytes, predicted)
-        if budget_bytes is None:
-            if microbatches != "auto" or rows // count * row_length <= _CPU_MICROBATCH_TOKENS:
-                return plan
-        elif predicted.peak * (1 + _MARGIN) + _CONTEXT_BYTES <= budget_bytes:
-            return plan
-    assert plan is not None
-    if budget_bytes is None:
-        return plan
-    raise RefusedError(
-        f"a step needs {plan.predicted.peak / GIB:.1f} GiB and a context, "
-        f"the budget is {budget_bytes / GIB:.1f} GiB",
-        where="memory.budget_gib",
-        remedy="lower data.max_length or batch.train, or raise batch.microbatches to batch.train",
+    return Plan(
+        choice.form.microbatches,
+        "bfloat16" if choice.form.sum_bytes == 2 else "float32",
+        budget_bytes,
+        choice.device,
     )
-
-
-def _sum_dtype(
-    wanted: Literal["auto", "bfloat16", "float32"], dtype: torch.dtype, microbatches: int
-) -> Literal["bfloat16", "float32"]:
-    if dtype == torch.float32:
-        return "float32"
-    if wanted != "auto":
-        return wanted
-    return "bfloat16" if microbatches <= 4 else "float32"
 
 
 def take_budget(device: torch.device, budget_gib: float | None) -> int | None:
@@ -195,9 +125,9 @@ def take_budget(device: torch.device, budget_gib: float | None) -> int | None:
         return None
     free, total = torch.cuda.mem_get_info(device)
     # The context exists by now: what is free leaves it out, what a budget names includes it.
-    allowed = free if budget_gib is None else int(budget_gib * GIB) - _CONTEXT_BYTES
+    allowed = free if budget_gib is None else int(budget_gib * GIB) - CONTEXT_BYTES
     torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, allowed / total)), device)
-    return allowed + _CONTEXT_BYTES
+    return allowed + CONTEXT_BYTES
 
 
 def write_plan(path: Path, plan: Plan, measured: dict[str, int] | None = None) -> None:
@@ -210,7 +140,12 @@ def write_plan(path: Path, plan: Plan, measured: dict[str, int] | None = None) -
         "block_inputs": "gpu",
         "recompute": "full",
         "budget_bytes": plan.budget_bytes,
-        "predicted": {**asdict(plan.predicted), "peak": plan.predicted.peak},
+        "predicted": {
+            **asdict(plan.predicted),
+            "peak_phase": plan.predicted.peak_phase.name,
+            "peak": plan.predicted.peak,
+            "reserved": plan.predicted.reserved,
+        },
         "measured": measured,
     }
     write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
