@@ -84,6 +84,7 @@ __all__ = [
     "ResolvedConfig",
     "config_names",
     "dump_config",
+    "files_of",
     "find_config",
     "list_configs",
     "offered_flags",
@@ -228,6 +229,13 @@ def template_names(project: Path | None = None) -> dict[str, Path]:
     """Give the file of every chat template by its name; one of the project hides a shipped one."""
     names = _template_names(project)
     return {name: path or shipped_templates() / f"{name}.jinja" for name, path in names.items()}
+
+
+def files_of(path: Path) -> list[Path]:
+    """Give a config's file and all it extends, as far as they can be read, also of a broken one."""
+    shipped = shipped_configs()
+    family = read_family(absolute(path), look_up=lambda name: _file_in(shipped, name), cache={})
+    return family.in_reading_order()
 
 
 def _file_in(folder: Path, name: str) -> Path | None:
