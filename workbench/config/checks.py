@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from workbench.config.model_facts import ModelFacts
 from workbench.config.problems import Problem
+from workbench.config.schedule_facts import broken_rules, stages_per_rank
 from workbench.config.schema.config import Config
 
 
@@ -17,6 +18,7 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _splits(config)
     yield from _steps(config)
     yield from _engine(config)
+    yield from _schedule(config)
 
 
 def _splits(config: Config) -> Iterator[Problem]:
@@ -59,6 +61,22 @@ def _steps(config: Config) -> Iterator[Problem]:
             what=f"{microbatches} parts cannot be made of {config.batch.train} rows",
             remedy="set at most batch.train microbatches, or auto",
             others=("batch.train",),
+        )
+
+
+def _schedule(config: Config) -> Iterator[Problem]:
+    """Give the rules of the schedule that the pipeline's numbers break."""
+    if config.training.engine != "pipeline":
+        return
+    pipeline, microbatches = config.pipeline, config.batch.microbatches
+    for broken in broken_rules(
+        pipeline.schedule, pipeline.ranks, pipeline.stages_per_rank, microbatches
+    ):
+        yield Problem(
+            key=broken.key,
+            what=broken.what,
+            remedy=broken.remedy,
+            others=("pipeline.schedule", "pipeline.ranks"),
         )
 
 
@@ -168,6 +186,15 @@ def _memory_not_in_this_version(config: Config) -> Iterator[Problem]:
 
 def check_model(config: Config, facts: ModelFacts) -> Iterator[Problem]:
     """Give the contradictions between a config and the model it names."""
+    pipeline = config.pipeline
+    num_stages = pipeline.ranks * stages_per_rank(pipeline.schedule, pipeline.stages_per_rank)
+    if config.training.engine == "pipeline" and num_stages > facts.num_layers:
+        yield Problem(
+            key="pipeline.ranks",
+            what=f"{num_stages} stages cannot be cut from a model of {facts.num_layers} blocks",
+            remedy="lower pipeline.ranks or pipeline.stages_per_rank",
+            others=("pipeline.stages_per_rank", "model.path"),
+        )
     longest = facts.max_positions
     if longest is not None and config.data.max_length > longest:
         yield Problem(
