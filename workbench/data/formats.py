@@ -50,6 +50,13 @@ _KEYS: Mapping[Format, str] = {
     "alpaca": "instruction",
     "text": "text",
 }
+# All keys of a row that convert looks at: readers of tables read no other column.
+KEYS_OF_FORM: Mapping[Format, tuple[str, ...]] = {
+    "sharegpt": ("conversations", "system"),
+    "messages": ("messages",),
+    "alpaca": ("instruction", "input", "output", "system", "history"),
+    "text": ("text",),
+}
 _TURN_KEYS: Mapping[Format, tuple[str, str]] = {
     "sharegpt": ("from", "value"),
     "messages": ("role", "content"),
@@ -297,15 +304,16 @@ def _joined_parts(parts: list[Any], refused: _Refuse) -> str:
 
 
 def _is_trained(turn: dict[str, Any], role: Role, refused: _Refuse) -> bool:
-    train = turn.get("train", True)
-    if not isinstance(train, bool):
-        raise refused("bad train", f"'train' is {_kind(train)}, not true or false")
-    if role != "assistant" or "weight" not in turn or "train" in turn:
+    train, weight = turn.get("train"), turn.get("weight")
+    if train is not None:
+        if not isinstance(train, bool):
+            raise refused("bad train", f"'train' is {_kind(train)}, not true or false")
         return train
-    weight = turn["weight"]
-    if isinstance(weight, bool) or weight not in (0, 1, None):
+    if weight is None or role != "assistant":
+        return True
+    if isinstance(weight, bool) or weight not in (0, 1):
         raise refused("bad weight", f"'weight' is {weight!r}, only 0 and 1 are possible")
-    return weight is None or bool(weight)
+    return bool(weight)
 
 
 def _system_beside(row: dict[str, Any]) -> tuple[list[Message], list[Complaint]]:

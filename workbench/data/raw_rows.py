@@ -6,6 +6,7 @@ handed to another process, and what it takes in memory does not grow with the te
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -79,20 +80,18 @@ def hash_files(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-class reading:  # noqa: N801  reads as a verb: with reading(path)
-    """Turn the system's refusal to read a file into an error that names it."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to read a file into an error that names it.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Rename an OSError; let anything else pass."""
-        if isinstance(error, OSError):
-            raise DataError(
-                f"cannot be read: {error.strerror or error}",
-                where=str(self._path),
-                remedy="check its permissions and its disk",
-            ) from error
+    Raises:
+        DataError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot be read: {error.strerror or error}",
+            where=str(path),
+            remedy="check its permissions and its disk",
+        ) from error

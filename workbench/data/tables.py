@@ -1,0 +1,177 @@
+"""Tables as parts of a data set: Parquet files, and what the hub's library made of a data set.
+
+Rows are read a few hundred at a time, only the columns that a row's form needs, and become plain
+Python. A null in a table is a key that is not there: columns cannot leave a key out.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from workbench.data.formats import KEYS_OF_FORM, Format
+from workbench.data.raw_rows import RawRow, hash_files, reading
+from workbench.errors import DataError
+
+_ROWS_AT_ONCE = 256
+_TURNS = ("conversations", "messages")
+
+
+@dataclass(frozen=True, eq=False)
+class TablePart:
+    """The rows of one table, which may lie in several files.
+
+    Attributes:
+        files: in the order of their rows.
+        label: its name as complaints show it.
+        form: of its rows.
+        num_rows: how many all files hold.
+        borders: (files + 1,) int64, the number of each file's first row, then ``num_rows``.
+    """
+
+    files: tuple[Path, ...]
+    label: str
+    form: Format
+    num_rows: int
+    borders: NDArray[np.int64]
+
+    def fingerprint(self) -> str:
+        """Give the sha256 of the files' content."""
+        return hash_files(list(self.files))
+
+    def rows(self, start: int, stop: int) -> Iterator[RawRow]:
+        """Read rows ``start`` to before ``stop``, a few hundred at a time."""
+        for number, file in enumerate(self.files):
+            first, end = int(self.borders[number]), int(self.borders[number + 1])
+            begin, limit = max(start, first), min(stop, end)
+            if begin >= limit:
+                continue
+            values = _read(file, begin - first, limit - first, KEYS_OF_FORM[self.form], self.label)
+            for index, (value, problem) in enumerate(values, start=begin):
+                yield RawRow(file, self.where(index), value, problem)
+
+    def where(self, index: int) -> str:
+        """Give the table's name with the row's number."""
+        return f"{self.label} row {index + 1:,}"
+
+
+def count_rows(files: Sequence[Path], label: str) -> NDArray[np.int64]:
+    """Give the ``borders`` of a table.
+
+    Raises:
+        DataError: a file cannot be read or is no table.
+    """
+    counts = [_num_rows(file, label) for file in files]
+    return np.cumsum([0, *counts], dtype=np.int64)
+
+
+def column_names(file: Path, label: str) -> list[str]:
+    """Name the columns of a table's file.
+
+    Raises:
+        DataError: it cannot be read or is no table.
+    """
+    with _readable(file, label):
+        if file.suffix == ".parquet":
+            return list(pq.read_schema(file).names)
+        return list(_stream(file).schema.names)
+
+
+def _num_rows(file: Path, label: str) -> int:
+    with _readable(file, label):
+        if file.suffix == ".parquet":
+            return int(pq.read_metadata(file).num_rows)
+        return sum(batch.num_rows for batch in _stream(file))
+
+
+def _stream(file: Path) -> Any:  # noqa: ANN401  pyarrow has no types
+    return pa.ipc.open_stream(pa.memory_map(str(file)))
+
+
+def _read(
+    file: Path, start: int, stop: int, keys: Sequence[str], label: str
+) -> Iterator[tuple[object, str | None]]:
+    """Give value and problem of the rows ``start`` to before ``stop`` of one file."""
+    with _readable(file, label):
+        for skipped, batch in _batches(file, start, stop, keys):
+            first, end = max(start - skipped, 0), min(stop - skipped, batch.num_rows)
+            for begin in range(first, end, _ROWS_AT_ONCE):
+                piece = batch.slice(begin, min(_ROWS_AT_ONCE, end - begin))
+                try:
+                    yield from [(_plain(row), None) for row in piece.to_pylist()]
+                except UnicodeDecodeError:
+                    yield from (_one(piece.slice(row, 1)) for row in range(piece.num_rows))
+
+
+def _one(piece: Any) -> tuple[object, str | None]:  # noqa: ANN401  pyarrow has no types
+    try:
+        return _plain(piece.to_pylist()[0]), None
+    except UnicodeDecodeError as error:
+        return None, f"is not UTF-8: byte 0x{error.object[error.start]:02x}"
+
+
+def _batches(file: Path, start: int, stop: int, keys: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """Give batches that hold the rows, each with the number of rows before it."""
+    skipped = 0
+    if file.suffix != ".parquet":
+        for batch in _stream(file):
+            if skipped < stop and skipped + batch.num_rows > start:
+                yield skipped, batch.select([name for name in batch.schema.names if name in keys])
+            skipped += batch.num_rows
+        return
+    with pq.ParquetFile(file, memory_map=True) as table:
+        columns = [name for name in table.schema_arrow.names if name in keys]
+        for group in range(table.num_row_groups):
+            num_rows = table.metadata.row_group(group).num_rows
+            if skipped < stop and skipped + num_rows > start:
+                before = skipped
+                for batch in table.iter_batches(_ROWS_AT_ONCE, [group], columns=columns):
+                    yield before, batch
+                    before += batch.num_rows
+            skipped += num_rows
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row as JSON would hold it: without nulls, and turns as a list of objects."""
+    return {
+        key: _as_list(_without_nulls(value)) if key in _TURNS else _without_nulls(value)
+        for key, value in row.items()
+        if value is not None
+    }
+
+
+def _without_nulls(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _as_list(turns: Any) -> Any:  # noqa: ANN401  any JSON value
+    """Turn an object of lists, as the hub's older data sets hold turns, into a list of objects."""
+    if not isinstance(turns, dict) or not turns:
+        return turns
+    columns = list(turns.values())
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return turns
+    return [dict(zip(turns, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+@contextmanager
+def _readable(file: Path, label: str) -> Iterator[None]:
+    """Turn a refusal to read a table into an error that names it."""
+    try:
+        with reading(file):
+            yield
+    except (pa.ArrowException, EOFError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise DataError(
+            f"is no readable table: {said}", where=label, remedy="fetch or write it anew"
+        ) from error
