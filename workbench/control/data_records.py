@@ -182,7 +182,7 @@ class Row(Record, frozen=True, tag="row"):
         return sum(document.num_targets for document in self.documents)
 
 
-class Bar(msgspec.Struct, frozen=True, array_like=True):
+class Bar(msgspec.Struct, frozen=True):
     """Conversations of ``low`` to ``high`` tokens, both included."""
 
     low: int
@@ -190,7 +190,7 @@ class Bar(msgspec.Struct, frozen=True, array_like=True):
     count: int
 
 
-class Share(msgspec.Struct, frozen=True, array_like=True):
+class Share(msgspec.Struct, frozen=True):
     """What a length takes in.
 
     Attributes:
