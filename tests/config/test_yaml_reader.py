@@ -68,7 +68,7 @@ def test_a_value_that_cannot_be_read_says_why(text: str) -> None:
 
 
 BAD_FILES = {
-    "tab": [(2, "", "a tab cannot indent")],
+    "tab": [(2, "", "a tab where only spaces can be")],
     "bracket_never_closed": [(1, "", "opened with {")],
     "quote_never_closed": [(1, "", "never closed")],
     "second_colon": [(1, "", "a colon where no key can be")],

@@ -62,9 +62,12 @@ class Leaf:
     overrode: tuple[Overridden, ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Branch:
-    """Keys below a key, merged from every file; ``origin`` is who stated the key first."""
+    """Keys below a key, merged from every file; ``origin`` is who stated the key first.
+
+    It is never changed: what no further file touches is shared by all configs that extend a file.
+    """
 
     origin: Origin
     entries: "dict[str, Leaf | Branch]" = field(default_factory=dict)
@@ -100,6 +103,9 @@ class ReadFile:
 
 FileCache = dict[Path, tuple[StatedMapping, list[Problem]]]
 """Files read so far, so that listing many configs reads their common bases once."""
+
+Trees = dict[tuple[Path, ...], Branch]
+"""What chains of files come to, so that listing many configs merges their common bases once."""
 
 
 @dataclass
@@ -239,49 +245,59 @@ def _parent(
     return parent, None
 
 
-def merge(family: Family, show: Callable[[Path], str]) -> Branch:
+def merge(family: Family, show: Callable[[Path], str], trees: Trees) -> Branch:
     """Apply the files of a family in order.
 
     Args:
         family: the files.
         show: how the path of a file is shown in an origin.
+        trees: what chains of files come to, merged before; extended.
 
     Returns:
         The merged keys, ``args`` among them, ``extends`` not.
     """
     tree = Branch(DEFAULT_ORIGIN)
-    for file in family.files.values():
-        shown = show(file.path)
-        for name, entry in file.stated.entries.items():
-            if name != "extends":
-                put(tree, name, entry, _origin_in(file.path, shown))
+    chain: tuple[Path, ...] = ()
+    for path, file in family.files.items():
+        chain = (*chain, path)
+        if chain not in trees:
+            stated = {
+                name: entry for name, entry in file.stated.entries.items() if name != "extends"
+            }
+            origin_at = origins_in(path, show(path))
+            trees[chain] = overlaid(tree, StatedMapping(stated, 1), origin_at)
+        tree = trees[chain]
     return tree
 
 
-def _origin_in(file: Path, shown: str) -> Callable[[int], Origin]:
+def origins_in(file: Path, shown: str) -> Callable[[int], Origin]:
+    """Give what makes the origin of a line of a file."""
     return lambda line: Origin(f"{shown}:{line}", file, line)
 
 
-def put(
-    into: Branch,
-    name: str,
-    entry: Stated | StatedMapping,
-    origin_at: Callable[[int], Origin],
-) -> None:
-    """Put a value, or keys, below ``into``: mappings merge, everything else replaces."""
-    present = into.entries.get(name)
-    origin = origin_at(entry.line)
-    if isinstance(entry, Stated):
+def overlaid(below: Branch, above: StatedMapping, origin_at: Callable[[int], Origin]) -> Branch:
+    """Give ``below`` with what ``above`` states: mappings merge, everything else replaces.
+
+    Of the values alone, overlaying is associative where a key is a mapping in all files or in none:
+    a, then b, then c comes to what a, then (b overlaid with c) comes to. A value that stands
+    between two mappings is the exception, because it takes the lower one away: ``{x: {p: 1}}``,
+    ``{x: null}``, ``{x: {q: 2}}`` come to ``{x: {q: 2}}``, while the last two by themselves come to
+    ``{x: {q: 2}}`` and that, over the first, to ``{x: {p: 1, q: 2}}``. In a config without mistakes
+    only a data source that one file drops and a later one names anew is such a key.
+    """
+    entries = dict(below.entries)
+    for name, entry in above.entries.items():
+        present = entries.get(name)
+        origin = origin_at(entry.line)
+        if isinstance(entry, StatedMapping):
+            branch = present if isinstance(present, Branch) else Branch(origin)
+            entries[name] = overlaid(branch, entry, origin_at)
+            continue
         history: tuple[Overridden, ...] = ()
         if isinstance(present, Leaf):
             history = (Overridden(present.value, present.origin), *present.overrode)
-        into.entries[name] = Leaf(entry.value, origin, history)
-        return
-    if not isinstance(present, Branch):
-        present = Branch(origin)
-        into.entries[name] = present
-    for inner, inner_entry in entry.entries.items():
-        put(present, inner, inner_entry, origin_at)
+        entries[name] = Leaf(entry.value, origin, history)
+    return Branch(below.origin, entries)
 
 
 def stated_keys(

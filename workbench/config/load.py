@@ -23,7 +23,6 @@ from workbench.config.flags import (
     Override,
     did_you_mean,
     is_data_path,
-    is_path,
     parse_overrides,
 )
 from workbench.config.hub_id import looks_like_hub_id
@@ -36,6 +35,7 @@ from workbench.config.inherit import (
     Leaf,
     Origin,
     Overridden,
+    Trees,
     absolute,
     exists,
     expand,
@@ -43,13 +43,15 @@ from workbench.config.inherit import (
     is_file,
     is_folder,
     merge,
-    put,
+    origins_in,
+    overlaid,
     read_family,
 )
 from workbench.config.problems import ConfigProblems, Problem, in_file_order, seen_from_here
 from workbench.config.schema.config import Config
 from workbench.config.schema.keys import (
     MISSING,
+    Key,
     accepts,
     all_keys,
     allows_null,
@@ -59,7 +61,6 @@ from workbench.config.schema.keys import (
     keys_of,
     kind_of,
     section_of,
-    value_type_of_mapping,
 )
 from workbench.config.yaml_reader import (
     UNREADABLE,
@@ -231,10 +232,14 @@ def template_names(project: Path | None = None) -> dict[str, Path]:
     return {name: path or shipped_templates() / f"{name}.jinja" for name, path in names.items()}
 
 
-def files_of(path: Path) -> list[Path]:
+def files_of(path: Path, cache: FileCache | None = None) -> list[Path]:
     """Give a config's file and all it extends, as far as they can be read, also of a broken one."""
     shipped = shipped_configs()
-    family = read_family(absolute(path), look_up=lambda name: _file_in(shipped, name), cache={})
+    family = read_family(
+        absolute(path),
+        look_up=lambda name: _file_in(shipped, name),
+        cache={} if cache is None else cache,
+    )
     return family.in_reading_order()
 
 
@@ -327,18 +332,18 @@ def resolve(
     """
     folders = config_folders(project)
     path = find_config(name, project=project)
-    return _resolve_file(path, folders, overrides, {}, templates=_template_names(project))
+    return _resolve_file(path, folders, overrides, _Shared(_template_names(project)))
 
 
 def resolve_text(text: str, path: Path, *, project: Path | None = None) -> ResolvedConfig:
-    """Resolve a config that is not written yet, as if ``text`` were the content of ``path``.
+    """Resolve a config that is not written yet (`workbench new`), as if it were the file ``path``.
 
     Raises:
         ConfigProblems: every mistake that was found, in file order.
     """
     path = absolute(path)
-    cache: FileCache = {path: read_text(text, path)}
-    return _resolve_file(path, config_folders(project), (), cache, _template_names(project))
+    shared = _Shared(_template_names(project), files={path: read_text(text, path)})
+    return _resolve_file(path, config_folders(project), (), shared)
 
 
 def offered_flags(name: str, *, project: Path | None = None) -> tuple[Flag, ...]:
@@ -349,35 +354,68 @@ def offered_flags(name: str, *, project: Path | None = None) -> tuple[Flag, ...]
     """
     folders = config_folders(project)
     path = find_config(name, project=project)
-    cache: FileCache = {}
-    draft = _draft(path, folders, cache)
-    if draft.flag_problems or draft.family.problems:
+    shared = _Shared(_template_names(project))
+    draft = _draft(path, folders, shared)
+    flags, problems = _flags(draft)
+    if problems or draft.family.problems:
         # A broken file may have been the one that offers a flag: its mistakes come first, all of
         # them, and not a complaint about a flag.
-        _resolve_file(path, folders, (), cache, _template_names(project))
+        _resolve_file(path, folders, (), shared)
         raise AssertionError(f"{path} has mistakes and resolves")
-    return draft.flags
+    return flags
+
+
+@dataclass
+class _Shared:
+    """What configs that are resolved one after the other share: it is read and judged once.
+
+    Attributes:
+        templates: the chat templates by name, as ``_template_names`` gives them.
+        files: as they were read.
+        trees: what chains of files come to.
+        walked: sections that were judged, by the branch they were made of; a branch that no file of
+            its own touches is the very one of its base.
+        flag_problems: mistakes in ``args:``, by its branch.
+    """
+
+    templates: dict[str, Path | None]
+    files: FileCache = field(default_factory=dict)
+    trees: Trees = field(default_factory=dict)
+    walked: dict[Branch, "_Walked"] = field(default_factory=dict)
+    flag_problems: dict[Branch, list[Problem]] = field(default_factory=dict)
 
 
 @dataclass
 class _Draft:
-    """The files of a config, merged, before overrides and checks."""
+    """The files of a config, merged, before overrides and checks; ``args`` stands apart."""
 
     family: Family
     tree: Branch
-    flags: tuple[Flag, ...]
-    flag_problems: list[Problem]
+    args: Leaf | Branch | None
     show: Callable[[Path], str]
 
 
-def _draft(path: Path, folders: Sequence[Path], cache: FileCache) -> _Draft:
+def _draft(path: Path, folders: Sequence[Path], shared: _Shared) -> _Draft:
     shipped = shipped_configs()
     show = _shower([*folders, shipped])
-    family = read_family(path, look_up=lambda name: _file_in(shipped, name), cache=cache)
-    tree = merge(family, show)
-    args = tree.entries.pop("args", None)
-    flags, problems = flags_module.build_flags(args, lambda key: _present(tree, key))
-    return _Draft(family, tree, flags, problems, show)
+    family = read_family(path, look_up=lambda name: _file_in(shipped, name), cache=shared.files)
+    tree = merge(family, show, shared.trees)
+    args = tree.entries.get("args")
+    keys = {name: entry for name, entry in tree.entries.items() if name != "args"}
+    return _Draft(family, Branch(tree.origin, keys), args, show)
+
+
+def _flags(draft: _Draft) -> tuple[tuple[Flag, ...], list[Problem]]:
+    return flags_module.build_flags(draft.args, lambda key: _present(draft.tree, key))
+
+
+def _flag_problems(draft: _Draft, shared: _Shared) -> list[Problem]:
+    """Give the mistakes in ``args:``, which depend on nothing else."""
+    if not isinstance(draft.args, Branch):
+        return _flags(draft)[1]
+    if draft.args not in shared.flag_problems:
+        shared.flag_problems[draft.args] = _flags(draft)[1]
+    return shared.flag_problems[draft.args]
 
 
 def _present(tree: Branch, key: str) -> Leaf | None:
@@ -394,37 +432,45 @@ def _present(tree: Branch, key: str) -> Leaf | None:
 
 
 def _resolve_file(
-    path: Path,
-    folders: Sequence[Path],
-    overrides: Sequence[Override],
-    cache: FileCache,
-    templates: dict[str, Path | None],
+    path: Path, folders: Sequence[Path], overrides: Sequence[Override], shared: _Shared
 ) -> ResolvedConfig:
-    draft = _draft(path, folders, cache)
-    problems = [*draft.family.problems, *draft.flag_problems]
-    for override in overrides:
-        _apply(draft.tree, override, problems)
-    walk = _Walk(problems)
-    values = walk.section(Config, draft.tree, ())
-    _expand_paths(walk, values, templates)
-    is_complete = not draft.family.problems
-    if is_complete:
-        problems += [
-            _at_origin(problem, walk.leaves)
-            for problem in checks.check(msgspec.convert(values, Config))
-            if not walk.mistaken.intersection((problem.key, *problem.others))
-        ]
-    if problems:
-        raise ConfigProblems(in_file_order(problems, draft.family.in_reading_order()))
-    config = msgspec.convert(values, Config)
+    draft = _draft(path, folders, shared)
+    config, leaves = _judged(draft, overrides, shared)
+    flags, _ = _flags(draft)
     return ResolvedConfig(
         name=name_of(path, folders),
         file=path,
         config=config,
-        leaves=_with_typed_values(walk.leaves, msgspec.to_builtins(config)),
-        files=file_tree(draft.family, walk.leaves, draft.show),
-        flags=draft.flags,
+        leaves=_with_typed_values(leaves, msgspec.to_builtins(config)),
+        files=file_tree(draft.family, leaves, draft.show),
+        flags=flags,
     )
+
+
+def _judged(
+    draft: _Draft, overrides: Sequence[Override], shared: _Shared
+) -> tuple[Config, dict[str, Leaf]]:
+    """Give the typed config of a draft with its leaves.
+
+    Raises:
+        ConfigProblems: every mistake that was found, in file order.
+    """
+    problems = [*draft.family.problems, *_flag_problems(draft, shared)]
+    tree = draft.tree
+    for override in overrides:
+        tree = _with_override(tree, override, problems)
+    walked = _walk(tree, shared)
+    problems += walked.problems
+    config = msgspec.convert(walked.values, Config)
+    if not draft.family.problems:
+        problems += [
+            _at_origin(problem, walked.leaves)
+            for problem in checks.check(config)
+            if not walked.mistaken.intersection((problem.key, *problem.others))
+        ]
+    if problems:
+        raise ConfigProblems(in_file_order(problems, draft.family.in_reading_order()))
+    return config, walked.leaves
 
 
 def _with_typed_values(leaves: dict[str, Leaf], values: object) -> dict[str, Leaf]:
@@ -440,7 +486,7 @@ def _with_typed_values(leaves: dict[str, Leaf], values: object) -> dict[str, Lea
     return {key: replace(leaf, value=at(key)) for key, leaf in leaves.items()}
 
 
-def _apply(tree: Branch, override: Override, problems: list[Problem]) -> None:
+def _with_override(tree: Branch, override: Override, problems: list[Problem]) -> Branch:
     """Put an override on top; a key that cannot be is left to the walk, which names it."""
     origin = Origin(override.source)
     parts = override.key.split(".")
@@ -453,11 +499,12 @@ def _apply(tree: Branch, override: Override, problems: list[Problem]) -> None:
                 source=override.source,
             )
         )
-        return
+        return tree
     entry: Stated | StatedMapping = _stated(override.value)
-    for part in reversed(parts[1:]):
+    for part in reversed(parts):
         entry = StatedMapping({part: entry}, 0)
-    put(tree, parts[0], entry, lambda line: origin)
+    assert isinstance(entry, StatedMapping)
+    return overlaid(tree, entry, lambda line: origin)
 
 
 def _stated(value: object) -> Stated | StatedMapping:
@@ -481,17 +528,61 @@ def at_origins(problems: Sequence[Problem], resolved: ResolvedConfig) -> list[Pr
 
 
 @dataclass
+class _Walked:
+    """What a walk beside the schema has found.
+
+    Attributes:
+        values: plain data for msgspec; of a key with a mistake the schema's default.
+        leaves: each key and its leaf, in the order of the schema.
+        problems: every mistake.
+        mistaken: the keys with a mistake.
+    """
+
+    values: dict[str, object] = field(default_factory=dict)
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    mistaken: set[str] = field(default_factory=set)
+
+
+def _walk(tree: Branch, shared: _Shared) -> _Walked:
+    """Walk a whole config, taking sections that are those of an earlier one from there."""
+    whole = _Walk(shared.templates)
+    known = keys_of(Config)
+    for name, unknown in tree.entries.items():
+        if name not in known:
+            whole.unknown(name, unknown, (), list(known))
+    for name, key in known.items():
+        entry = tree.entries.get(name)
+        part = shared.walked.get(entry) if isinstance(entry, Branch) else None
+        if part is None:
+            walk = _Walk(shared.templates)
+            walk.key(key, entry, (name,), tree)
+            part = walk.found
+            if isinstance(entry, Branch):
+                shared.walked[entry] = part
+        whole.found.values |= part.values
+        whole.found.leaves |= part.leaves
+        whole.found.problems += part.problems
+        whole.found.mistaken |= part.mistaken
+    return whole.found
+
+
 class _Walk:
     """Walks merged keys beside the schema: collects leaves, values, and every mistake.
 
-    Attributes:
-        leaves: each key and its leaf, in the order of the schema.
-        mistaken: keys with a mistake; their values are the schema's defaults.
+    Args:
+        templates: the chat templates there are; None leaves names and paths as they are.
     """
 
-    problems: list[Problem]
-    leaves: dict[str, Leaf] = field(default_factory=dict)
-    mistaken: set[str] = field(default_factory=set)
+    def __init__(self, templates: dict[str, Path | None] | None) -> None:
+        self._templates = templates
+        self.found = _Walked()
+
+    def key(
+        self, key: Key, entry: Leaf | Branch | None, path: tuple[str, ...], above: Branch
+    ) -> None:
+        """Walk one key of the top level."""
+        self._key(key, entry, path, above, self.found.values)
 
     def section(
         self, section: type[msgspec.Struct], branch: Branch, path: tuple[str, ...]
@@ -500,25 +591,34 @@ class _Walk:
         known = keys_of(section)
         for name, unknown in branch.entries.items():
             if name not in known:
-                self._unknown(name, unknown, path, list(known))
+                self.unknown(name, unknown, path, list(known))
         values: dict[str, object] = {}
         for name, key in known.items():
-            here = (*path, name)
-            entry: Leaf | Branch | None = branch.entries.get(name)
-            if (inner := section_of(key.annotation)) is not None:
-                values[name] = self._inner_section(inner, entry, here)
-            elif (value_type := value_type_of_mapping(key.annotation)) is not None:
-                values[name] = self._mapping(value_type, entry, here, branch.origin)
-            elif entry is None and key.default is MISSING:
-                self._mistake(here, branch, f"{name} is missing", f"add {name}")
-            elif entry is None:
-                self._leaf(here, Leaf(key.default, DEFAULT_ORIGIN))
-                values[name] = key.default
-            else:
-                value = self._value(key.annotation, entry, here, key.default)
-                if value is not MISSING:
-                    values[name] = value
+            self._key(key, branch.entries.get(name), (*path, name), branch, values)
         return values
+
+    def _key(
+        self,
+        key: Key,
+        entry: Leaf | Branch | None,
+        path: tuple[str, ...],
+        above: Branch,
+        values: dict[str, object],
+    ) -> None:
+        """Put the value of a key of the section ``above`` into ``values``."""
+        if key.section is not None:
+            values[key.name] = self._inner_section(key.section, entry, path)
+        elif key.value_type is not None:
+            values[key.name] = self._mapping(key.value_type, entry, path, above.origin)
+        elif entry is None and key.default is MISSING:
+            self._mistake(path, above, f"{key.name} is missing", f"add {key.name}")
+        elif entry is None:
+            self._leaf(path, Leaf(key.default, DEFAULT_ORIGIN))
+            values[key.name] = key.default
+        else:
+            value = self._value(key, entry, path)
+            if value is not MISSING:
+                values[key.name] = value
 
     def _inner_section(
         self, section: type[msgspec.Struct], entry: Leaf | Branch | None, path: tuple[str, ...]
@@ -531,7 +631,7 @@ class _Walk:
                     f"expected a section with keys below it, got {kind_in_words(entry.value)}",
                     "indent its keys below it, or remove the line",
                 )
-            self.mistaken.update(".".join((*path, name)) for name in keys_of(section))
+            self.found.mistaken.update(".".join((*path, name)) for name in keys_of(section))
             entry = None
         return self.section(section, entry or Branch(DEFAULT_ORIGIN), path)
 
@@ -551,7 +651,7 @@ class _Walk:
                     f"expected a mapping of names, got {kind_in_words(entry.value)}",
                     "indent `name: …` lines below it, or write {}",
                 )
-            self.mistaken.add(".".join(path))
+            self.found.mistaken.add(".".join(path))
             return {}
         values: dict[str, object] = {}
         section = section_of(value_type)
@@ -562,7 +662,7 @@ class _Walk:
             elif isinstance(inner, Leaf) and inner.value is None and allows_null(value_type):
                 continue
             elif section is None:
-                value = self._value(value_type, inner, here, MISSING)
+                value = self._value(Key(name, value_type, "", MISSING), inner, here)
                 if value is not MISSING:
                     values[name] = value
             elif isinstance(inner, Leaf):
@@ -581,31 +681,43 @@ class _Walk:
             self._leaf(path, Leaf({}, entry.origin if entry else DEFAULT_ORIGIN))
         return values
 
-    def _value(
-        self, annotation: object, entry: Leaf | Branch, path: tuple[str, ...], default: object
-    ) -> object:
-        if isinstance(entry, Leaf) and accepts(annotation, entry.value):
-            value = entry.value
-            self._leaf(path, entry)
-            return value
-        if isinstance(entry, Leaf) and entry.value is UNREADABLE:
-            self.mistaken.add(".".join(path))
-            return default
+    def _value(self, key: Key, entry: Leaf | Branch, path: tuple[str, ...]) -> object:
+        """Give the value of a key that a file states; MISSING where there is none to give."""
+        if isinstance(entry, Leaf):
+            if key.accepts(entry.value):
+                return self._accepted(path, entry, key.default)
+            if entry.value is UNREADABLE:
+                self.found.mistaken.add(".".join(path))
+                return key.default
         value = entry.value if isinstance(entry, Leaf) else {}
         self._mistake(
             path,
             entry,
-            f"expected {describe(annotation)}, got {kind_in_words(value)}",
-            _remedy(annotation, value, default),
+            f"expected {describe(key.annotation)}, got {kind_in_words(value)}",
+            _remedy(key.annotation, value, key.default),
         )
-        return default
+        return key.default
+
+    def _accepted(self, path: tuple[str, ...], leaf: Leaf, default: object) -> object:
+        """Give a value of the right type, made absolute where it is a path."""
+        value = leaf.value
+        if isinstance(value, str) and self._templates is not None and path[-1] in _MAY_BE_PATHS:
+            try:
+                value = _located(".".join(path), value, leaf.origin, self._templates)
+            except _NotLocatedError as error:
+                self._mistake(path, leaf, error.what, error.remedy)
+                # Complete for the rules between keys, which look at no path.
+                value = leaf.value
+        self._leaf(path, leaf if value == leaf.value else replace(leaf, value=value))
+        return value
 
     def _leaf(self, path: tuple[str, ...], leaf: Leaf) -> None:
-        self.leaves[".".join(path)] = leaf
+        self.found.leaves[".".join(path)] = leaf
 
-    def _unknown(
+    def unknown(
         self, name: str, entry: Leaf | Branch, path: tuple[str, ...], known: list[str]
     ) -> None:
+        """Name a key that is none, and the one it may be meant to be."""
         remedy = did_you_mean(name, known).removeprefix("; ")
         if not remedy:
             by_last_part = {key.rsplit(".", 1)[-1]: key for key in reversed(all_keys())}
@@ -622,9 +734,9 @@ class _Walk:
 
     def _mistake(self, path: tuple[str, ...], entry: Leaf | Branch, what: str, remedy: str) -> None:
         key = ".".join(path)
-        self.mistaken.add(key)
+        self.found.mistaken.add(key)
         origin = entry.origin
-        self.problems.append(
+        self.found.problems.append(
             Problem(
                 key=key,
                 what=what,
@@ -660,56 +772,42 @@ _BOOLEAN_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 """Words that older YAML took for booleans."""
 
 
-def _expand_paths(
-    walk: _Walk, values: dict[str, object], templates: dict[str, Path | None]
-) -> None:
-    """Make every path absolute: relative to the file that states it, else to the current folder.
+_MAY_BE_PATHS = {"path", "output_dir", "resume", "chat_template"}
+"""Last words of the keys that name a file or folder."""
 
-    A data path that is not there and has the form ``owner/name`` is an id on the hub and stays.
+
+class _NotLocatedError(Exception):
+    """A path or a template that cannot be found out."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.what, self.remedy = what, remedy
+
+
+def _located(key: str, value: str, origin: Origin, templates: dict[str, Path | None]) -> str:
+    """Make a path absolute: relative to the file that states it, else to the current folder.
+
+    A data path that is not there and has the form ``owner/name`` is an id on the hub and stays, as
+    do words that are no path, such as ``auto``; of a project's own template the path is given.
+
+    Raises:
+        _NotLocatedError: a variable that is not set, an empty path, no such template.
     """
-    for key, leaf in walk.leaves.items():
-        value = leaf.value
-        if not isinstance(value, str) or leaf.origin == DEFAULT_ORIGIN:
-            continue
-        if key == "data.chat_template" and not _looks_like_path(value):
-            if value not in ("auto", *templates):
-                walk.problems.append(_at_origin(_no_such_template(value, templates), walk.leaves))
-            path = templates.get(value)
-            if path is not None:
-                _set(walk, values, key, str(path))
-            continue
-        is_resume = key == "checkpoints.resume" and value not in ("auto", "no")
-        if not (is_path(key) or is_resume or key == "data.chat_template"):
-            continue
-        expanded, trouble = expand(value)
-        if trouble or not value:
-            walk.problems.append(
-                _at_origin(
-                    Problem(
-                        key=key,
-                        what=trouble or "an empty path",
-                        remedy="set it, or write the path out" if trouble else "give a path",
-                    ),
-                    walk.leaves,
-                )
-            )
-            continue
-        folder = leaf.origin.file.parent if leaf.origin.file else Path.cwd()
-        path = absolute(folder / expanded)
-        if is_data_path(key) and looks_like_hub_id(value) and not exists(path):
-            continue
-        _set(walk, values, key, str(path))
-
-
-def _set(walk: _Walk, values: dict[str, object], key: str, value: str) -> None:
-    walk.leaves[key] = replace(walk.leaves[key], value=value)
-    *sections, last = key.split(".")
-    inside = values
-    for section in sections:
-        below = inside[section]
-        assert isinstance(below, dict), key
-        inside = below
-    inside[last] = value
+    if key == "data.chat_template" and not _looks_like_path(value):
+        if value not in ("auto", *templates):
+            raise _no_such_template(value, templates)
+        own = templates.get(value)
+        return value if own is None else str(own)
+    if key == "checkpoints.resume" and value in ("auto", "no"):
+        return value
+    expanded, trouble = expand(value)
+    if trouble:
+        raise _NotLocatedError(trouble, "set it, or write the path out")
+    if not value:
+        raise _NotLocatedError("an empty path", "give a path")
+    path = absolute((origin.file.parent if origin.file else Path.cwd()) / expanded)
+    if is_data_path(key) and looks_like_hub_id(value) and not exists(path):
+        return value
+    return str(path)
 
 
 def _looks_like_path(template: str) -> bool:
@@ -727,12 +825,11 @@ def _template_names(project: Path | None) -> dict[str, Path | None]:
     return shipped | {path.stem: path for path in sorted(own.glob("*.jinja"))}
 
 
-def _no_such_template(name: str, templates: dict[str, Path | None]) -> Problem:
+def _no_such_template(name: str, templates: dict[str, Path | None]) -> _NotLocatedError:
     near = did_you_mean(name, ["auto", *templates]).removeprefix("; ")
-    return Problem(
-        key="data.chat_template",
-        what=f"no chat template is called {name}",
-        remedy=near or f"use auto, a .jinja file, or one of {', '.join(templates)}",
+    return _NotLocatedError(
+        f"no chat template is called {name}",
+        near or f"use auto, a .jinja file, or one of {', '.join(templates)}",
     )
 
 
@@ -746,16 +843,14 @@ def list_configs(project: Path | None = None) -> list[ConfigListing]:
         ConfigProblems: the project is no folder.
     """
     folders = config_folders(project)
-    templates = _template_names(project)
-    cache: FileCache = {}
+    shared = _Shared(_template_names(project))
     listings = []
     for name, path in _config_files(folders):
         try:
-            resolved = _resolve_file(path, folders, (), cache, templates)
+            config, _ = _judged(_draft(path, folders, shared), (), shared)
         except ConfigProblems as error:
             listings.append(ConfigListing(name, path, problem=str(error.problems[0])))
             continue
-        config = resolved.config
         num_gpus = config.pipeline.ranks * config.pipeline.replicas
         listings.append(
             ConfigListing(
@@ -799,13 +894,14 @@ def read_resolved(path: Path) -> Config:
     path = absolute(path)
     stated, problems = read_file(path)
     if not problems:
-        tree = Branch(Origin(seen_from_here(path), path))
-        for name, entry in stated.entries.items():
-            put(
-                tree, name, entry, lambda line: Origin(f"{seen_from_here(path)}:{line}", path, line)
-            )
-        walk = _Walk(problems)
+        tree = overlaid(
+            Branch(Origin(seen_from_here(path), path)),
+            stated,
+            origins_in(path, seen_from_here(path)),
+        )
+        walk = _Walk(None)
         values = walk.section(Config, tree, ())
+        problems += walk.found.problems
         problems += [
             Problem(
                 key=key,
@@ -813,7 +909,7 @@ def read_resolved(path: Path) -> Config:
                 remedy="start the run anew from its config: this file names every key",
                 file=path,
             )
-            for key, leaf in walk.leaves.items()
+            for key, leaf in walk.found.leaves.items()
             if leaf.origin == DEFAULT_ORIGIN
         ]
         if not problems:

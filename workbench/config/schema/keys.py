@@ -8,7 +8,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -35,6 +35,24 @@ class Key:
     annotation: object
     description: str
     default: object
+
+    @cached_property
+    def section(self) -> type[msgspec.Struct] | None:
+        """The Struct below it, None for a key that is none."""
+        return section_of(self.annotation)
+
+    @cached_property
+    def value_type(self) -> object | None:
+        """The type of the values below it, None for a key that is no mapping with free names."""
+        return value_type_of_mapping(self.annotation)
+
+    @cached_property
+    def _alternatives(self) -> "list[tuple[object, tuple[Meta, ...]]]":
+        return alternatives(self.annotation)
+
+    def accepts(self, value: object) -> bool:
+        """Say whether a value read from YAML is one of its type; no infinity and no NaN is."""
+        return any(_is_one(base, metas, value) for base, metas in self._alternatives)
 
 
 @cache
