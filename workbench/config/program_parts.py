@@ -45,9 +45,7 @@ HEAD = '''\
 
 {description}
 
-This is what `workbench train -t {argument}` does, written out: the same rows, the same weights
-and the same losses, in one process and without a supervisor. Beside each value stand its key
-and who states it. It runs wherever workbench is installed, on a GPU or without one:
+{what}
 
     python run.py [--max-steps N] [--output-dir DIR]
 

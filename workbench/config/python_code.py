@@ -17,11 +17,13 @@ import msgspec
 
 from workbench.config import checks
 from workbench.config import program_parts as parts
+from workbench.config.inherit import DEFAULT_ORIGIN
 from workbench.config.load import ResolvedConfig, at_origins, shipped_configs
 from workbench.config.problems import ConfigProblems
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import DataSection, SourceSection
 from workbench.config.schema.keys import keys_of
+from workbench.config.yaml_reader import write_scalar
 
 WIDTH = 88
 """What formatters take for the end of a line unless they are told otherwise."""
@@ -87,14 +89,27 @@ _DEVICES = {
 def _head(resolved: ResolvedConfig) -> str:
     """Say what the program is, in its docstring."""
     stated = " ".join(resolved.config.description.split())
+    beside_files = [
+        shlex.quote(f"{key}={write_scalar(leaf.value)}")
+        for key, leaf in resolved.leaves.items()
+        if leaf.origin.file is None and leaf.origin != DEFAULT_ORIGIN
+    ]
+    command = " ".join(["workbench train -t", shlex.quote(resolved.name), *beside_files])
+    what = (
+        f"This is what `{command}` does, written out: the same rows, the same weights and the same "
+        "losses, in one process and without a supervisor. Beside each value stand its key and who "
+        "states it. It runs wherever workbench is installed:"
+    )
     return parts.HEAD.format(
         name=_for_docstring(resolved.name),
-        description=textwrap.fill(
-            _for_docstring(stated) or "Its file does not say what it is for.",
-            WIDTH,
-            break_long_words=False,
-        ),
-        argument=_for_docstring(shlex.quote(resolved.name)),
+        description=_paragraph(stated or "Its file does not say what it is for."),
+        what=_paragraph(what),
+    )
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(
+        _for_docstring(text), WIDTH, break_long_words=False, break_on_hyphens=False
     )
 
 
