@@ -31,9 +31,18 @@ def row(answer: str = "My name is Samantha.", *, question: str = "Hello?") -> di
     return {"conversations": turns}
 
 
-def config_of(folder: Path, rows: Sequence[object], **data: object) -> Config:
-    file = folder.parent / "data.json"
+def rows_of(number: int) -> list[object]:
+    """Give rows that are not each other's duplicates."""
+    return [row(question=f"Hello {at}?") for at in range(number)]
+
+
+def write_rows(file: Path, rows: Sequence[object]) -> Path:
     file.write_text(json.dumps(rows))
+    return file
+
+
+def config_of(folder: Path, rows: Sequence[object], **data: object) -> Config:
+    file = write_rows(folder.parent / "data.json", rows)
     section: dict[str, Any] = {
         "sources": {"data": SourceSection(path=str(file))},
         "max_length": 64,
@@ -99,12 +108,12 @@ def test_padding_is_an_id_that_the_model_has(make_folder: MakeFolder) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(description))
     assert prepare_module.load_tokenizer(folder).pad_id == size
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == size
-    assert run(config_of(folder, [row()] * 5), folder).pad_id < size
+    assert run(config_of(folder, rows_of(5)), folder).pad_id < size
 
 
 def test_evaluations_without_validation_rows_are_told(chatml_folder: Path) -> None:
     # int(0.80 x 3) and int(0.95 x 3) are both 2.
-    never = config_of(chatml_folder, [row()] * 3)
+    never = config_of(chatml_folder, rows_of(3))
     config = msgspec.structs.replace(never, evaluation=EvaluationSection(every_steps=5))
     assert "nothing is evaluated" in "".join(
         finding.what for finding in findings_of(config, chatml_folder)
@@ -152,7 +161,7 @@ def test_what_is_lost_to_the_length_is_told(chatml_folder: Path) -> None:
 
 
 def test_all_bad_rows_are_told_at_once_with_row_and_turn(chatml_folder: Path) -> None:
-    rows: list[object] = [row() for _ in range(12)]
+    rows = rows_of(12)
     rows[1] = {"conversations": [{"from": "human", "value": "Hello?"}]}
     rows[4] = {"conversations": [{"from": "narrator", "value": "Once"}, row()["conversations"][1]]}
     rows[5] = {"conversations": [*row()["conversations"], {"from": "gpt", "value": 3}]}
@@ -204,7 +213,7 @@ def test_a_row_whose_stop_is_never_trained_is_refused(chatml_folder: Path) -> No
 
 def test_a_stop_made_of_ordinary_pieces_is_a_warning(make_folder: MakeFolder) -> None:
     folder = make_folder(tokens=["<|pad|>"], pad_token="<|pad|>")
-    prepared = run(config_of(folder, [row("Yes.")] * 3, max_length=128), folder)
+    prepared = run(config_of(folder, rows_of(3), max_length=128), folder)
     (finding,) = prepared.findings
     assert finding.severity == "warning"
     assert "ordinary pieces" in finding.what
@@ -212,7 +221,7 @@ def test_a_stop_made_of_ordinary_pieces_is_a_warning(make_folder: MakeFolder) ->
 
 
 def test_text_that_becomes_a_special_token_is_a_warning(chatml_folder: Path) -> None:
-    rows = [row(), row("I say <|im_end|> aloud."), row()]
+    rows = [*rows_of(1), row("I say <|im_end|> aloud."), row()]
     config = config_of(chatml_folder, rows, split_at=[1.0, 1.0])
     (finding,) = findings_of(config, chatml_folder)
     assert (finding.severity, finding.where) == ("warning", "data.json row 2 turn 2")
@@ -228,7 +237,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(make_folder: MakeF
     ("content", "message"),
     [
         ("[]", "holds no conversation"),
-        ('[{"text": "x"}]', r"row 1: has neither 'conversations' \(ShareGPT\) nor 'messages'"),
+        ('[{"txt": "x"}]', "row 1: has n"),
         ('[{"conversations": ]', r"data\.json:1: is not JSON"),
     ],
 )
@@ -248,18 +257,6 @@ def test_a_config_without_data_and_rows_that_leave_nothing_are_refused(
         run(config_of(chatml_folder, [row()], sources={}), chatml_folder)
     with pytest.raises(DataError, match="nothing is left to train on"):
         run(config_of(chatml_folder, [row()]), chatml_folder)
-
-
-def test_processes_give_what_one_process_gives(
-    chatml_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [row(f"Answer {number}.") for number in range(40)]
-    here = run(config_of(chatml_folder, rows, num_workers=0), chatml_folder)
-    monkeypatch.setattr(prepare_module, "_MIN_CONVERSATIONS_FOR_PROCESSES", 2)
-    monkeypatch.setattr(prepare_module, "_CHUNK_CONVERSATIONS", 7)
-    there = run(config_of(chatml_folder, rows, num_workers=2), chatml_folder)
-    assert list(texts(there.train, chatml_folder)) == list(texts(here.train, chatml_folder))
-    assert there.num_conversations == here.num_conversations
 
 
 def test_the_demo_gives_rows_without_findings() -> None:
@@ -308,7 +305,7 @@ def check(config: Config) -> tuple[int, list[dict[str, Any]]]:
 
 
 def test_check_reports_progress_and_counts(chatml_folder: Path) -> None:
-    status, lines = check(config_of(chatml_folder, [row()] * 20, chat_template="chatml"))
+    status, lines = check(config_of(chatml_folder, rows_of(20), chat_template="chatml"))
     assert status == 0
     assert [line["type"] for line in lines[:-1]] == ["progress"] * (len(lines) - 1)
     assert lines[-1]["type"] == "done"
@@ -321,7 +318,9 @@ def test_check_reports_progress_and_counts(chatml_folder: Path) -> None:
 
 
 def test_check_says_what_is_wrong_and_exits_2(chatml_folder: Path) -> None:
-    config = config_of(chatml_folder, [row(), {"conversations": []}, row()])
+    rows = rows_of(3)
+    rows[1] = {"conversations": []}
+    config = config_of(chatml_folder, rows)
     status, lines = check(config)
     (finding,) = [line for line in lines if line["type"] == "finding"]
     assert status == 2

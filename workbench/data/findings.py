@@ -51,6 +51,12 @@ class Findings:
         if finding not in known[-_SHOWN_PER_KIND:]:
             known.append(finding)
 
+    def update(self, others: "Findings") -> None:
+        """Keep all of others' findings that are not known, under their kinds."""
+        for kind, findings in others._by_kind.items():
+            for finding in findings:
+                self.add(kind, finding)
+
     @property
     def num_errors(self) -> int:
         """Findings that keep a run from starting."""

@@ -1,65 +1,46 @@
 """A config's data section to rows of tokens, with everything that is wrong found on the way.
 
 Each data set is split by position before bad rows are dropped, so that dropping one moves no
-other across the border. Bad rows are errors, or with ``data.skip_bad_rows`` warnings.
+other across the border. Bad rows are errors, or with ``data.skip_bad_rows`` warnings. Tokens come
+from the cache (``tokenized``); cutting and packing them is done at every start.
 """
 
-import os
-import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workbench.config.model_facts import read_model_facts
 from workbench.config.schema.config import Config
-from workbench.config.schema.data import DataSection, SourceSection
-from workbench.data.chat_template import (
-    ChatTemplate,
-    EncodedConversation,
-    Rendered,
-    Targets,
-    to_tokens,
-)
-from workbench.data.findings import Finding, Findings, Severity
-from workbench.data.formats import (
-    BadRowError,
-    Complaint,
-    Conversation,
-    Format,
-    convert,
-    recognise,
-)
-from workbench.data.packing import (
-    MIN_PACKED_TOKENS,
-    Fitted,
-    Rows,
-    fit_documents,
-    pack,
-)
-from workbench.data.raw_rows import RawRow
-from workbench.data.sources import read_rows, source_files
+from workbench.config.schema.data import DataSection
+from workbench.data.chat_template import ChatTemplate
+from workbench.data.findings import Finding, Findings
+from workbench.data.packing import MIN_PACKED_TOKENS, Fitted, Rows, fit_documents, pack
 from workbench.data.token_store import TokenStore
+from workbench.data.tokenized import (
+    Inputs,
+    Progress,
+    Tokenized,
+    find_tokenized,
+    make_key,
+    open_inputs,
+    tokenize,
+)
 from workbench.data.tokenizer import Tokenizer, load_tokenizer
-from workbench.errors import DataError
 
-_CHUNK_CONVERSATIONS = 256
-# Measured on two cores: 5,600 short conversations take 0.8 s here and 1.5 s through two processes.
-_MIN_CONVERSATIONS_FOR_PROCESSES = 20_000
-_ROW_REMEDY = "correct the row, or drop it with data.skip_bad_rows"
+__all__ = [
+    "NumConversations",
+    "PreparedData",
+    "Progress",
+    "find_prepared",
+    "prepare",
+    "prepare_in_steps",
+]
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far preparing is."""
-
-    stage: str
-    done: int
-    total: int
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -82,6 +63,11 @@ class PreparedData:
         findings: what was odd; errors too, until ``prepare`` refuses them.
         pad_id: fills rows behind their last token; never the id of end-of-text.
         stop_ids: the tokens with which the template ends an assistant's turn.
+        lengths_train: (conversations,) int32, tokens of every conversation that can be trained
+            on, before cutting.
+        lengths_validation: (conversations,) int32, the same of the validation split.
+        cache: folder of the tokens; None if they could not be kept.
+        was_cached: the tokens were there already.
     """
 
     train: Rows
@@ -90,6 +76,10 @@ class PreparedData:
     findings: Findings
     pad_id: int
     stop_ids: tuple[int, ...]
+    lengths_train: NDArray[np.int32]
+    lengths_validation: NDArray[np.int32]
+    cache: Path | None
+    was_cached: bool
 
 
 def prepare(config: Config, model_folder: Path, template: str) -> PreparedData:
@@ -119,252 +109,81 @@ def prepare_in_steps(
     """Prepare and tell how far it is; the last item is the data, its findings not yet judged.
 
     Raises:
+        DataError: a file, template or tokenizer is wrong, or there is no space for tokens.
+    """
+    findings = Findings()
+    tokenizer = load_tokenizer(model_folder)
+    stop_ids = _check_stop(ChatTemplate(template, tokenizer.special_tokens), tokenizer, findings)
+    inputs = yield from open_inputs(config.data, model_folder, template, findings)
+    key = yield from make_key(inputs)
+    tokenized = find_tokenized(key)
+    was_cached = tokenized is not None
+    if tokenized is None:
+        tokenized = yield from tokenize(inputs, key, findings)
+    yield Progress("packing", 0, 1)
+    prepared = _lay_out(config, inputs, tokenized, tokenizer, findings, stop_ids, was_cached)
+    yield Progress("packing", 1, 1)
+    yield prepared
+
+
+def find_prepared(config: Config, model_folder: Path, template: str) -> PreparedData | None:
+    """Give the data if its tokens are in the cache; None if they would have to be made.
+
+    Raises:
         DataError: a file, template or tokenizer is wrong.
     """
-    data, findings = config.data, Findings()
+    findings = Findings()
     tokenizer = load_tokenizer(model_folder)
-    chat_template = ChatTemplate(template, tokenizer.special_tokens)
-    stop_ids = _check_stop(chat_template, tokenizer, findings)
-    yield Progress("reading", 0, len(data.sources))
-    splits = read_conversations(data, findings)
-    _warn_of_special_tokens(splits.train + splits.validation, tokenizer, findings)
-    documents: list[list[EncodedConversation]] = [[], []]
-    done, total = 0, len(splits.train) + len(splits.validation)
-    job = _EncodeJob(template, str(model_folder), data.targets)
-    for number, conversations in enumerate((splits.train, splits.validation)):
-        for chunk in _encode(conversations, job, data.num_workers):
-            for conversation, outcome in chunk:
-                document = _judge(conversation, outcome, data, findings)
-                if document is not None:
-                    documents[number].append(document)
-            done += len(chunk)
-            yield Progress("tokenizing", done, total)
-    train, validation = documents
-    num_embeddings = read_model_facts(model_folder).vocabulary_size
-    _check_vocabulary(train + validation, num_embeddings, model_folder, findings)
-    validation_rows = _lay_rows(validation, data, "validation", findings)
-    if config.evaluation.every_steps and not len(validation_rows) and not findings.num_errors:
+    stop_ids = _check_stop(ChatTemplate(template, tokenizer.special_tokens), tokenizer, findings)
+    inputs = _result(open_inputs(config.data, model_folder, template, findings))
+    tokenized = find_tokenized(_result(make_key(inputs)))
+    if tokenized is None:
+        return None
+    return _lay_out(config, inputs, tokenized, tokenizer, findings, stop_ids, was_cached=True)
+
+
+def _result(steps: Generator[Progress, None, _Result]) -> _Result:
+    """Go through steps that nobody watches."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+
+
+def _lay_out(
+    config: Config,
+    inputs: Inputs,
+    tokenized: Tokenized,
+    tokenizer: Tokenizer,
+    findings: Findings,
+    stop_ids: tuple[int, ...],
+    was_cached: bool,
+) -> PreparedData:
+    """Cut and pack tokens, and add what is odd about them to the findings."""
+    findings.update(tokenized.findings)
+    summary = tokenized.summary
+    num_embeddings = read_model_facts(inputs.model_folder).vocabulary_size
+    _check_vocabulary(summary.highest_id, num_embeddings, inputs.model_folder, findings)
+    validation = _lay_rows(tokenized.validation, inputs, "validation", findings)
+    if config.evaluation.every_steps and not len(validation) and not findings.num_errors:
         _warn_of_no_validation(findings)
-    yield PreparedData(
-        train=_lay_rows(train, data, "training", findings),
-        validation=validation_rows,
-        num_conversations=NumConversations(len(train), len(validation), len(splits.test)),
+    return PreparedData(
+        train=_lay_rows(tokenized.train, inputs, "training", findings),
+        validation=validation,
+        num_conversations=NumConversations(summary.train, summary.validation, summary.test),
         findings=findings,
         pad_id=_padding_id(tokenizer, num_embeddings),
         stop_ids=stop_ids,
+        lengths_train=tokenized.train.lengths,
+        lengths_validation=tokenized.validation.lengths,
+        cache=tokenized.folder,
+        was_cached=was_cached,
     )
 
 
-# ---- reading: files to conversations ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Usable conversations by split, in the order of the config and its files."""
-
-    train: list[Conversation] = field(default_factory=list)
-    validation: list[Conversation] = field(default_factory=list)
-    test: list[Conversation] = field(default_factory=list)
-
-
-def read_conversations(data: DataSection, findings: Findings) -> Splits:
-    """Read every data set and split it by position: rows before ``int(0.80 * n)`` are trained.
-
-    Args:
-        data: names the data sets.
-        findings: takes what is wrong with rows.
-
-    Raises:
-        DataError: a file cannot be read, or there is no data set.
-    """
-    splits = Splits()
-    sources = {name: source for name, source in data.sources.items() if source is not None}
-    if not sources:
-        raise DataError(
-            "names no data set", where="data.sources", remedy="give one a name and a path"
-        )
-    for name, source in sources.items():
-        conversations = _read_source(name, source, data, findings)
-        borders = [int(share * len(conversations)) for share in data.split_at]
-        parts = (
-            (splits.train, conversations[: borders[0]]),
-            (splits.validation, conversations[borders[0] : borders[1]]),
-            (splits.test, conversations[borders[1] :]),
-        )
-        for split, rows in parts:
-            split.extend(row for row in rows if row is not None)
-    return splits
-
-
-def _read_source(
-    name: str, source: SourceSection, data: DataSection, findings: Findings
-) -> list[Conversation | None]:
-    """Read one data set, keeping None in the place of a row that cannot be used."""
-    conversations: list[Conversation | None] = []
-    for file in source_files(Path(source.path), source.files):
-        rows = list(read_rows(file))
-        form = _form(source, rows)
-        if form is None:
-            raise DataError(
-                "has neither 'conversations' (ShareGPT) nor 'messages' (OpenAI)",
-                where=rows[0].where,
-                remedy=f"correct the row, or state data.sources.{name}.format",
-            )
-        conversations += [_read_row(row, form, data, findings) for row in rows]
-    if not conversations:
-        raise DataError(
-            f"{source.path} holds no conversation",
-            where=f"data.sources.{name}",
-            remedy="give a file with rows, or null to drop this data set",
-        )
-    return conversations
-
-
-def _form(source: SourceSection, rows: Sequence[RawRow]) -> Format | None:
-    """Give the form of a file's rows; None if auto cannot tell it from the first."""
-    if source.format != "auto":
-        return source.format
-    readable = [row for row in rows if row.problem is None]
-    # A file of broken lines only is reported line by line, whatever its form would have been.
-    return recognise(readable[0].value) if readable else "sharegpt"
-
-
-def _read_row(
-    row: RawRow, form: Format, data: DataSection, findings: Findings
-) -> Conversation | None:
-    severity: Severity = "warning" if data.skip_bad_rows else "error"
-    if row.problem is not None:
-        findings.add("broken row", Finding(severity, row.where, row.problem, _ROW_REMEDY))
-        return None
-    try:
-        conversation, notes = convert(row.value, form, data.roles, row.where)
-    except BadRowError as error:
-        _add_complaints(error.complaints, row.where, severity, findings)
-        return None
-    _add_complaints(notes, row.where, "warning", findings)
-    return conversation
-
-
-def _add_complaints(
-    complaints: Sequence[Complaint], where: str, severity: Severity, findings: Findings
-) -> None:
-    for complaint in complaints:
-        place = where if complaint.turn is None else f"{where} turn {complaint.turn}"
-        findings.add(complaint.kind, Finding(severity, place, complaint.what, complaint.remedy))
-
-
-# ---- tokenizing: conversations to documents --------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _EncodeJob:
-    """What a process needs to know to encode conversations."""
-
-    template: str
-    model_folder: str
-    targets: Targets
-
-
-class _Encoder:
-    """Encodes chunks; made once per process."""
-
-    def __init__(self, job: _EncodeJob) -> None:
-        self._tokenizer = load_tokenizer(Path(job.model_folder))
-        self._template = ChatTemplate(job.template, self._tokenizer.special_tokens)
-        self._targets = job.targets
-
-    def encode(
-        self, conversations: Sequence[Conversation]
-    ) -> list[EncodedConversation | DataError]:
-        """Encode conversations; one that the template refuses gives its error."""
-        outcomes: list[EncodedConversation | DataError] = []
-        rendered: list[Rendered | DataError] = []
-        for conversation in conversations:
-            try:
-                rendered.append(self._template.mark(conversation, self._targets))
-            except DataError as error:
-                rendered.append(error)
-        texts = [item.text for item in rendered if not isinstance(item, DataError)]
-        encoded = iter(self._tokenizer.encode(texts))
-        for item in rendered:
-            if isinstance(item, DataError):
-                outcomes.append(item)
-            else:
-                outcomes.append(to_tokens(item, next(encoded), self._tokenizer))
-        return outcomes
-
-
-_Chunk = list[tuple[Conversation, EncodedConversation | DataError]]
-
-
-def _encode(
-    conversations: Sequence[Conversation], job: _EncodeJob, num_workers: int
-) -> Iterator[_Chunk]:
-    """Encode in order, chunk by chunk; in processes of their own when there is much to do.
-
-    One process beside this one would only add its start, so it takes two to be used.
-    """
-    chunks = [
-        conversations[start : start + _CHUNK_CONVERSATIONS]
-        for start in range(0, len(conversations), _CHUNK_CONVERSATIONS)
-    ]
-    if num_workers < 2 or len(conversations) < _MIN_CONVERSATIONS_FOR_PROCESSES:
-        encoder = _Encoder(job)
-        for chunk in chunks:
-            yield list(zip(chunk, encoder.encode(chunk), strict=True))
-        return
-    # spawn: a fork of a process that has threads, as one with torch has, may hang.
-    with ProcessPoolExecutor(
-        num_workers, get_context("spawn"), initializer=_start_worker, initargs=(job,)
-    ) as pool:
-        try:
-            for chunk, outcomes in zip(chunks, pool.map(_encode_in_worker, chunks), strict=True):
-                yield list(zip(chunk, outcomes, strict=True))
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process that tokenizes died, perhaps for lack of memory",
-                where="data.num_workers",
-                remedy="set data.num_workers: 0",
-            ) from error
-
-
-_worker_encoder: list[_Encoder] = []
-
-
-def _start_worker(job: _EncodeJob) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each: the processes are parallel
-    _worker_encoder.append(_Encoder(job))
-
-
-def _encode_in_worker(
-    conversations: Sequence[Conversation],
-) -> list[EncodedConversation | DataError]:
-    return _worker_encoder[0].encode(conversations)
-
-
-def _judge(
-    conversation: Conversation,
-    outcome: EncodedConversation | DataError,
-    data: DataSection,
-    findings: Findings,
-) -> EncodedConversation | None:
-    """Make a document of what can be trained on, and a finding of what cannot."""
-    severity: Severity = "warning" if data.skip_bad_rows else "error"
-    if isinstance(outcome, DataError):
-        findings.add(
-            outcome.what, Finding(severity, conversation.where, outcome.what, outcome.remedy)
-        )
-        return None
-    if not outcome.mask.any():
-        what = "has no trainable token"
-        findings.add(what, Finding(severity, conversation.where, what, _ROW_REMEDY))
-        return None
-    if not outcome.num_stops:
-        what = "never trains the token that ends the assistant's turn"
-        remedy = "use a template that writes one after each answer, such as chatml"
-        findings.add(what, Finding(severity, conversation.where, what, remedy))
-        return None
-    return outcome
+# ---- tokenizer and template --------------------------------------------------------------------
 
 
 def _check_stop(
@@ -387,41 +206,17 @@ def _check_stop(
     return stop_ids
 
 
-def _warn_of_special_tokens(
-    conversations: Sequence[Conversation], tokenizer: Tokenizer, findings: Findings
-) -> None:
-    """Report turns whose text will be read as special tokens."""
-    texts = sorted(tokenizer.texts_of_special_tokens)
-    if not texts:
-        return
-    pattern = re.compile("|".join(re.escape(text) for text in texts))
-    for conversation in conversations:
-        for message in conversation.messages:
-            found = pattern.search(message.content)
-            if found is not None:
-                findings.add(
-                    "special token in text",
-                    Finding(
-                        "warning",
-                        f"{conversation.where} turn {message.turn}",
-                        f"contains {found.group()!r}, which becomes a special token",
-                        "remove it from the text if that is not meant",
-                    ),
-                )
-
-
 def _check_vocabulary(
-    documents: Sequence[EncodedConversation], rows: int, model_folder: Path, findings: Findings
+    highest_id: int, num_embeddings: int, model_folder: Path, findings: Findings
 ) -> None:
     """Refuse ids that the model's embedding has no row for."""
-    highest = max((int(document.ids.max()) for document in documents), default=0)
-    if highest >= rows:
+    if highest_id >= num_embeddings:
         findings.add(
             "vocabulary",
             Finding(
                 "error",
                 str(model_folder),
-                f"the tokenizer gives id {highest}, the model's vocab_size is {rows}",
+                f"the tokenizer gives id {highest_id}, the model's vocab_size is {num_embeddings}",
                 "use the tokenizer that belongs to the model",
             ),
         )
@@ -435,22 +230,14 @@ def _padding_id(tokenizer: Tokenizer, num_embeddings: int) -> int:
     return next(number for number in range(num_embeddings) if number not in ends)
 
 
-# ---- packing: documents to rows --------------------------------------------------------------
+# ---- documents to rows -------------------------------------------------------------------------
 
 
-def _lay_rows(
-    documents: Sequence[EncodedConversation], data: DataSection, split: str, findings: Findings
-) -> Rows:
+def _lay_rows(store: TokenStore, inputs: Inputs, split: str, findings: Findings) -> Rows:
+    data = inputs.data
     min_length = 0 if data.packing == "none" else MIN_PACKED_TOKENS
-    store = TokenStore(
-        ids=np.concatenate([np.empty(0, np.int32), *(document.ids for document in documents)]),
-        targets=np.concatenate([np.empty(0, np.bool_), *(document.mask for document in documents)]),
-        offsets=np.cumsum([0, *(document.ids.size for document in documents)], dtype=np.int64),
-        parts=np.zeros(len(documents), dtype=np.int32),
-        rows=np.arange(len(documents), dtype=np.int64),
-    )
     fitted = fit_documents(store, data.max_length, data.overlong, min_length)
-    _report_losses(fitted, len(documents), data, split, findings)
+    _report_losses(fitted, len(store), data, split, findings)
     if split == "training" and not len(fitted.pieces) and not findings.num_errors:
         findings.add(
             "empty",
@@ -461,7 +248,18 @@ def _lay_rows(
                 "add conversations, raise data.max_length, or move data.split_at",
             ),
         )
-    return pack(store, fitted.pieces, data.max_length, data.packing)
+    weights = None
+    if split == "training":
+        of_part = [source.weight for source in inputs.sources for _ in source.parts]
+        weights = np.array(of_part, dtype=np.float64)[store.parts[fitted.pieces.documents]]
+    return pack(
+        store,
+        fitted.pieces,
+        data.max_length,
+        data.packing,
+        weights=weights,
+        parts=inputs.parts,
+    )
 
 
 def _warn_of_no_validation(findings: Findings) -> None:
