@@ -101,8 +101,18 @@ class ReadFile:
     parents: tuple[Path, ...]
 
 
-FileCache = dict[Path, tuple[StatedMapping, list[Problem]]]
-"""Files read so far, so that listing many configs reads their common bases once."""
+@dataclass
+class FileCache:
+    """Files read so far, so that listing many configs reads their common bases once.
+
+    Attributes:
+        files: what each states, and its mistakes.
+        found: the file that a name in the ``extends:`` of a file means; None: there is none.
+    """
+
+    files: dict[Path, tuple[StatedMapping, list[Problem]]] = field(default_factory=dict)
+    found: dict[tuple[Path, str], Path | None] = field(default_factory=dict)
+
 
 Trees = dict[tuple[Path, ...], Branch]
 """What chains of files come to, so that listing many configs merges their common bases once."""
@@ -146,14 +156,14 @@ def _read_into(
     look_up: Callable[[str], Path | None],
     cache: FileCache,
 ) -> None:
-    if path not in cache:
-        cache[path] = read_file(path)
-    stated, problems = cache[path]
+    if path not in cache.files:
+        cache.files[path] = read_file(path)
+    stated, problems = cache.files[path]
     family.problems.extend(problems)
     chain = (*chain, path)
     parents: list[Path] = []
     for name, line in _names_in_extends(stated, path, family.problems):
-        parent, problem = _parent(name, path, line, chain, look_up)
+        parent, problem = _parent(name, path, line, chain, look_up, cache)
         if problem is None and parent in family.files and _extends(parents, parent, family):
             problem = Problem(
                 key="extends",
@@ -216,22 +226,25 @@ def _parent(
     line: int,
     chain: tuple[Path, ...],
     look_up: Callable[[str], Path | None],
+    cache: FileCache,
 ) -> tuple[Path | None, Problem | None]:
     """Find a file named in ``extends:``; a file that is not there, or a circle, is a problem."""
 
     def problem(what: str, remedy: str) -> tuple[None, Problem]:
         return None, Problem(key="extends", what=what, remedy=remedy, file=file, line=line)
 
-    expanded, trouble = expand(name)
-    if trouble:
-        return problem(trouble, "set it, or write the path out")
-    beside = absolute(file.parent / expanded)
-    with_suffix = beside.with_name(beside.name + ".yaml")
-    parent = next((each for each in (beside, with_suffix) if is_file(each)), None)
-    parent = parent or look_up(name)
+    if (file, name) not in cache.found:
+        expanded, trouble = expand(name)
+        if trouble:
+            return problem(trouble, "set it, or write the path out")
+        beside = absolute(file.parent / expanded)
+        with_suffix = beside.with_name(beside.name + ".yaml")
+        found = next((each for each in (beside, with_suffix) if is_file(each)), None)
+        cache.found[file, name] = found or look_up(name)
+    parent = cache.found[file, name]
     if parent is None:
         return problem(
-            f"{name} is not there: no file {seen_from_here(beside)}, no shipped config",
+            f"{name} is not there: no file {_beside(name, file)}, no shipped config",
             "name a file relative to this one; "
             + " → ".join(seen_from_here(each) for each in chain)
             + " leads here",
@@ -243,6 +256,11 @@ def _parent(
             "remove one of these `extends:`",
         )
     return parent, None
+
+
+def _beside(name: str, file: Path) -> str:
+    """Say where a name in ``extends:`` would be, beside the file that states it."""
+    return seen_from_here(absolute(file.parent / expand(name)[0]))
 
 
 def merge(family: Family, show: Callable[[Path], str], trees: Trees) -> Branch:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -147,6 +148,7 @@ class ConfigListing:
 # ---- where configs are ----------------------------------------------------------------------
 
 
+@cache
 def _shipped(name: str) -> Path:
     """Find a shipped folder: at the top of a checkout, among the modules of an installed wheel."""
     package = Path(__file__).resolve().parent.parent
@@ -232,13 +234,13 @@ def template_names(project: Path | None = None) -> dict[str, Path]:
     return {name: path or shipped_templates() / f"{name}.jinja" for name, path in names.items()}
 
 
-def files_of(path: Path, cache: FileCache | None = None) -> list[Path]:
+def files_of(path: Path, read_before: FileCache | None = None) -> list[Path]:
     """Give a config's file and all it extends, as far as they can be read, also of a broken one."""
     shipped = shipped_configs()
     family = read_family(
         absolute(path),
         look_up=lambda name: _file_in(shipped, name),
-        cache={} if cache is None else cache,
+        cache=FileCache() if read_before is None else read_before,
     )
     return family.in_reading_order()
 
@@ -342,7 +344,8 @@ def resolve_text(text: str, path: Path, *, project: Path | None = None) -> Resol
         ConfigProblems: every mistake that was found, in file order.
     """
     path = absolute(path)
-    shared = _Shared(_template_names(project), files={path: read_text(text, path)})
+    files = FileCache({path: read_text(text, path)})
+    shared = _Shared(_template_names(project), files)
     return _resolve_file(path, config_folders(project), (), shared)
 
 
@@ -379,7 +382,7 @@ class _Shared:
     """
 
     templates: dict[str, Path | None]
-    files: FileCache = field(default_factory=dict)
+    files: FileCache = field(default_factory=FileCache)
     trees: Trees = field(default_factory=dict)
     walked: dict[Branch, "_Walked"] = field(default_factory=dict)
     flag_problems: dict[Branch, list[Problem]] = field(default_factory=dict)
