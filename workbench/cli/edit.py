@@ -18,6 +18,7 @@ from workbench.cli.config_arguments import (
     project_folder,
     typed_path,
 )
+from workbench.config.editable import check_editable, comes_with_workbench
 from workbench.config.inherit import FileCache, absolute
 from workbench.config.load import (
     BASE_FOLDER,
@@ -26,12 +27,10 @@ from workbench.config.load import (
     files_of,
     find_config,
     resolve,
-    shipped_configs,
-    shipped_templates,
     template_names,
 )
 from workbench.config.problems import seen_from_here
-from workbench.errors import ConfigError, RefusedError, RunError
+from workbench.errors import ConfigError
 from workbench.jobs.editor import VSCODE_SOCKET, editor_command, run_editor
 
 DESCRIPTION = """\
@@ -91,7 +90,7 @@ def run(arguments: list[str]) -> int:
         output.narrate("nothing picked, nothing opened")
         return 0
     for path in picked:
-        _check_editable(path, project)
+        check_editable(path, project)
     return _edit(picked, project)
 
 
@@ -138,40 +137,6 @@ def editable_files(project: Path | None) -> Iterator[EditableFile]:
     for name, path in sorted(template_names(project).items()):
         if not comes_with_workbench(path):
             yield EditableFile(TEMPLATES, name, path)
-
-
-def comes_with_workbench(path: Path) -> bool:
-    """Say whether a file belongs to an installed workbench: the next update would undo a change."""
-    folders = (shipped_configs(), shipped_templates())
-    is_installed = folders[0].parent.name == "shipped"
-    return is_installed and any(path.is_relative_to(folder) for folder in folders)
-
-
-def _check_editable(path: Path, project: Path | None) -> None:
-    """Refuse a file that cannot or should not be written, before any editor opens.
-
-    Raises:
-        RefusedError: it comes with an installed workbench.
-        RunError: it cannot be written.
-    """
-    if comes_with_workbench(path):
-        is_template = path.is_relative_to(shipped_templates())
-        folder = shipped_templates() if is_template else shipped_configs()
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        beside = seen_from_here(absolute((project or Path()) / "chat_templates"))
-        raise RefusedError(
-            "comes with workbench, so that its next update would undo what you change",
-            where=str(path),
-            remedy=f"copy it into {beside}, which comes first, and edit it there"
-            if is_template
-            else f"make one of your own: workbench new -t {name} NAME",
-        )
-    if not os.access(path, os.W_OK):
-        raise RunError(
-            "cannot be written",
-            where=str(path),
-            remedy="change its permissions, or edit a copy: workbench new -t CONFIG NAME",
-        )
 
 
 def _find(name: str, project: Path | None, offered: Sequence[EditableFile]) -> Path:
