@@ -7,6 +7,7 @@ import argparse
 import difflib
 import itertools
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from workbench.jobs.data_worker import (
     Done,
     Finding,
     Progress,
+    Refused,
     Row,
     Statistics,
     Step,
@@ -126,7 +128,7 @@ def _check(arguments: Sequence[str]) -> int:
         for line in itertools.chain(
             _check_heading(read.resolved.name, findings, done, paint),
             finding_lines(findings, paint),
-            _check_ending(read.resolved.name, findings, done, paint),
+            _check_ending(_all_of(arguments), findings, done, paint),
         ):
             output.result(line)
     return 2 if any(found.severity == "error" for found in findings) else 0
@@ -194,12 +196,17 @@ def finding_lines(findings: Sequence[Finding], paint: Paint) -> Iterator[str]:
         yield paint(f"  → {remedy}", "quiet")
 
 
+def _all_of(arguments: Sequence[str]) -> str:
+    """Give the command that shows every finding of what was typed."""
+    return shlex.join(["workbench", "data", "check", *arguments, "--all"])
+
+
 def _check_ending(
-    name: str, findings: Sequence[Finding], done: Done | None, paint: Paint
+    command: str, findings: Sequence[Finding], done: Done | None, paint: Paint
 ) -> Iterator[str]:
     yield ""
     if done is not None and done.num_hidden:
-        yield f"workbench data check -t {name} --all shows every one"
+        yield f"{command} shows every one"
     if any(found.severity == "error" for found in findings):
         yield f"{paint('✗', 'bad')} a run is refused until the errors are mended"
     elif done is not None:
@@ -256,8 +263,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     for line in finding_lines(findings, paint):
         output.narrate(line)
     if has_errors or done is None:
-        name = read.resolved.name
-        output.narrate(f"\nnot prepared; workbench data check -t {name} --all shows every finding")
+        output.narrate(f"\nnot prepared; {_all_of(arguments)} shows every finding")
         return 2
     output.result(counts_in_words(done))
     if done.cache is not None:
@@ -392,7 +398,7 @@ class _Page:
                 yield from statistics_lines(record, self.paint, self.width)
             case Done():
                 self.done = record
-            case Progress():
+            case Progress() | Refused():
                 pass
 
     def _row(self, row: Row) -> Iterator[str]:
@@ -467,7 +473,7 @@ def _preview_json(read: ConfigArguments, records: Iterator[AnyRecord]) -> int:
                 statistics = msgspec.to_builtins(record, str_keys=True)
             case Done():
                 done = record
-            case Progress():
+            case Progress() | Refused():
                 pass
     output.result_json(
         {

@@ -36,30 +36,27 @@ def ruled(text: str, width: int, paint: Paint, *, stroke: str = "─", look: Loo
 def head_lines(config: str, step: Step, paint: Paint, width: int) -> Iterator[str]:
     """Say which rows follow, and what the marks mean."""
     if step.step is None:
-        which = f"a document of {step.num_documents:,}"
-        rows = ""
+        which, facts = f"one document of {step.num_documents:,}", []
     else:
         unit = "batch" if step.split == "validation" else "step"
         which = f"{unit} {step.step:,} of {step.num_steps:,}"
-        rows = f"{step.num_rows:,} rows of {step.row_length:,}"
-    num_positions = (step.num_rows + step.num_empty_rows) * step.row_length
-    facts = [
-        rows,
-        f"{step.num_tokens:,} tokens",
-        f"{step.num_targets:,} targets ({share(step.num_targets, step.num_tokens)})",
-    ]
-    num_padding = num_positions - step.num_tokens
-    if step.step is not None:
-        facts.append(f"{num_padding:,} padding ({share(num_padding, num_positions)})")
-    if step.num_empty_rows:
-        facts.append(f"{step.num_empty_rows:,} empty rows fill it up")
+        num_positions = (step.num_rows + step.num_empty_rows) * step.row_length
+        num_padding = num_positions - step.num_tokens
+        facts = [
+            f"{step.num_rows:,} rows of {step.row_length:,}",
+            f"{step.num_tokens:,} tokens",
+            f"{step.num_targets:,} targets ({share(step.num_targets, step.num_tokens)})",
+            f"{num_padding:,} padding ({share(num_padding, num_positions)})",
+        ]
+        if step.num_empty_rows:
+            facts.append(f"{step.num_empty_rows:,} empty rows fill it up")
     template = "the model's own template" if step.template == "auto" else step.template
     yield from _flowed(
         [f"{paint('Data preview', 'title')} · {config}", f"{step.split}, {which}"],
-        ["Data preview" + f" · {config}", f"{step.split}, {which}"],
+        [f"Data preview · {config}", f"{step.split}, {which}"],
         width,
     )
-    yield from _flowed(facts := [fact for fact in facts if fact], facts, width)
+    yield from _flowed(facts, facts, width)
     targets = [f"template: {template}", f"trained: {_TARGETS.get(step.targets, step.targets)}"]
     yield from _flowed(targets, targets, width)
     yield legend(paint)

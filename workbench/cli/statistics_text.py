@@ -136,7 +136,7 @@ def step_lines(found: Statistics, paint: Paint, width: int) -> Iterator[str]:
     if found.split == "train":
         yield f"  {found.steps_per_epoch:,} steps per epoch, {found.num_steps:,} in the run"
     else:
-        yield f"  {found.steps_per_epoch:,} batches hold every row, {found.num_steps:,} are used"
+        yield f"  batches that hold every row: {found.steps_per_epoch:,}, evaluated: {found.num_steps:,}"
 
 
 def _table(rows: list[list[str]], paint: Paint, left: tuple[int, ...] = ()) -> Iterator[str]:

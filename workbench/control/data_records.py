@@ -33,6 +33,14 @@ class Finding(Record, frozen=True, tag="finding"):
     remedy: str
 
 
+class Refused(Record, frozen=True, tag="refused"):
+    """What was asked for is not there, such as a step beyond the run's end; nothing follows."""
+
+    where: str
+    what: str
+    remedy: str
+
+
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """What a config's data comes to.
 
@@ -266,4 +274,4 @@ class Statistics(Record, frozen=True, tag="statistics"):
     target_share: float
 
 
-AnyRecord = Progress | Finding | Done | Step | Row | Statistics
+AnyRecord = Progress | Finding | Refused | Done | Step | Row | Statistics

@@ -26,6 +26,7 @@ from workbench.control.data_records import (
     Done,
     Finding,
     Progress,
+    Refused,
     Split,
 )
 from workbench.data import prepare
@@ -35,7 +36,7 @@ from workbench.data.prepare import PreparedData, prepare_in_steps
 from workbench.data.preview import Preview
 from workbench.data.statistics import loader_of, statistics
 from workbench.data.tokenizer import load_tokenizer
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError, DataError, WorkbenchError
 
 _LEFT_ALONE = 130
 _MODES = ("check", "prepare", "preview", "counts")
@@ -77,8 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         if mode == "counts":
             return _count(request)
         prepared = _prepare(request)
-        if mode == "preview":
-            _preview(request, prepared)
+        if mode == "preview" and not _preview(request, prepared):
+            return 2
         return _end(request, prepared)
     except WorkbenchError as error:
         _say(Finding(severity="error", where=error.where, what=error.what, remedy=error.remedy))
@@ -139,10 +140,11 @@ def _shown(findings: Findings, *, everything: bool) -> list[Finding]:
     ]
 
 
-def _preview(request: Request, prepared: PreparedData) -> None:
+def _preview(request: Request, prepared: PreparedData) -> bool:
+    """Say the rows that were asked for, and the statistics; False if there are no such rows."""
     config, split = request.config, request.split
     if not len(prepared.train if split == "train" else prepared.validation):
-        return
+        return True
     tokenizer = load_tokenizer(_model_folder(config))
     template = ChatTemplate(_template(config), tokenizer.special_tokens)
     preview = Preview(config, prepared, split, tokenizer, template)
@@ -150,10 +152,15 @@ def _preview(request: Request, prepared: PreparedData) -> None:
         records = preview.step(request.step, request.num_rows)
     else:
         records = preview.document(request.document)
-    for record in records:
-        _say(record)
+    try:
+        for record in records:
+            _say(record)
+    except DataError as error:
+        _say(Refused(where=error.where, what=error.what, remedy=error.remedy))
+        return False
     if request.statistics:
         _say(statistics(config, prepared, split))
+    return True
 
 
 def _count(request: Request) -> int:
@@ -169,7 +176,7 @@ def _end(request: Request, prepared: PreparedData) -> int:
     """Say what it came to; give the exit status."""
     findings = prepared.findings
     num_findings, num_errors = len(list(findings)), findings.num_errors
-    folder = getattr(prepared, "cache", None)
+    folder = prepared.cache
     _say(
         Done(
             prepared=True,
@@ -179,7 +186,7 @@ def _end(request: Request, prepared: PreparedData) -> int:
             num_hidden=num_findings - len(_shown(findings, everything=request.all)),
             cache=None if folder is None else str(folder),
             cache_bytes=0 if folder is None else _size(folder),
-            was_cached=getattr(prepared, "was_cached", False),
+            was_cached=prepared.was_cached,
         )
     )
     return 2 if num_errors else 0

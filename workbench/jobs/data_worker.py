@@ -19,6 +19,7 @@ from workbench.control.data_records import (
     Finding,
     Padding,
     Progress,
+    Refused,
     Row,
     Share,
     Split,
@@ -26,7 +27,7 @@ from workbench.control.data_records import (
     Step,
     Token,
 )
-from workbench.errors import RunError
+from workbench.errors import DataError, RunError
 from workbench.jobs.short_workers import run_worker
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Finding",
     "Padding",
     "Progress",
+    "Refused",
     "Row",
     "Share",
     "Split",
@@ -101,6 +103,7 @@ def preview(
         statistics: give them behind the rows; they look at every length.
 
     Raises:
+        DataError: there is no such step or document.
         RunError: the worker died.
     """
     request = {
@@ -138,13 +141,15 @@ def _records(
                 yield latest
             continue
         try:
-            record = msgspec.convert(content, AnyRecord)
+            record = msgspec.convert(content, AnyRecord, str_keys=True)
         except msgspec.ValidationError as error:
             raise RunError(
                 f"printed a record that is not known: {error}",
                 where=f"python -m {_MODULE} {mode}",
                 remedy="install one version of workbench, not parts of two",
             ) from error
+        if isinstance(record, Refused):
+            raise DataError(record.what, where=record.where, remedy=record.remedy)
         if isinstance(record, Progress):
             latest = record
         else:
