@@ -181,7 +181,7 @@ def convert(
 def _check_form(row: object, form: Format) -> None:
     key = _KEYS[form]
     if not isinstance(row, dict):
-        raise _bad_row("not an object", f"is {_kind(row)}, not an object with {key!r}")
+        raise _bad_row("not an object", f"is {kind_of(row)}, not an object with {key!r}")
     if key in row:
         return
     other = recognise(row)
@@ -211,7 +211,7 @@ def _messages(
     key = _KEYS[form]
     turns = row[key]
     if not isinstance(turns, list):
-        raise _bad_row("no turns", f"{key!r} is {_kind(turns)}, a list of turns is needed")
+        raise _bad_row("no turns", f"{key!r} is {kind_of(turns)}, a list of turns is needed")
     if not turns:
         raise _bad_row("no turns", f"{key!r} is an empty list")
     messages: list[Message] = []
@@ -244,11 +244,11 @@ def _message(turn: object, form: Format, roles: Mapping[str, Role], number: int)
         return BadRowError([Complaint(kind, what, remedy, number)])
 
     if not isinstance(turn, dict):
-        raise refused("not an object", f"is {_kind(turn)}, not an object")
+        raise refused("not an object", f"is {kind_of(turn)}, not an object")
     role_key, content_key = _turn_keys(turn, form)
     stated = turn.get(role_key)
     if not isinstance(stated, str):
-        what = f"has no {role_key!r}" if stated is None else f"{role_key!r} is {_kind(stated)}"
+        what = f"has no {role_key!r}" if stated is None else f"{role_key!r} is {kind_of(stated)}"
         raise refused("no role", f"{what}, the speaker's name is needed")
     role = roles.get(stated) or ROLES.get(stated)
     if role is None:
@@ -265,7 +265,7 @@ def _message(turn: object, form: Format, roles: Mapping[str, Role], number: int)
         content = _joined_parts(content, refused)
     if not isinstance(content, str):
         what = f"has no {content_key!r}" if content is None else f"{content_key!r} is"
-        what += "" if content is None else f" {_kind(content)}"
+        what += "" if content is None else f" {kind_of(content)}"
         raise refused("no text", f"{what}, text is needed")
     flaw = why_not_text(content)
     if flaw is not None:
@@ -307,7 +307,7 @@ def _is_trained(turn: dict[str, Any], role: Role, refused: _Refuse) -> bool:
     train, weight = turn.get("train"), turn.get("weight")
     if train is not None:
         if not isinstance(train, bool):
-            raise refused("bad train", f"'train' is {_kind(train)}, not true or false")
+            raise refused("bad train", f"'train' is {kind_of(train)}, not true or false")
         return train
     if weight is None or role != "assistant":
         return True
@@ -365,7 +365,7 @@ def _history(history: object) -> tuple[list[tuple[Role, str]], list[Complaint]]:
     if history is None:
         return [], []
     if not isinstance(history, list):
-        what = f"'history' is {_kind(history)}, a list of pairs is needed"
+        what = f"'history' is {kind_of(history)}, a list of pairs is needed"
         return [], [Complaint("bad history", what, ROW_REMEDY)]
     turns: list[tuple[Role, str]] = []
     for number, pair in enumerate(history, start=1):
@@ -384,7 +384,7 @@ def _text_of(
     """Read the text of a row's key: with what is odd about it, or None and what is wrong."""
     value = row.get(key)
     if not isinstance(value, str):
-        stated = f"has no {key!r}" if value is None else f"{key!r} is {_kind(value)}"
+        stated = f"has no {key!r}" if value is None else f"{key!r} is {kind_of(value)}"
         return None, [Complaint("no text", f"{stated}, text is needed", ROW_REMEDY)]
     flaw = why_not_text(value)
     if flaw is not None:
@@ -446,8 +446,8 @@ def _merge(messages: list[Message]) -> tuple[list[Message], list[Complaint]]:
     return merged, notes
 
 
-def _kind(value: object) -> str:
-    """Name a JSON value's type as a reader of JSON would."""
+def kind_of(value: object) -> str:
+    """Name a JSON value's type as a reader of JSON would: an object, a list, text, a number."""
     names: Iterator[tuple[type, str]] = iter(
         [(bool, "true or false"), (dict, "an object"), (list, "a list"), (str, "text")]
     )

@@ -212,9 +212,9 @@ def _scan_list(content: memoryview, label: str, first: int) -> list[tuple[int, i
             begin, position = end, _skip_blank(text, end)
             separator = text[position : position + 1]
             if separator == ",":
-                position = _skip_blank(text, position + 1)
+                comma, position = position, _skip_blank(text, position + 1)
                 if text[position : position + 1] == "]":
-                    raise json.JSONDecodeError("Comma behind the last row", text, position - 1)
+                    raise json.JSONDecodeError("Comma behind the last row", text, comma)
             elif separator != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']' behind a row", text, end)
             byte = spans[-1][1] + position - begin

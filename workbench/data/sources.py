@@ -11,19 +11,17 @@ apart is an error. What is read:
 """
 
 import difflib
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from workbench.config.hub_id import looks_like_hub_id
 from workbench.config.schema.data import SourceSection
 from workbench.data.findings import Finding
-from workbench.data.formats import KEYS_OF_FORM, Format, recognise
+from workbench.data.formats import KEYS_OF_FORM, Format, kind_of, recognise
 from workbench.data.hub import fetch_files, load_split
 from workbench.data.json_files import JsonPart, RowIndex, index_lines, index_list
-from workbench.data.raw_rows import Part, RawRow, reading
+from workbench.data.raw_rows import Part, reading
 from workbench.data.text_files import TextPart
 from workbench.data.unpacked import unpack
 from workbench.errors import DataError
@@ -293,9 +291,8 @@ def _form_of_rows(index: RowIndex, label: str, name: str, source: SourceSection)
             form = recognise(value)
             if form is not None:
                 return form
-            stated = f"; its keys are {_keys(value)}" if isinstance(value, dict) and value else ""
             raise DataError(
-                f"{_NO_FORM}{stated}",
+                _why_no_form(value),
                 where=index.where(label, number),
                 remedy=f"correct the row, or state data.sources.{name}.format",
             )
@@ -303,153 +300,8 @@ def _form_of_rows(index: RowIndex, label: str, name: str, source: SourceSection)
     return "sharegpt"
 
 
-def _keys(row: dict[str, object]) -> str:
-    return ", ".join(repr(key) for key in list(row)[:_NAMES_SHOWN])
-
-
-# ---- eager reading ---------------------------------------------------------------------------
-
-
-def source_files(path: Path, files: Sequence[str]) -> list[Path]:
-    """Name the files of a source: the path itself, or what it holds.
-
-    Args:
-        path: a file, or a folder.
-        files: names within the folder; empty takes every .json and .jsonl, by name.
-
-    Raises:
-        DataError: the path or a file is not there, or the folder holds no such file.
-    """
-    if path.is_file():
-        if files:
-            raise DataError(
-                "is a file, so there are no files within it",
-                where=str(path),
-                remedy="give the folder as path, or leave `files` out",
-            )
-        return [path]
-    if not path.is_dir():
-        raise DataError(
-            "there is no such file or folder", where=str(path), remedy="check data.sources"
-        )
-    if not files:
-        found = sorted(
-            file for file in path.iterdir() if file.suffix in SUFFIXES[:2] and file.is_file()
-        )
-        if not found:
-            raise DataError(
-                f"holds no file ending in {' or '.join(SUFFIXES[:2])}",
-                where=str(path),
-                remedy="name the files under data.sources, or give another folder",
-            )
-        return found
-    named = [path / name for name in files]
-    absent = [file.name for file in named if not file.is_file()]
-    if absent:
-        raise DataError(
-            f"does not hold {', '.join(absent)}", where=str(path), remedy="check data.sources"
-        )
-    return named
-
-
-def read_rows(file: Path) -> Iterator[RawRow]:
-    """Read a file's rows in order.
-
-    A .jsonl holds one JSON value per line, blank lines aside; a .json holds a list of rows, or
-    lines after all.
-
-    Raises:
-        DataError: the file cannot be read, is not UTF-8 or holds null bytes (for .json), or is
-            one JSON value that is not a list.
-    """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"cannot be read: {error.strerror}", where=str(file), remedy="check its permissions"
-        ) from error
-    if content.startswith(_UTF_16_MARKS):
-        raise DataError("is encoded as UTF-16", where=str(file), remedy="save the file as UTF-8")
-    content = content.removeprefix(_BYTE_ORDER_MARK)
-    if file.suffix == ".jsonl":
-        yield from _read_lines(file, content)
-    else:
-        yield from _read_list(file, content)
-
-
-def _read_lines(file: Path, content: bytes) -> Iterator[RawRow]:
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file.name}:{number}"
-        problem = _encoding_problem(line)
-        if problem is not None:
-            yield RawRow(file, where, None, problem)
-            continue
-        try:
-            yield RawRow(file, where, json.loads(line))
-        except (ValueError, RecursionError) as error:
-            yield RawRow(file, where, None, f"is not JSON: {_explain(error)}")
-
-
-def _read_list(file: Path, content: bytes) -> Iterator[RawRow]:
-    if not content.strip():
-        return
-    problem = _encoding_problem(content)
-    if problem is not None:
-        line = 1 + content.count(b"\n", 0, _flaw_at(content))
-        raise DataError(
-            problem, where=f"{file.name}:{line}", remedy="save the file anew as UTF-8 text"
-        )
-    try:
-        value = json.loads(content)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and content.lstrip().startswith(b"{"):
-            yield from _read_lines(file, content)
-            return
-        raise DataError(
-            f"is not JSON: {error.msg} at column {error.colno}",
-            where=f"{file.name}:{error.lineno}",
-            remedy="correct the file; the mistake may begin a line earlier",
-        ) from error
-    except RecursionError as error:
-        raise DataError(
-            "is nested too deeply", where=str(file), remedy="give a list of conversations"
-        ) from error
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        raise DataError(
-            "is not a list of rows", where=str(file), remedy="give a JSON list, or JSON lines"
-        )
-    for number, row in enumerate(value, start=1):
-        yield RawRow(file, f"{file.name} row {number:,}", row)
-
-
-def _encoding_problem(content: bytes) -> str | None:
-    if b"\0" in content:
-        return "contains a null byte"
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"is not UTF-8: byte 0x{content[error.start]:02x}"
-    return None
-
-
-def _flaw_at(content: bytes) -> int:
-    null = content.find(b"\0")
-    if null >= 0:
-        return null
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start
-    return 0
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return re.sub(r"\s+", " ", str(error))
+def _why_no_form(row: object) -> str:
+    if not isinstance(row, dict):
+        return f"is {kind_of(row)}, not an object with turns or a text"
+    keys = ", ".join(repr(key) for key in list(row)[:_NAMES_SHOWN])
+    return f"{_NO_FORM}; its keys are {keys}" if row else "is an empty object"
