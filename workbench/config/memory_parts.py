@@ -30,14 +30,15 @@ MARGIN = 0.02
 SLOTS = 3
 """Blocks' worth of GPU memory that streamed blocks pass through."""
 
-# Workspaces of cuBLAS and cuBLASLt, 32 MiB each, from torch's allocator.
-_LIBRARY_BYTES = 64 * MIB
+LIBRARY_BYTES = 64 * MIB
+"""Workspaces of cuBLAS and cuBLASLt, 32 MiB each, from torch's allocator."""
+
 # What the reductions of an update take beside its two fp32 copies; twice that beyond 2 GiB, where
 # an fp32 copy no longer has 32-bit offsets. Both read off peaks on an H200, torch 2.11.
 _REDUCTION_BYTES = 133 * MIB
 # What torch's allocator (expandable segments) holds without using it: shares fitted to the peaks
 # of 0.6 B to 8 B shapes; blocks of many sizes come and go, and the head's chunk is the largest.
-_GAP_OF_BLOCK, _GAP_OF_HEAD, _GAP_BYTES = 0.07, 0.17, 32 * MIB
+_GAP_OF_BLOCK, _GAP_OF_HEAD, _GAP_BYTES = 0.07, 0.14, 32 * MIB
 # Rows of the MLP that exist at once where a block is tiled.
 _TILE_ROWS = 2048
 _SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNK_ELEMENTS = 1024, 4096, 1 << 25
@@ -238,6 +239,36 @@ def kept_bytes_per_token(facts: ModelFacts, recompute: Recompute, element: int =
     return kept if recompute == "selective" else kept + 2 * element * facts.intermediate_size
 
 
+def saved_bytes_per_token(facts: ModelFacts, element: int = 2) -> int:
+    """Give the bytes per token and block that autograd keeps where nothing is recomputed.
+
+    What the twins of today's kernels save: the block's input and the residual behind attention,
+    both norms with an fp32 copy, q, k, v, attention's result, and gate, its SiLU, up, product.
+    """
+    h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
+    norms = 2 * (4 * h + 2 * element * h)
+    return norms + element * (2 * h + 2 * q + 2 * k + 4 * f) + 4 * facts.num_heads
+
+
+def head_bytes(facts: ModelFacts, tokens: int, element: int = 2) -> tuple[int, int]:
+    """Give what head and loss of a microbatch take, all its tokens being targets.
+
+    A chunk's logits, their fp32 copy and the temporary of its log-sum-exp; for every target its
+    row, the row's norm with an fp32 copy, and the gradients of both and of the hidden state.
+
+    Returns:
+        Bytes of logits, and of the rest.
+    """
+    chunk = min(chunk_rows(facts.vocabulary_size), tokens)
+    logits = chunk * facts.vocabulary_size * (8 + (element if element < 4 else 0))
+    return logits, tokens * facts.hidden_size * (4 + 5 * element)
+
+
+def gap_bytes(block: int, head: int) -> int:
+    """Give what torch's allocator holds beside what is alive, from the two largest workspaces."""
+    return round(_GAP_OF_BLOCK * block + _GAP_OF_HEAD * head + _GAP_BYTES)
+
+
 def update_bytes(parameters: int, sum_bytes: int) -> int:
     """Give what updating one matrix takes: two fp32 copies and the reductions over them.
 
@@ -265,11 +296,7 @@ def _measured(facts: ModelFacts, form: StepForm) -> DeviceBytes:
     tokens, step_tokens = form.microbatch_tokens, form.step_tokens
     vocabulary = facts.vocabulary_parameters
     block = tokens * recomputed_block_bytes_per_token(facts, element)
-    chunk = min(chunk_rows(facts.vocabulary_size), tokens)
-    # Logits, their fp32 copy and the temporary of its log-sum-exp; every token may be a target:
-    # rows, their norm with its fp32 copy, the gradient of the result, and of the hidden states.
-    logits = chunk * facts.vocabulary_size * (8 + (element if element < 4 else 0))
-    head = logits + tokens * h * (4 + 5 * element)
+    logits, targets = head_bytes(facts, tokens, element)
     largest = max(math.prod(shape) for shape in facts.block_shapes)
     # Gradients laid end to end, sorted, and in fp32; then one fp32 row per distinct id.
     embedding = step_tokens * h * (4 + 2 * element)
@@ -277,14 +304,13 @@ def _measured(facts: ModelFacts, form: StepForm) -> DeviceBytes:
     update_vocabulary = update_bytes(vocabulary, form.sum_bytes)
     phases = [
         Phase("backward of a block", block),
-        Phase("head and loss", head),
+        Phase("head and loss", logits + targets),
         Phase("update of a block", update_bytes(largest, form.sum_bytes)),
         Phase("gradient of the embedding", embedding, with_inputs=False),
         Phase("update of the embedding", update_vocabulary, with_inputs=False),
     ]
     if not facts.tied:
         phases.append(Phase("update of the head", update_vocabulary))
-    gap = _GAP_OF_BLOCK * block + _GAP_OF_HEAD * (head - logits // 5) + _GAP_BYTES
     return DeviceBytes(
         weights=_weights(facts, form),
         slots=0,
@@ -293,9 +319,9 @@ def _measured(facts: ModelFacts, form: StepForm) -> DeviceBytes:
         gradient_sums=(facts.block_parameters + vocabulary + h) * form.sum_bytes,
         optimizer_state=factored_state_bytes(facts),
         staging=0,
-        libraries=_LIBRARY_BYTES if form.is_gpu else 0,
+        libraries=LIBRARY_BYTES if form.is_gpu else 0,
         phases=tuple(phases),
-        gap=round(gap) if form.is_gpu else 0,
+        gap=gap_bytes(block, logits + targets) if form.is_gpu else 0,
     )
 
 
@@ -335,16 +361,16 @@ def _formula(facts: ModelFacts, form: StepForm) -> DeviceBytes:
         gradient_sums=(facts.block_parameters + facts.vocabulary_parameters + h) * form.sum_bytes,
         optimizer_state=state,
         staging=3 * tokens * h * element if form.pinned_inputs else 0,
-        libraries=_LIBRARY_BYTES if form.is_gpu else 0,
+        libraries=LIBRARY_BYTES if form.is_gpu else 0,
         phases=phases,
-        gap=round(_GAP_OF_BLOCK * block + _GAP_OF_HEAD * head + _GAP_BYTES) if form.is_gpu else 0,
+        gap=gap_bytes(block, head) if form.is_gpu else 0,
     )
 
 
 # ---- host and disk -----------------------------------------------------------------------------
 
-# A rank before it holds anything: Python, torch and its libraries, tokenizer, rows that are mapped.
-_GPU_PROCESS_BYTES, _CPU_PROCESS_BYTES = 3 * GIB, GIB
+GPU_PROCESS_BYTES, CPU_PROCESS_BYTES = 3 * GIB, GIB
+"""A rank before it holds anything: Python, torch, its libraries, tokenizer, mapped rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,12 +406,12 @@ def host_bytes(facts: ModelFacts, form: StepForm) -> HostBytes:
     """Give the host memory of a layer-major rank, by part."""
     element = form.weight_bytes
     if not form.is_gpu:
-        return HostBytes(process=_CPU_PROCESS_BYTES, training=device_bytes(facts, form).reserved)
+        return HostBytes(process=CPU_PROCESS_BYTES, training=device_bytes(facts, form).reserved)
     streamed = (facts.num_layers - form.resident_blocks(facts.num_layers)) * facts.block_parameters
     kept = facts.hidden_size * element + kept_bytes_per_token(facts, form.recompute, element)
     has_moments = form.optimizer != "adafactor"
     return HostBytes(
-        process=_GPU_PROCESS_BYTES,
+        process=GPU_PROCESS_BYTES,
         weights=streamed * element,
         block_inputs=facts.num_layers * form.step_tokens * kept if form.pinned_inputs else 0,
         low_bits=2 * facts.num_parameters if form.exact else 0,
