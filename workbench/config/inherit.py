@@ -108,10 +108,13 @@ class FileCache:
     Attributes:
         files: what each states, and its mistakes.
         found: the file that a name in the ``extends:`` of a file means; None: there is none.
+        families: of a base file, it and all it extends, in the order in which they apply; only of
+            those without a mistake.
     """
 
     files: dict[Path, tuple[StatedMapping, list[Problem]]] = field(default_factory=dict)
     found: dict[tuple[Path, str], Path | None] = field(default_factory=dict)
+    families: dict[Path, dict[Path, ReadFile]] = field(default_factory=dict)
 
 
 Trees = dict[tuple[Path, ...], Branch]
@@ -178,8 +181,26 @@ def _read_into(
         assert parent is not None, name
         parents.append(parent)
         if parent not in family.files:
-            _read_into(family, parent, chain, look_up, cache)
+            _read_base_into(family, parent, chain, look_up, cache)
     family.files[path] = ReadFile(path, stated, tuple(parents))
+
+
+def _read_base_into(
+    family: Family,
+    base: Path,
+    chain: tuple[Path, ...],
+    look_up: Callable[[str], Path | None],
+    cache: FileCache,
+) -> None:
+    """Read a file that another extends; what it extends itself may be known from an earlier one."""
+    known = cache.families.get(base)
+    if known is not None and known.keys().isdisjoint([*family.files, *chain]):
+        family.files.update(known)
+        return
+    is_first, num_problems = not family.files, len(family.problems)
+    _read_into(family, base, chain, look_up, cache)
+    if is_first and len(family.problems) == num_problems:
+        cache.families[base] = dict(family.files)
 
 
 def _extends(files: Sequence[Path], wanted: Path, family: Family) -> bool:
@@ -274,17 +295,18 @@ def merge(family: Family, show: Callable[[Path], str], trees: Trees) -> Branch:
     Returns:
         The merged keys, ``args`` among them, ``extends`` not.
     """
-    tree = Branch(DEFAULT_ORIGIN)
-    chain: tuple[Path, ...] = ()
-    for path, file in family.files.items():
-        chain = (*chain, path)
-        if chain not in trees:
-            stated = {
-                name: entry for name, entry in file.stated.entries.items() if name != "extends"
-            }
+    chain = tuple(family.files)
+    # Siblings have the whole chain but themselves in common.
+    length = len(chain) - 1 if chain[:-1] in trees else 0
+    tree = trees[chain[:-1]] if length else Branch(DEFAULT_ORIGIN)
+    for path in chain[length:]:
+        length += 1
+        if chain[:length] not in trees:
+            stated = family.files[path].stated.entries
+            keys = {name: entry for name, entry in stated.items() if name != "extends"}
             origin_at = origins_in(path, show(path))
-            trees[chain] = overlaid(tree, StatedMapping(stated, 1), origin_at)
-        tree = trees[chain]
+            trees[chain[:length]] = overlaid(tree, StatedMapping(keys, 1), origin_at)
+        tree = trees[chain[:length]]
     return tree
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -34,7 +35,7 @@ _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
-_C_LOADER: "type[yaml.CSafeLoader] | None" = getattr(yaml, "CSafeLoader", None)
+_C_PARSER: Any = getattr(getattr(yaml, "cyaml", None), "CParser", None)
 """libyaml's parser, fifteen times as fast; None where PyYAML was built without it."""
 
 _TAKEN_DIFFERENTLY = re.compile(r"[\t!?]|[|>][-+0-9]*#")
@@ -272,7 +273,7 @@ class _Builder:
 
     def __init__(self, text: str, file: Path | None, by_libyaml: bool = True) -> None:
         self._text = text
-        self._fast_loader = _C_LOADER if by_libyaml else None
+        self._fast_parser = _C_PARSER if by_libyaml else None
         self._file = file
         self._events: Iterator[yaml.Event] = iter(())
         self.problems: list[Problem] = []
@@ -280,20 +281,19 @@ class _Builder:
     def document(self) -> Stated | StatedMapping:
         # What libyaml does not understand is read again: PyYAML's own parser says better what is
         # wrong, and where.
-        if self._fast_loader is not None and not _TAKEN_DIFFERENTLY.search(self._text):
+        if self._fast_parser is not None and not _TAKEN_DIFFERENTLY.search(self._text):
             with contextlib.suppress(yaml.YAMLError, UnicodeEncodeError):
-                return self._read_by(self._fast_loader)
+                # None ends the events; yaml.parse would look ahead before each of them.
+                return self._read(iter(self._fast_parser(self._text).get_event, None))
             self.problems.clear()
         try:
-            return self._read_by(yaml.SafeLoader)
+            return self._read(yaml.parse(self._text, Loader=yaml.SafeLoader))
         except yaml.YAMLError as error:
             self.problems.append(_syntax_problem(error, self._text, self._file))
         return Stated(None, 1)
 
-    def _read_by(
-        self, loader: "type[yaml.SafeLoader] | type[yaml.CSafeLoader]"
-    ) -> Stated | StatedMapping:
-        self._events = yaml.parse(self._text, Loader=loader)
+    def _read(self, events: Iterator[yaml.Event]) -> Stated | StatedMapping:
+        self._events = events
         try:
             return self._first_document()
         except _SyntaxProblemError:

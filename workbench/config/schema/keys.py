@@ -154,6 +154,8 @@ def accepts(annotation: object, value: object) -> bool:
 
 
 def _is_one(base: object, metas: tuple[Meta, ...], value: object) -> bool:
+    if base is bool or base is str:
+        return type(value) is base
     if base is type(None):
         return value is None
     if get_origin(base) is Literal:
@@ -165,8 +167,6 @@ def _is_one(base: object, metas: tuple[Meta, ...], value: object) -> bool:
             and all(_keeps_length(meta, len(value)) for meta in metas)
             and all(accepts(item, each) for each in value)
         )
-    if base is bool or base is str:
-        return type(value) is base
     if base is int or base is float:
         if type(value) is not int and (base is int or type(value) is not float):
             return False
