@@ -3,6 +3,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from tests.data.conftest import CHATML_TOKENS, MakeFolder
@@ -219,6 +221,95 @@ def test_marks_that_do_not_match_the_turns_are_refused() -> None:
         ChatTemplate(source).mark(conversation())
 
 
+CHATML_LIKE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ SAID }}<|im_end|>\n{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "m.content if m.role != 'user' else ''",
+            r"leaves out .* turn 2 \(user\) says: 'Hello, what",
+        ),
+        ("m.content.split(' is ')[-1]", r"leaves out or changes what turn 2 \(user\)"),
+        ("m.content | upper", r"leaves out or changes what turn 1 \(system\) says: 'Be kind.'"),
+        ("m.content if m.role != 'assistant' else ''", r"turn 3 \(assistant\) says: 'My name"),
+    ],
+)
+def test_a_template_that_leaves_something_out_is_refused(said: str, told: str) -> None:
+    template = ChatTemplate(CHATML_LIKE.replace("SAID", said) + PROMPT)
+    with pytest.raises(DataError, match=told):
+        template.mark(conversation())
+
+
+def test_a_template_that_writes_an_answer_elsewhere_is_refused() -> None:
+    source = (
+        "{% for i in [0, 1, 3] %}{{ messages[i].content }}{% endfor %}{% for i in [4, 2] %}"
+        "{% generation %}{{ messages[i].content }}{% endgeneration %}{% endfor %}"
+    )
+    with pytest.raises(DataError, match=r"misplaces what turn 3 \(assistant\) says: 'My name"):
+        ChatTemplate(source).mark(conversation())
+
+
+@pytest.mark.parametrize(
+    "said", ["m.content | trim", "m.content.replace('\n', ' ')", "m.content | tojson"]
+)
+def test_spaces_and_json_around_what_is_said_are_the_templates_business(said: str) -> None:
+    template = ChatTemplate(CHATML_LIKE.replace("SAID", said) + PROMPT)
+    assert len(template.mark(conversation()).trained) == 2
+
+
+def test_characters_that_are_none_do_not_confuse_what_is_trained(chatml_folder: Path) -> None:
+    turns: list[tuple[Role, str]] = [("user", "a\ufdd2b\ufdd0"), ("assistant", "c\ufdd1d\ufdd2")]
+    rendered = chatml().mark(conversation(turns))
+    ((begin, end),) = rendered.trained
+    assert rendered.text[begin:end] == "c\ufdd1d\ufdd2<|im_end|>"
+    with pytest.raises(DataError, match="no characters"):
+        ChatTemplate(MARKED).mark(conversation(turns))
+
+
+@pytest.mark.parametrize("adds", ["nothing", "bos", "bos and eos"])
+def test_a_plain_text_is_trained_whole_with_what_the_tokenizer_adds(
+    make_folder: MakeFolder, adds: str
+) -> None:
+    folder = make_folder(tokens=["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
+    begin, end = "<s> " * ("bos" in adds), " </s>" * ("eos" in adds)
+    if begin:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        ids = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
+        backend.post_processor = TemplateProcessing(single=f"{begin}$A{end}", special_tokens=ids)
+        backend.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    for text in ("Hello, what is\n", "<s>Hello</s>", "Hello</s>\n"):
+        rendered = chatml().mark(Conversation((), "a file", text))
+        assert (rendered.text, rendered.trained, rendered.stops) == (text, ((0, len(text)),), ())
+        encoded = chatml().encode(Conversation((), "a file", text), tokenizer)
+        written = "<s>" * (bool(begin) and not text.startswith("<s>")) + text
+        written += "</s>" * (bool(end) and "</s>" not in text)
+        assert tokenizer.decode(encoded.ids.tolist()) == written
+        assert encoded.mask.tolist() == [False] + [True] * (encoded.ids.size - 1)
+        assert encoded.num_stops == 0
+
+
+def test_an_end_of_text_that_a_chat_does_not_write_is_added_and_not_trained(
+    make_folder: MakeFolder,
+) -> None:
+    folder = make_folder(tokens=[*CHATML_TOKENS, "</s>"], eos_token="</s>")
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    end = ("</s>", backend.token_to_id("</s>"))
+    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[end])
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.adds_eos
+    encoded = chatml().encode(conversation(), tokenizer)
+    assert encoded.ids[-1] == tokenizer.eos_id != encoded.ids[-2]
+    assert not encoded.mask[-1]
+    with_end = ChatTemplate(template_source("chatml_eos", folder), tokenizer.special_tokens)
+    encoded = with_end.encode(conversation(), tokenizer)
+    assert encoded.ids.tolist().count(tokenizer.eos_id) == 2 == encoded.num_stops
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -255,6 +346,13 @@ def test_auto_takes_the_file_then_the_config_then_chatml(make_folder: MakeFolder
     (stated / "chat_template.jinja").write_text("from the file")
     assert template_source("auto", stated) == "from the file"
     assert template_source(str(stated / "chat_template.jinja"), plain) == "from the file"
+
+
+def test_a_list_of_templates_without_a_default_is_refused(make_folder: MakeFolder) -> None:
+    folder = make_folder(chat_template=[{"name": "tool_use", "template": "no"}])
+    with pytest.raises(DataError, match="names the chat templates tool_use, and none"):
+        template_source("auto", folder)
+    assert template_source("chatml", folder)
 
 
 def test_an_unknown_template_is_refused_with_the_names_there_are(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def own_template(model_folder: Path) -> str | None:
     """Give the template beside a tokenizer: its file, else the entry of its config, else None.
 
     Raises:
-        DataError: a file is there and cannot be read.
+        DataError: a file is there and cannot be read, or it lists templates without a default.
     """
     file = model_folder / "chat_template.jinja"
     if file.is_file():
@@ -60,10 +60,16 @@ def own_template(model_folder: Path) -> str | None:
             where=str(path),
             remedy="download it anew, or set data.chat_template",
         ) from error
-    if isinstance(stated, list):
-        named = {entry.name: entry.template for entry in stated}
-        return named.get("default")
-    return stated
+    if not isinstance(stated, list):
+        return stated
+    named = {entry.name: entry.template for entry in stated}
+    if named and "default" not in named:
+        raise DataError(
+            f"names the chat templates {', '.join(named)}, and none of them is the default",
+            where=str(path),
+            remedy="set data.chat_template to a shipped name, or save one of them as a .jinja file",
+        )
+    return named.get("default")
 
 
 class _NamedTemplate(msgspec.Struct):

@@ -342,8 +342,7 @@ def _refuse_losses(text: str, spans: Sequence[_Span], turns: Sequence[Message]) 
         if _without_space(json.dumps(turn.content, ensure_ascii=False)[1:-1]) in place:
             continue
         shown = turn.content.strip()[:_SHOWN_CHARACTERS]
-        is_elsewhere = turn.content.strip() in text
-        what = "does not write where that turn is" if is_elsewhere else "leaves out or changes"
+        what = "misplaces" if turn.content.strip() in text else "leaves out or changes"
         raise DataError(
             f"the chat template {what} what turn {turn.turn} ({turn.role}) says: {shown!r}",
             where=_WHERE,

@@ -2,8 +2,8 @@
 
 The settings and helpers are those for which chat templates are written (the documentation of chat
 templates in transformers), so text is the same here and there. Bounds: ``MAX_ROUNDS`` rounds of
-all loops and macros of one rendering, ``MAX_CHARACTERS`` in a text or a value, ``MAX_NUMBER`` as
-an argument or a factor. They are far above what conversations need, and far below what hurts.
+all loops and macros of one rendering, ``MAX_CHARACTERS`` in a text, ``MAX_NUMBER`` as an argument
+or as the items of a list. They are far above what conversations need, and far below what hurts.
 
 Knows nothing of roles or of what is trained; but a compiled template can also say where each round
 of its walk over the messages begins, see ``walks_forward``.
@@ -38,7 +38,7 @@ MAX_NUMBER = 1 << 20
 _WHERE = "chat template"
 _REMEDY = "choose a template for such turns, or correct the row"
 _LOOK_BACK = frozenset({"index", "index0", "first", "previtem", "depth", "depth0"})
-_SIZED_FILTERS = ("batch", "center", "indent", "slice", "truncate", "wordwrap")
+_SIZED_FILTERS = ("batch", "center", "format", "indent", "slice", "truncate", "wordwrap")
 
 _Node = TypeVar("_Node", bound=nodes.Node)
 
@@ -77,6 +77,10 @@ class CompiledTemplate:
                 f"is not valid Jinja: {error.message}",
                 where=f"{_WHERE} line {error.lineno}",
                 remedy="correct the template, or choose a shipped one",
+            ) from error
+        except (MemoryError, RecursionError, SyntaxError) as error:
+            raise DataError(
+                f"is nested too deeply: {error}", where=_WHERE, remedy="choose another template"
             ) from error
 
     def render(
@@ -327,15 +331,17 @@ def _count_round(context: _CountingContext, value: object) -> object:
 
 @pass_context  # so that Jinja never evaluates it ahead
 def _check_size(context: Context, value: object) -> object:
-    if isinstance(value, (str, list, tuple)) and len(value) > MAX_CHARACTERS:
-        raise SecurityError(f"it builds a value of more than {MAX_CHARACTERS} characters or items")
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        raise SecurityError(f"it builds a text of more than {MAX_CHARACTERS} characters")
+    if isinstance(value, (list, tuple)) and len(value) > MAX_NUMBER:
+        raise SecurityError(f"it builds a list of more than {MAX_NUMBER} items")
     return value
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox with bounds on numbers."""
+    """Jinja's immutable sandbox with bounds on numbers and on widths in formats."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "%"})
     context_class = _CountingContext
 
     def call_binop(
@@ -349,7 +355,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("it raises to a power above 1000")
         if operator == "*" and _size(left) * _size(right) > MAX_CHARACTERS:
             raise SecurityError(f"it multiplies to more than {MAX_CHARACTERS}")
+        if operator == "%":
+            _check_format(left)
         return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:  # noqa: ANN401
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_format(value.__self__)
+        return wrapped
 
     def call(
         __self,  # noqa: N805  the names of Jinja's method: a template may pass a keyword `self`
@@ -374,10 +388,18 @@ def _check_numbers(args: Sequence[object], kwargs: Mapping[str, object]) -> None
             raise SecurityError(f"it passes a number above {MAX_NUMBER}")
 
 
+def _check_format(form: object) -> None:
+    """Refuse widths that make a long text of a short one: ``%999999999d``, ``{:>{}}``, ``%*d``."""
+    if isinstance(form, str) and re.search(r"\d{5}|\{[^{}]+\{|%[^%]*\*", form):
+        raise SecurityError("it formats to a width that is very large, or not written out")
+
+
 def _with_small_numbers(wrapped: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(wrapped)
     def checked(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         _check_numbers(args, kwargs)
+        if wrapped.__name__ == "do_format":
+            _check_format(args[0])
         return wrapped(*args, **kwargs)
 
     return checked

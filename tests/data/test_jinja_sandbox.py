@@ -1,0 +1,167 @@
+"""Templates that attack, run wild or are wrong: each ends in an error that names its line."""
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workbench.data.jinja_sandbox import MAX_CHARACTERS, CompiledTemplate
+from workbench.errors import DataError
+
+MESSAGES: list[dict[str, object]] = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi."},
+]
+
+
+def render(source: str) -> str:
+    return CompiledTemplate(source).render(MESSAGES, {"eos_token": "</s>"})
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Let this process take one more GiB of addresses, so that a bound that fails is an error."""
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + (1 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+ESCAPES = [
+    "{{ ''.__class__.__mro__ }}",
+    "{{ messages.__init__.__globals__ }}",
+    "{{ messages[0]['__class__'] | attr('__class__') }}{{ ''['__class__'].__subclasses__() }}",
+    "{{ lipsum.__globals__['os'] }}",
+    "{{ '{0.__class__}'.format(messages) ~ ''.format.__self__.__class__.__base__ }}",
+    "{{ raise_exception.__globals__['os'] }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+    "{% set ns = namespace(_hidden=1) %}",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ self.__init__.__globals__ }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}",
+]
+
+
+@pytest.mark.parametrize("source", ESCAPES)
+def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
+    with pytest.raises(DataError, match="line 1: "):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.append(1) }}",
+        "{{ messages.pop() }}",
+        "{{ messages[0].update({'content': ''}) }}",
+        "{{ messages[0].pop('content') }}",
+        "{% set _ = messages[0].setdefault('x', 1) %}",
+    ],
+)
+def test_a_template_cannot_change_the_conversation(source: str) -> None:
+    before = [dict(message) for message in MESSAGES]
+    with pytest.raises(DataError, match="line 1: "):
+        render(source)
+    assert before == MESSAGES
+
+
+ENDLESS = [
+    "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "{% for a in range(1000000) %}{% endfor %}",
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "{% for a in [[1, 1], [1, 1]] recursive %}{{ loop([[1, 1], [1, 1]]) }}{% endfor %}",
+    "{% for a in 'x' * 100 %}{% for b in 'x' * 100 %}{% for c in 'x' * 100 %}"
+    "{% endfor %}{% endfor %}{% endfor %}",
+    "{{ 10 ** 10 ** 10 }}",
+    "{{ 'x' * 10 ** 12 }}",
+    "{{ 10 ** 12 * 'x' }}",
+    "{{ [0] * 10 ** 10 }}",
+    "{{ 'x' | center(10 ** 10) }}",
+    "{{ 'x'.ljust(10 ** 10) }}",
+    "{{ 'x' | indent(10 ** 10, true) }}",
+    "{{ lipsum(n=10 ** 9) }}",
+    "{% set ns = namespace(a='xxxxxxxx') %}{% for i in range(99) %}{% set ns.a = ns.a ~ ns.a %}"
+    "{% endfor %}{{ ns.a }}",
+    "{% set ns = namespace(a='xxxxxxxx') %}{% for i in range(99) %}{% set ns.a = ns.a + ns.a %}"
+    "{% endfor %}{{ ns.a }}",
+    "{% set ns = namespace(a=[1]) %}{% for i in range(99) %}{% set ns.a = ns.a + ns.a %}"
+    "{% endfor %}",
+    "{{ '%999999999d' % 1 }}",
+    "{{ '%*d' % (10 ** 9, 1) }}",
+    "{{ '{:>999999999}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, 10 ** 9) }}",
+    "{{ '%999999999d' | format(1) }}",
+    "{% macro m(s) %}{{ m(s ~ s) }}{% endmacro %}{{ m('xxxxxxxx') }}",
+    "{% set s = 'x' * 10 ** 6 %}{% for i in range(99) %}{{ s }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ " + "(" * 5000, "{% if 1 %}" * 500 + "{% endif %}" * 500],
+    ids=["brackets", "statements"],
+)
+def test_a_template_that_is_nested_too_deeply_is_refused(source: str) -> None:
+    with pytest.raises(DataError, match="nested too deeply"):
+        CompiledTemplate(source)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("source", ENDLESS)
+def test_a_template_without_end_is_stopped(source: str) -> None:
+    with pytest.raises(DataError, match=r"conversation: (its? |Range too big|maximum recursion)"):
+        render(source)
+
+
+def test_work_of_one_rendering_does_not_count_for_the_next() -> None:
+    template = CompiledTemplate("{% for a in range(60000) %}{% endfor %}{{ messages | length }}")
+    assert [template.render(MESSAGES, {}) for _ in range(3)] == ["2", "2", "2"]
+
+
+def test_a_long_conversation_is_within_the_bounds() -> None:
+    messages: list[dict[str, object]] = [{"role": "user", "content": "x" * 1000}] * 10_000
+    source = "{% set ns = namespace(all='') %}{% for m in messages %}"
+    source += "{{ m.content }}{% set ns.all = ns.all + m.role %}{% endfor %}{{ ns.all | length }}"
+    text = CompiledTemplate(source).render(messages, {})
+    assert text.endswith("x40000")
+    assert len(text) == 10_000_005 < MAX_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("one\n{{ raise_exception('no system turns') }}", "line 2: .*no system turns"),
+        ("\n\n{{ bos_token + 'x' }}", "line 3: .*'bos_token' is undefined"),
+        ("{% for m in messages %}\n{{ m.name.first }}\n{% endfor %}", "line 2: .*'name'"),
+        ("{% macro m() %}\n{{ 1 / 0 }}{% endmacro %}\n\n{{ m() }}", "line 2: .*division by zero"),
+        ("\n{{ messages[0].content + 1 }}", "line 2: "),
+        ("\n{{ messages | sum }}", "line 2: "),
+        ("\n{{ messages[9].content.x }}", "line 2: .*no element 9"),
+        ("\n{{ 'x' | no_such_filter }}", "line 2: .*no_such_filter"),
+        ("a\n{% if %}", "line 2: is not valid Jinja"),
+        ("a\n\n{% for m in messages %}", "line 3: is not valid Jinja: .*endfor"),
+        ("\n{% block a %}{% endblock %}", "line 2: is not valid Jinja: .*no blocks"),
+    ],
+)
+def test_an_error_names_the_line_of_the_template(source: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        render(source)
+
+
+def test_what_chat_templates_use_works() -> None:
+    source = (
+        "{%- macro shout(text) -%}{{ text | upper }}{%- endmacro -%}"
+        "{%- set found = dict(a=1) -%}{{ found.a }}{{ dict([('b', 2)])['b'] }}"
+        "{%- for m in messages if m.role == 'user' -%}{{ shout(m.content) ~ '!' }}{%- endfor -%}"
+        "{%- for m in messages -%}{% if loop.last %}{% break %}{% endif %}{{ loop.index }}"
+        "{% endfor %}"
+        "{{ {'ü': '<'} | tojson }}{{ ['a', 'b'] | join(', ') }}{{ 'a-b'.split('-')[1] }}"
+        "{{ messages | map(attribute='role') | list | length }}{{ strftime_now('%Y') | length }}"
+        "{% set ns = namespace(n=1) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
+        "{{ 'x' | indent(2, true) }}"
+    )
+    assert render(source) == '12HELLO!1{"ü": "<"}a, bb242  x'
