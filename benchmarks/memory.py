@@ -16,7 +16,6 @@ import time
 import torch
 from throughput import SHAPES, dimensions, random_rows
 
-from workbench.config.memory_parts import needed_bytes
 from workbench.training.engine.plan import GIB, choose_plan
 from workbench.training.engine.step import LayerMajorEngine
 from workbench.training.engine.weight_store import ResidentStore
@@ -103,8 +102,8 @@ def measure(shape: str, device: torch.device) -> list[dict[str, object]]:
             "rows": rows,
             "microbatches": microbatches,
             "sum_dtype": plan.sum_dtype,
-            "predicted": plan.predicted.peak,
-            "needed": needed_bytes(plan.predicted),
+            "predicted": plan.predicted.reserved,
+            "predicted_allocated": plan.predicted.peak,
             "allocated": torch.cuda.max_memory_allocated(device),
             "reserved": torch.cuda.max_memory_reserved(device),
             "outside_torch": total - free - torch.cuda.memory_reserved(device),
@@ -122,7 +121,7 @@ def measure(shape: str, device: torch.device) -> list[dict[str, object]]:
 def table(records: list[dict[str, object]]) -> str:
     """Give the records as a table; the last column is how far the prediction is off."""
     lines = [
-        "| shapes | row × rows, microbatches | predicted GiB | reserved | allocated | off | tokens/s |",
+        "| shapes | row × rows, parts | predicted GiB | reserved | allocated | off | tokens/s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for each in records:
