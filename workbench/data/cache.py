@@ -90,6 +90,11 @@ def mark_used(entry: Path) -> None:
         os.utime(entry / _MANIFEST)
 
 
+def discard(entry: Path) -> None:
+    """Remove an entry whose files turned out to be unusable."""
+    _remove(entry)
+
+
 @dataclass(frozen=True)
 class Filling:
     """An entry on its way.

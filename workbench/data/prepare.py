@@ -5,10 +5,9 @@ other across the border. Bad rows are errors, or with ``data.skip_bad_rows`` war
 from the cache (``tokenized``); cutting and packing them is done at every start.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from workbench.data.tokenized import (
     Progress,
     Tokenized,
     find_tokenized,
+    finish,
     make_key,
     open_inputs,
     tokenize,
@@ -39,8 +39,6 @@ __all__ = [
     "prepare",
     "prepare_in_steps",
 ]
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -135,21 +133,11 @@ def find_prepared(config: Config, model_folder: Path, template: str) -> Prepared
     findings = Findings()
     tokenizer = load_tokenizer(model_folder)
     stop_ids = _check_stop(ChatTemplate(template, tokenizer.special_tokens), tokenizer, findings)
-    inputs = _result(open_inputs(config.data, model_folder, template, findings))
-    tokenized = find_tokenized(_result(make_key(inputs)))
+    inputs = finish(open_inputs(config.data, model_folder, template, findings))
+    tokenized = find_tokenized(finish(make_key(inputs)))
     if tokenized is None:
         return None
     return _lay_out(config, inputs, tokenized, tokenizer, findings, stop_ids, was_cached=True)
-
-
-def _result(steps: Generator[Progress, None, _Result]) -> _Result:
-    """Go through steps that nobody watches."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: _Result = end.value
-            return result
 
 
 def _lay_out(

@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -38,6 +39,8 @@ _TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE)
 _CHUNK_ROWS = 1024
 # Measured on two cores: below this, two processes take longer to start than they save.
 _MIN_ROWS_FOR_PROCESSES = 20_000
+Result = TypeVar("Result")
+
 _SUMMARY, _FINDINGS = "summary.json", "findings.json"
 
 
@@ -169,18 +172,32 @@ def make_key(inputs: Inputs) -> Generator[Progress, None, str]:
     )
 
 
+def finish(steps: Generator[Progress, None, Result]) -> Result:
+    """Go through steps that nobody watches."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
 def _hash(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def find_tokenized(key: str) -> Tokenized | None:
-    """Open what the cache has for a key; an entry that cannot be used is as good as none."""
+    """Open what the cache has for a key; an entry that cannot be used is none."""
     try:
         entry = cache.find_entry(cache.cache_folder(), key)
-        if entry is None:
-            return None
+    except OSError:
+        return None
+    if entry is None:
+        return None
+    try:
         tokenized = _open(entry, is_kept=True)
     except (OSError, ValueError):
+        cache.discard(entry)
         return None
     cache.mark_used(entry)
     return tokenized
@@ -198,11 +215,13 @@ def tokenize(inputs: Inputs, key: str, findings: Findings) -> Generator[Progress
         findings: takes that warning; what is odd about rows is kept with the tokens.
 
     Raises:
-        DataError: a file cannot be read any more, a process died, or there is no space anywhere.
+        DataError: a file cannot be read any more or changes while it is read, a process died, or
+            there is no space anywhere.
     """
     try:
         with cache.filling(cache.cache_folder(), key) as filling:
             yield from _write(inputs, filling.folder)
+            _refuse_changes(inputs, key)
             return _open(filling.finish(), is_kept=True)
     except OSError as error:
         findings.add("no cache", _cannot_be_kept(error))
@@ -221,6 +240,16 @@ def tokenize(inputs: Inputs, key: str, findings: Findings) -> Generator[Progress
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_changes(inputs: Inputs, key: str) -> None:
+    """Hash the files again: what was read is kept under the key of what was hashed."""
+    if finish(make_key(inputs)) != key:
+        raise DataError(
+            "changed while it was read",
+            where="data.sources",
+            remedy="start again when nothing writes to the files any more",
+        )
 
 
 def _cannot_be_kept(error: OSError) -> Finding:
