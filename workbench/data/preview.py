@@ -46,7 +46,7 @@ class Preview:
         self._num_documents = np.diff(self._rows.borders)  # (rows,)
         self.loader = loader_of(config, prepared, split)
         self._num_steps = num_steps(config, self.loader, split)
-        self._stop_ids = prepared.stop_ids
+        self._stop_text = template.stop_text
         self._turns = Turns(template)
 
     def step(self, step: int, num_rows: int | None) -> Iterator[Step | Row]:
@@ -174,7 +174,7 @@ class Preview:
             where=where,
             start=start,
             tokens=tokens_of(
-                ids.tolist(), targets.tolist(), self._tokenizer, self._stop_ids, self._turns
+                ids.tolist(), targets.tolist(), self._tokenizer, self._stop_text, self._turns
             ),
         )
 
@@ -192,7 +192,7 @@ def tokens_of(
     ids: Sequence[int],
     targets: Sequence[bool],
     tokenizer: Tokenizer,
-    stop_ids: Sequence[int],
+    stop_text: str,
     turns: Turns,
 ) -> list[Token]:
     """Say what each token of a document is, how it reads, and why it is no target.
@@ -201,11 +201,11 @@ def tokens_of(
         ids: of the document, from its first token.
         targets: which of them count in the loss.
         tokenizer: that made them.
-        stop_ids: what ends an assistant's turn.
+        stop_text: what ends an assistant's turn.
         turns: of the template that made the document.
     """
     texts = token_texts(ids, tokenizer)
-    stops = _stops(ids, targets, stop_ids)
+    stops = _stops([text.text for text in texts], targets, stop_text)
     reasons = _reasons([text.text for text in texts], turns)
     return [
         Token(
@@ -224,15 +224,20 @@ def tokens_of(
     ]
 
 
-def _stops(ids: Sequence[int], targets: Sequence[bool], stop_ids: Sequence[int]) -> list[bool]:
-    """Find the tokens that end trained turns: the stop's, where nothing behind it is trained."""
-    stops = [False] * len(ids)
-    size = len(stop_ids)
-    for end in range(size, len(ids) + 1) if size else ():
-        if end < len(ids) and targets[end]:
-            continue
-        if list(ids[end - size : end]) == list(stop_ids) and all(targets[end - size : end]):
-            stops[end - size : end] = [True] * size
+def _stops(texts: Sequence[str], targets: Sequence[bool], stop_text: str) -> list[bool]:
+    """Find the tokens that hold the stop at the end of each stretch that is trained."""
+    stops = [False] * len(texts)
+    end = len(texts)
+    while stop_text and end:
+        begin = end
+        while begin and targets[begin - 1]:
+            begin -= 1
+        if "".join(texts[begin:end]).endswith(stop_text):
+            left = len(stop_text)
+            for at in reversed(range(begin, end)):
+                stops[at] = left > 0
+                left -= len(texts[at])
+        end = begin if begin < end else end - 1
     return stops
 
 

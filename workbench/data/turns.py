@@ -37,7 +37,7 @@ class Turns:
 
     def __init__(self, template: ChatTemplate) -> None:
         self._openings: dict[str, str] = {}  # at the very beginning of a document: text → role
-        self._between: dict[str, str | None] = {}  # anywhere: text → role that follows
+        self._between: dict[str, str] = {}  # anywhere: text → role that follows
         for roles in _CONVERSATIONS:
             messages = [{"role": role, "content": _MARKS[role]} for role in roles]
             try:
@@ -55,12 +55,11 @@ class Turns:
             if found < 0:
                 return
             written = text[at:found]
-            if number == 0:
-                self._openings.setdefault(written, role)
-            else:
-                self._between.setdefault(written, role)
+            known = self._between if number else self._openings
+            # The same words before two roles tell neither.
+            known[written] = role if known.get(written, role) == role else ""
             at = found + len(_MARKS[role])
-        self._between.setdefault(text[at:], None)
+        self._between.setdefault(text[at:], "")
 
     def stretches(self, text: str) -> list[Stretch]:
         """Part a document into turns and what the template writes around them, in order.
@@ -70,7 +69,7 @@ class Turns:
         """
         found: list[Stretch] = []
         role, at = "", 0
-        for opening in sorted(self._openings, key=len, reverse=True):
+        for opening in sorted(filter(str.strip, self._openings), key=len, reverse=True):
             if text.startswith(opening):
                 role, at = self._openings[opening], len(opening)
                 found.append(Stretch(0, at, None))
@@ -78,6 +77,6 @@ class Turns:
         for match in self._pattern.finditer(text, at) if self._pattern else ():
             found.append(Stretch(at, match.start(), role))
             found.append(Stretch(match.start(), match.end(), None))
-            role, at = self._between[match.group()] or "", match.end()
+            role, at = self._between[match.group()], match.end()
         found.append(Stretch(at, len(text), role))
         return [stretch for stretch in found if stretch.end > stretch.begin]
