@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "new": ("new", "make a config that extends another one"),
     "schema": ("schema", "show the JSON Schema by which an editor completes configs"),
     "data": ("data", "check, prepare and preview the data of a config"),
+    "estimate": ("estimate", "say what a run takes of GPU, memory, disk and time, and what fits"),
     "train": ("train", "start a run and follow it"),
     "control": ("control", "see and steer jobs: list, status, watch, save, pause, stop, …"),
     "serve": ("serve", "serve a model with the OpenAI protocol"),

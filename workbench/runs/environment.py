@@ -66,27 +66,51 @@ def look_around(folder: Path) -> Surroundings:
 
 
 def list_gpus() -> list[dict[str, object]]:
-    """Name the GPUs that nvidia-smi knows, with memory in bytes and driver; [] without any."""
+    """Name the GPUs that nvidia-smi knows, with memory and driver; [] without any.
+
+    Each has index, name, memory_bytes, free_bytes (None where it is not told) and driver.
+    """
     answer = _ask(
         Path("/"),
         "nvidia-smi",
-        "--query-gpu=index,name,memory.total,driver_version",
+        "--query-gpu=index,name,memory.total,memory.free,driver_version",
         "--format=csv,noheader,nounits",
     )
     gpus: list[dict[str, object]] = []
     for line in (answer or b"").decode("utf-8", errors="replace").splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 4 and fields[0].isdigit():
-            mebibytes = int(fields[2]) if fields[2].isdigit() else None
+        if len(fields) == 5 and fields[0].isdigit():
+            total, free = (int(each) << 20 if each.isdigit() else None for each in fields[2:4])
             gpus.append(
                 {
                     "index": int(fields[0]),
                     "name": fields[1],
-                    "memory_bytes": mebibytes << 20 if mebibytes is not None else None,
-                    "driver": fields[3],
+                    "memory_bytes": total,
+                    "free_bytes": free,
+                    "driver": fields[4],
                 }
             )
     return gpus
+
+
+def available_host_bytes() -> int | None:
+    """Give the host memory that a new process can have; None where the system does not say.
+
+    The kernel's own figure, or what the control group leaves where that is less.
+    """
+    available: int | None = None
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) << 10
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit.isdigit():
+            left = int(limit) - int((group / "memory.current").read_text(encoding="ascii"))
+            available = left if available is None else min(available, left)
+    except (OSError, ValueError):
+        pass
+    return available
 
 
 def _ask(folder: Path, *command: str) -> bytes | None:

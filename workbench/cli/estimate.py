@@ -1,0 +1,466 @@
+"""``workbench estimate``: will a config fit, what does it cost, and what makes it fit.
+
+Needs a model's ``config.json``, or only its name, and neither torch nor a GPU. Invariant: exit
+status 4 means that it would not fit.
+"""
+
+import argparse
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from workbench.cli import output
+from workbench.cli.config_arguments import (
+    ConfigArguments,
+    project_folder,
+    read_config_arguments,
+)
+from workbench.cli.narration import size
+from workbench.config.inherit import is_file
+from workbench.config.known_models import KNOWN_MODELS, known_model
+from workbench.config.load import ResolvedConfig
+from workbench.config.memory_parts import GIB
+from workbench.config.memory_plan import (
+    Counts,
+    Estimate,
+    Lever,
+    Machine,
+    Proposal,
+    RankFit,
+    Verdict,
+    estimate,
+)
+from workbench.config.model_facts import ModelFacts, read_model_facts
+from workbench.config.yaml_reader import write_scalar
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.jobs.data_worker import counts as count_data
+from workbench.jobs.preflight import output_root
+from workbench.runs.environment import available_host_bytes, list_gpus
+from workbench.runs.measured import measured_run
+
+WORDS: dict[Verdict, str] = {
+    "fits": "FITS",
+    "tight": "TIGHT",
+    "will_not_fit": "WON'T FIT",
+    "unknown": "UNKNOWN",
+}
+
+EXAMPLES = (
+    ("estimate -t 1gpu_llama_7b/packed -M mistral-7b", "a model by name, without any file"),
+    ("estimate -t demo --gpu-gib 7.2 data.max_length=2048", "another budget, other values"),
+)
+
+_BAR_CELLS = 24
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def run(arguments: list[str]) -> int:
+    """Estimate; 0 where it fits or nothing says otherwise, 4 where it would not fit."""
+    read = read_config_arguments(
+        arguments,
+        verb="estimate",
+        summary="Say what a run takes of GPU, host memory, disk and time, and what makes it fit.\n"
+        "The model is a folder, a config.json, or a known name such as mistral-7b.",
+        add_options=_add_options,
+        examples=EXAMPLES,
+    )
+    resolved, options = read.resolved, read.options
+    name, facts = find_model(resolved)
+    gpus = list_gpus()
+    machine = Machine(
+        gpu_name=str(gpus[0]["name"]) if gpus else None,
+        gpu_free_bytes=_whole(gpus[0].get("free_bytes")) if gpus else None,
+        host_bytes=available_host_bytes(),
+        budget_gib=options.gpu_gib,
+        tflops=options.tflops,
+        link_gbps=options.link_gbps,
+    )
+    found = estimate(
+        resolved.config,
+        facts,
+        machine=machine,
+        counts=_counts(resolved),
+        measured=measured_run(resolved, output_root(project_folder(options.project))),
+    )
+    if options.json:
+        output.result_json(estimate_json(found, name, facts))
+    else:
+        for line in estimate_lines(found, name, facts, read):
+            output.result(line)
+    return 4 if found.verdict == "will_not_fit" else 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpu-gib", type=_above_0, metavar="GIB", help="budget in place of memory.budget_gib"
+    )
+    parser.add_argument(
+        "--tflops", type=_above_0, metavar="F", help="TFLOP/s that training reaches on the GPU"
+    )
+    parser.add_argument(
+        "--link-gbps", type=_above_0, metavar="B", help="GB/s between host and GPU, one direction"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _above_0(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int else None
+
+
+def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
+    """Find the shapes of a config's model: a folder, a config.json, or a known name.
+
+    Returns:
+        What it is called, and its facts.
+
+    Raises:
+        WorkbenchError: no model is named, or it is neither of these.
+    """
+    path = resolved.config.model.path
+    if path is None:
+        raise ConfigError(
+            "no model is named",
+            where="model.path",
+            remedy=f"add -M MODEL: a folder, a config.json, or one of {', '.join(KNOWN_MODELS)}",
+        )
+    if Path(path).exists():
+        folder = Path(path).parent if is_file(Path(path)) else Path(path)
+        return folder.name, read_model_facts(path)
+    return known_model(path)
+
+
+def _counts(resolved: ResolvedConfig) -> Counts | None:
+    """Ask the cache of prepared data, where there is enough to look it up by."""
+    path, sources = resolved.config.model.path, resolved.config.data.sources
+    if path is None or not sources or not is_file(Path(path) / "tokenizer.json"):
+        return None
+    try:
+        done = count_data(resolved)
+    except WorkbenchError:
+        return None
+    if done is None or done.counts is None or not done.counts.train_rows:
+        return None
+    return Counts(
+        longest_row=done.counts.longest_row,
+        steps_per_epoch=done.counts.steps_per_epoch,
+        mean_document=done.counts.train_tokens / max(1, done.counts.train_conversations),
+    )
+
+
+# ---- for people ----------------------------------------------------------------------------------
+
+
+def estimate_lines(
+    found: Estimate, name: str, facts: ModelFacts, read: ConfigArguments
+) -> Iterator[str]:
+    """Give the lines of an estimate."""
+    resolved = read.resolved
+    millions = facts.num_parameters / 1e6
+    yield f"{resolved.name} · {name}: {facts.family}, {millions:,.1f} M parameters"
+    yield ""
+    if len(found.fit.ranks) > 1:
+        yield from _rank_lines(found)
+        yield ""
+        yield f"rank {found.fit.worst.rank}, which decides:"
+    yield from _part_lines(found)
+    yield ""
+    yield from output.columns(list(_facts(found, resolved)))
+    for note in found.fit.notes:
+        yield f"note: {note}"
+    if not facts.is_trainable:
+        yield f"note: this version cannot train {facts.family} yet"
+    if found.levers:
+        yield ""
+        yield "levers, cheapest first:"
+        yield from output.columns(
+            [["  " + each for each in _lever_cells(lever)] for lever in found.levers], right=(1,)
+        )
+    for proposal in found.proposals:
+        yield ""
+        yield from _proposal_lines(proposal, found, resolved)
+    if found.verdict == "will_not_fit" and not found.proposals:
+        yield ""
+        yield "no config of this model was found that fits"
+
+
+def _rank_lines(found: Estimate) -> list[str]:
+    rows = [["  rank", "blocks", "alive", "weights", "sums", "activations", "TOTAL", "host", ""]]
+    for rank in found.fit.ranks:
+        by_label = {_kind(part.label): part.num_bytes for part in rank.parts}
+        rows.append(
+            [
+                f"  {rank.rank}",
+                str(rank.blocks),
+                str(rank.alive),
+                *(_gib(by_label.get(kind, 0)) for kind in ("weights", "sums", "kept")),
+                _gib(rank.total),
+                _gib(rank.host.total),
+                WORDS[found.fit.verdict_of(rank.total)],
+            ]
+        )
+    return output.columns(rows, right=(1, 2, 3, 4, 5, 6, 7))
+
+
+def _kind(label: str) -> str:
+    if label.startswith("weights"):
+        return "weights"
+    if label.startswith("gradient sums"):
+        return "sums"
+    return "kept" if label.startswith(("activations", "block inputs")) else label
+
+
+def _part_lines(found: Estimate) -> list[str]:
+    rank, budget = found.fit.worst, found.fit.budget_bytes
+    largest = max(budget or 0, rank.total)
+    width = max(len(part.label) for part in rank.parts)
+    lines = [
+        f"  {part.label.ljust(width)}  {_gib(part.num_bytes):>7} "
+        f"▏{bar(part.num_bytes / largest, _BAR_CELLS)}".rstrip()
+        for part in rank.parts
+    ]
+    return [*lines, f"  {'TOTAL'.ljust(width)}  {_gib(found.total):>7} {_total_words(found)}"]
+
+
+def _total_words(found: Estimate) -> str:
+    """Say the verdict, the budget and what is left of it."""
+    budget, margin = found.fit.budget_bytes, found.margin_bytes
+    words = WORDS[found.verdict]
+    if budget is None or margin is None:
+        return f"GiB  {words}: no budget; add --gpu-gib GIB, or set memory.budget_gib"
+    left = f"margin {_gib(margin)} ({margin / budget:.0%})"
+    if margin < 0:
+        left = f"over by {_gib(-margin)} GiB"
+    elif found.verdict == "will_not_fit":
+        left = "host memory does not hold it"
+    return f"of {_gib(budget)} GiB  {words}  {left}"
+
+
+def verdict_words(found: Estimate) -> str:
+    """Say an estimate in one line: total, budget, verdict, margin, moment of the peak."""
+    return f"{_gib(found.total)} {_total_words(found)}, peak in: {found.fit.worst.peak_phase}"
+
+
+def bar(share: float, cells: int) -> str:
+    """Draw a share as blocks, in eighths of a cell; above 0 at least one eighth."""
+    eighths = round(min(1.0, max(0.0, share)) * cells * 8)
+    if share > 0:
+        eighths = max(1, eighths)
+    return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+
+def _facts(found: Estimate, resolved: ResolvedConfig) -> Iterator[list[str]]:
+    fit = found.fit
+    yield ["peak in", fit.worst.peak_phase]
+    yield ["budget", fit.budget_source]
+    here = "" if fit.host_available is None else f" of {_gib(fit.host_available)} GiB here"
+    yield ["host memory", f"{_gib(fit.host_needed)} GiB{here}{_host_words(fit.worst)}"]
+    one = found.checkpoint_bytes
+    kept = f", {size(one * found.num_checkpoints)} with those kept, the best and a new one"
+    yield ["disk", f"{size(one)} per checkpoint" + (kept if found.num_checkpoints else "")]
+    speed = fit.step_tokens / found.seconds_per_step
+    yield [
+        "time",
+        f"{_seconds(found.seconds_per_step)} per step of {fit.step_tokens:,} tokens, "
+        f"{speed:,.0f} tokens/s",
+    ]
+    if found.steps_per_epoch is None:
+        unknown = f"prepare the data first: workbench data prepare -t {resolved.name}"
+        yield ["epoch", unknown]
+    else:
+        epoch = _seconds(found.steps_per_epoch * found.seconds_per_step)
+        yield ["epoch", f"{found.steps_per_epoch:,} steps, {epoch}"]
+    yield ["basis", basis_words(found)]
+    yield ["rates", found.rates.basis]
+
+
+def _host_words(rank: RankFit) -> str:
+    host = rank.host
+    parts = [
+        (host.weights, "streamed weights"),
+        (host.block_inputs, "block inputs"),
+        (host.gradient_sums, "gradient sums"),
+        (host.low_bits, "low bits"),
+        (host.optimizer_state, "optimizer state"),
+        (host.training, "the training itself"),
+    ]
+    told = [f"{_gib(num_bytes)} {words}" for num_bytes, words in parts if num_bytes]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def basis_words(found: Estimate) -> str:
+    """Say what an estimate rests on."""
+    if found.measured is not None:
+        run = found.measured
+        measured = run.gpu_reserved_bytes if found.fit.is_gpu else run.host_peak_bytes
+        predicted = run.predicted_bytes if found.fit.is_gpu else found.fit.worst.total
+        if measured is not None and predicted is not None:
+            off = measured / predicted - 1
+            return (
+                f"measured run {run.name}: {_gib(measured)} GiB, "
+                f"predicted {_gib(predicted)} ({off:+.1%})"
+            )
+        return f"measured run {run.name}"
+    if not found.fit.is_gpu:
+        return "formula, on a CPU"
+    if found.fit.is_measured_form:
+        return "formula, within 5 % of peaks measured on an H200"
+    return "formula only: no engine of this version was measured so"
+
+
+def _lever_cells(lever: Lever) -> list[str]:
+    marks = ["changes training"] if lever.changes_training else []
+    if not lever.can_start:
+        marks.append("not in this version yet")
+    return [
+        lever.words,
+        f"-{_gib(lever.saved_bytes)} GiB",
+        f"{_time_words(lever.time_ratio)} time per token",
+        WORDS[lever.verdict],
+        ", ".join(marks),
+    ]
+
+
+def _time_words(ratio: float) -> str:
+    percent = round((ratio - 1) * 100)
+    return "same" if percent == 0 else f"{percent:+d} %"
+
+
+def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfig) -> Iterator[str]:
+    kind = "changes training" if proposal.changes_training else "same training"
+    start = "" if proposal.can_start else "; this version cannot start it yet"
+    verdict = WORDS[proposal.verdict]
+    yield (
+        f"this fits ({kind}{start}): {_gib(proposal.total)} GiB, {verdict}, "
+        f"{_time_words(proposal.time_ratio)} time per token"
+    )
+    typed = _typed(resolved)
+    overrides = _key_values(proposal.overrides)
+    rest = " ".join([*typed, *overrides])
+    name = resolved.name.rsplit("/", 1)[-1]
+    if proposal.can_start:
+        yield f"  workbench train -t {shlex.quote(resolved.name)} {rest}"
+    yield f"  workbench new -t {shlex.quote(resolved.name)} {shlex.quote(name)}_fits {rest}"
+
+
+def _typed(resolved: ResolvedConfig) -> list[str]:
+    """Give the flags and key=value that a config was resolved with, quoted for a shell."""
+    words = []
+    for key, leaf in resolved.leaves.items():
+        source = leaf.origin.source
+        if leaf.origin.file is not None:
+            continue
+        if source.startswith("flag "):
+            value = leaf.value
+            if key == "model.path" and not Path(str(value)).exists():
+                value = Path(str(value)).name  # a known name, which stands for no folder
+            words.append(f"{source.removeprefix('flag ')} {shlex.quote(write_scalar(value))}")
+        elif source == "key=value":
+            words += _key_values({key: leaf.value})
+    return words
+
+
+def _key_values(overrides: Mapping[str, object]) -> list[str]:
+    return [shlex.quote(f"{key}={write_scalar(value)}") for key, value in overrides.items()]
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.2f}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+# ---- for machines --------------------------------------------------------------------------------
+
+
+def estimate_json(found: Estimate, name: str, facts: ModelFacts) -> dict[str, object]:
+    """Give an estimate for machines: bytes and seconds as numbers."""
+    fit = found.fit
+    return {
+        "model": {
+            "name": name,
+            "family": facts.family,
+            "parameters": facts.num_parameters,
+            "is_trainable": facts.is_trainable,
+        },
+        "verdict": found.verdict,
+        "total_bytes": found.total,
+        "budget_bytes": fit.budget_bytes,
+        "budget_source": fit.budget_source,
+        "margin_bytes": found.margin_bytes,
+        "peak_phase": fit.worst.peak_phase,
+        "worst_rank": fit.worst.rank,
+        "basis": basis_words(found),
+        "is_measured_form": fit.is_measured_form,
+        "device": "cuda" if fit.is_gpu else "cpu",
+        "microbatches": fit.form.microbatches,
+        "ranks": [
+            {
+                "rank": rank.rank,
+                "blocks": rank.blocks,
+                "alive": rank.alive,
+                "total_bytes": rank.total,
+                "peak_phase": rank.peak_phase,
+                "parts": [{"label": part.label, "bytes": part.num_bytes} for part in rank.parts],
+                "host_bytes": rank.host.total,
+            }
+            for rank in fit.ranks
+        ],
+        "host": {"needed_bytes": fit.host_needed, "available_bytes": fit.host_available},
+        "disk": {
+            "checkpoint_bytes": found.checkpoint_bytes,
+            "num_checkpoints": found.num_checkpoints,
+        },
+        "time": {
+            "seconds_per_step": found.seconds_per_step,
+            "tokens_per_step": fit.step_tokens,
+            "steps_per_epoch": found.steps_per_epoch,
+            "rates": found.rates.basis,
+        },
+        "measured": None
+        if found.measured is None
+        else {
+            "run": found.measured.name,
+            "gpu_reserved_bytes": found.measured.gpu_reserved_bytes,
+            "predicted_bytes": found.measured.predicted_bytes,
+            "host_peak_bytes": found.measured.host_peak_bytes,
+            "tokens_per_second": found.measured.tokens_per_second,
+        },
+        "notes": list(fit.notes),
+        "levers": [
+            {
+                "words": lever.words,
+                "overrides": dict(lever.overrides),
+                "saved_bytes": lever.saved_bytes,
+                "time_ratio": lever.time_ratio,
+                "changes_training": lever.changes_training,
+                "can_start": lever.can_start,
+                "verdict": lever.verdict,
+            }
+            for lever in found.levers
+        ],
+        "proposals": [
+            {
+                "overrides": dict(proposal.overrides),
+                "total_bytes": proposal.total,
+                "verdict": proposal.verdict,
+                "time_ratio": proposal.time_ratio,
+                "changes_training": proposal.changes_training,
+                "can_start": proposal.can_start,
+            }
+            for proposal in found.proposals
+        ],
+    }
