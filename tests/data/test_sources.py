@@ -243,7 +243,7 @@ def test_a_large_list_is_cut_into_rows_without_being_parsed(tmp_path: Path) -> N
 
 
 def test_a_null_in_a_table_is_a_key_that_is_not_there(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"system": None, "conversations": [{"from": "gpt", "value": "A", "train": None}]},
         {"system": "S", "conversations": [{"from": "gpt", "value": None, "train": False}, None]},
         {"system": None, "conversations": None},

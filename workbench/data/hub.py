@@ -188,6 +188,8 @@ def _explained(hub_id: str, where: str) -> Iterator[None]:
 def _explain(error: Exception, hub_id: str, where: str) -> DataError:
     names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
     said = " ".join(str(error).split())
+    if "is a gated dataset" in said:  # datasets drops the cause that says so by its kind
+        names.add("GatedRepoError")
     for kinds, explain in _EXPLANATIONS:
         if names & kinds:
             what, remedy = explain(hub_id, said)
@@ -232,6 +234,13 @@ def _unreachable(hub_id: str, said: str) -> tuple[str, str]:
     )
 
 
+def _failed(hub_id: str, said: str) -> tuple[str, str]:
+    return (
+        f"the hub does not give {hub_id}: {said}",
+        f"try again later, or name a folder that holds it with {MIRROR}",
+    )
+
+
 def _several(hub_id: str, said: str) -> tuple[str, str]:
     return (
         f"{hub_id} holds no data that can be taken as a whole: {said}",
@@ -253,6 +262,7 @@ _EXPLANATIONS: tuple[tuple[frozenset[str], Callable[[str, str], tuple[str, str]]
     (frozenset({"OfflineModeIsEnabled", "ConnectError", "TimeoutException"}), _unreachable),
     (frozenset({"LocalEntryNotFoundError", "ConnectionError"}), _unreachable),
     (frozenset({"RepositoryNotFoundError", "HFValidationError", "DatasetNotFoundError"}), _absent),
+    (frozenset({"HfHubHTTPError"}), _failed),
     (frozenset({"DatasetBuildError", "FileFormatError", "CastError"}), _unbuilt),
     (frozenset({"FileNotFoundError", "ValueError"}), _several),
 )

@@ -4,6 +4,7 @@ Rows are read a few hundred at a time, only the columns that a row's form needs,
 Python. A null in a table is a key that is not there: columns cannot leave a key out.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,14 +105,14 @@ def _read(
             for begin in range(first, end, _ROWS_AT_ONCE):
                 piece = batch.slice(begin, min(_ROWS_AT_ONCE, end - begin))
                 try:
-                    yield from [(_plain(row), None) for row in piece.to_pylist()]
+                    yield from [(row, None) for row in _rows_of(piece)]
                 except UnicodeDecodeError:
                     yield from (_one(piece.slice(row, 1)) for row in range(piece.num_rows))
 
 
 def _one(piece: Any) -> tuple[object, str | None]:  # noqa: ANN401  pyarrow has no types
     try:
-        return _plain(piece.to_pylist()[0]), None
+        return _rows_of(piece)[0], None
     except UnicodeDecodeError as error:
         return None, f"is not UTF-8: byte 0x{error.object[error.start]:02x}"
 
@@ -137,13 +138,47 @@ def _batches(file: Path, start: int, stop: int, keys: Sequence[str]) -> Iterator
             skipped += num_rows
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Give a row as JSON would hold it: without nulls, and turns as a list of objects."""
-    return {
-        key: _as_list(_without_nulls(value)) if key in _TURNS else _without_nulls(value)
-        for key, value in row.items()
-        if value is not None
-    }
+def _rows_of(piece: Any) -> list[dict[str, Any]]:  # noqa: ANN401  pyarrow has no types
+    """Give rows as JSON would hold them: without nulls, and turns as a list of objects."""
+    as_json = {field.name: field.type for field in piece.schema if _holds_json(field.type)}
+    rows = []
+    for row in piece.to_pylist():
+        for name, kind in as_json.items():
+            row[name] = _decoded(row[name], kind)
+        rows.append(
+            {
+                key: _as_list(_without_nulls(value)) if key in _TURNS else _without_nulls(value)
+                for key, value in row.items()
+                if value is not None
+            }
+        )
+    return rows
+
+
+def _holds_json(kind: Any) -> bool:  # noqa: ANN401  pyarrow has no types
+    """Say whether values are JSON as text: what ``datasets`` makes of columns of mixed types."""
+    if getattr(kind, "extension_name", None) == "arrow.json":
+        return True
+    if pa.types.is_struct(kind):
+        return any(_holds_json(field.type) for field in kind)
+    return _is_list(kind) and _holds_json(kind.value_type)
+
+
+def _is_list(kind: Any) -> bool:  # noqa: ANN401  pyarrow has no types
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    )
+
+
+def _decoded(value: Any, kind: Any) -> Any:  # noqa: ANN401  any JSON value
+    if value is None or not _holds_json(kind):
+        return value
+    if pa.types.is_struct(kind):
+        return {field.name: _decoded(value[field.name], field.type) for field in kind}
+    if _is_list(kind):
+        return [_decoded(item, kind.value_type) for item in value]
+    return json.loads(value)
 
 
 def _without_nulls(value: Any) -> Any:  # noqa: ANN401  any JSON value
