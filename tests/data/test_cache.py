@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.data.test_prepare import config_of, row, rows_of, run
+from tests.data.small_data import config_of, row, rows_of, run
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import SourceSection
 from workbench.config.template_source import template_source

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.test_prepare import row, rows_of, write_rows
+from tests.data.small_data import row, rows_of, write_rows
 from workbench.config.schema.data import SourceSection
 from workbench.config.template_source import template_source
 from workbench.data import encode_processes

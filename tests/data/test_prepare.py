@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +10,24 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import MakeFolder
-from workbench.config.schema.batch import BatchSection
+from tests.data.small_data import config_of, findings_of, row, rows_of, run, write_rows
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import DataSection, SourceSection
 from workbench.config.schema.intervals import EvaluationSection
 from workbench.config.schema.model import ModelSection
 from workbench.config.template_source import template_source
 from workbench.data import prepare as prepare_module
-from workbench.data.findings import Finding
 from workbench.data.loader import Loader, prepare
 from workbench.data.packing import Rows
-from workbench.data.prepare import PreparedData, prepare_in_steps
+from workbench.data.prepare import PreparedData, Progress, prepare_in_steps
 from workbench.errors import DataError
 
 WAIT_SECONDS = 60
 
 
-def row(answer: str = "My name is Samantha.", *, question: str = "Hello?") -> dict[str, Any]:
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"conversations": turns}
-
-
-def rows_of(number: int) -> list[object]:
-    """Give rows that are not each other's duplicates."""
-    return [row(question=f"Hello {at}?") for at in range(number)]
-
-
-def write_rows(file: Path, rows: Sequence[object]) -> Path:
-    file.write_text(json.dumps(rows))
-    return file
-
-
-def config_of(folder: Path, rows: Sequence[object], **data: object) -> Config:
-    file = write_rows(folder.parent / "data.json", rows)
-    section: dict[str, Any] = {
-        "sources": {"data": SourceSection(path=str(file))},
-        "max_length": 64,
-        **data,
-    }
-    return Config(
-        model=ModelSection(path=str(folder)),
-        batch=BatchSection(train=4),
-        evaluation=EvaluationSection(every_steps=0),
-        data=DataSection(**section),
-    )
-
-
-def run(config: Config, folder: Path) -> PreparedData:
-    return prepare(config, folder, template_source("chatml", folder))
-
-
-def findings_of(config: Config, folder: Path) -> list[Finding]:
-    *_, prepared = prepare_in_steps(config, folder, template_source("chatml", folder))
-    assert isinstance(prepared, PreparedData)
-    return list(prepared.findings)
+@pytest.fixture(autouse=True)
+def cache_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def texts(rows: Rows, folder: Path) -> Iterator[str]:
@@ -284,6 +248,95 @@ def test_the_demo_gives_rows_without_findings() -> None:
         row_length=256,
     ).step(0)
     assert 0 < step.num_targets < step.num_tokens <= 8 * 256
+
+
+def with_sources(config: Config, **sources: SourceSection) -> Config:
+    data = msgspec.structs.replace(config.data, sources=dict(sources))
+    return msgspec.structs.replace(config, data=data)
+
+
+def test_sources_of_different_weight_share_no_row_and_come_as_often_as_they_weigh(
+    chatml_folder: Path,
+) -> None:
+    rare = write_rows(
+        chatml_folder.parent / "rare.json", [row("Rare.", question=f"{n}?") for n in range(50)]
+    )
+    config = config_of(chatml_folder, rows_of(30), packing="best_fit")
+    config = with_sources(
+        config,
+        first=SourceSection(path=str(chatml_folder.parent / "data.json")),
+        rare=SourceSection(path=str(rare), weight=0.5),
+        again=SourceSection(path=str(chatml_folder.parent / "data.json"), files=[]),
+    )
+    prepared = run(config, chatml_folder)
+    rows = prepared.train
+    assert [stream.weight for stream in rows.streams] == [1.0, 0.5]
+    files = [{name.split()[0] for name in rows.where(index)} for index in range(len(rows))]
+    borders = rows.streams[0].num_rows
+    assert files == [{"data.json"}] * borders + [{"rare.json"}] * rows.streams[1].num_rows
+    # Evaluations see everything once, whatever it weighs in training.
+    assert [stream.weight for stream in prepared.validation.streams] == [1.0]
+    assert len(prepared.lengths_validation) == 4 + 7 + 4
+    loader = Loader(
+        rows, rows_per_step=1, shuffle=True, seed=1, pad_id=prepared.pad_id, row_length=None
+    )
+    steps = loader.steps_per_epoch
+    assert steps == borders + -(-rows.streams[1].num_rows // 2)
+    seen = [number for step in range(2 * steps) for number in loader.row_numbers(step)]
+    assert set(seen) == set(range(len(rows)))
+
+
+def test_a_plain_text_is_one_document_and_trained_whole(chatml_folder: Path) -> None:
+    lines = [{"text": f"The weather in Zürich is fine, {number} times."} for number in range(20)]
+    prepared = run(config_of(chatml_folder, lines, max_length=128), chatml_folder)
+    assert list(prepared.findings) == []
+    first = prepared.train[0]
+    assert next(texts(prepared.train, chatml_folder)) == lines[0]["text"]
+    assert first.targets.tolist() == [False] + [True] * (first.ids.size - 1)
+
+
+def test_what_occurs_twice_or_is_trained_and_evaluated_is_told_once(chatml_folder: Path) -> None:
+    rows = rows_of(20)
+    rows[5] = rows[2]
+    rows[17] = rows[3]  # of the validation split
+    rows[19] = rows[4]  # of the test split
+    config = config_of(chatml_folder, rows)
+    for _ in range(2):
+        found = {finding.where: finding.what for finding in findings_of(config, chatml_folder)}
+        assert sorted(found) == ["data.json row 18", "data.json row 20", "data.json row 6"]
+        assert "row 3" in found["data.json row 6"]
+        assert "held out for validation" in found["data.json row 18"]
+        assert "held out for test" in found["data.json row 20"]
+
+
+def test_lengths_are_those_before_cutting(chatml_folder: Path) -> None:
+    rows = [*rows_of(9), row("long " * 60)]
+    config = config_of(chatml_folder, rows, split_at=[1.0, 1.0])
+    lengths = run(config, chatml_folder).lengths_train
+    assert lengths.dtype == np.int32
+    assert (lengths.size, int(lengths.max()) > 64, lengths.argmax()) == (10, True, 9)
+
+
+def test_progress_counts_rows_and_every_stage_ends_full(chatml_folder: Path) -> None:
+    rows = rows_of(20)
+    rows[4] = {"conversations": []}
+    config = config_of(chatml_folder, rows)
+    template = template_source("chatml", chatml_folder)
+    for stages in (
+        ["reading", "hashing", "tokenizing", "packing"],
+        ["reading", "hashing", "packing"],
+    ):
+        steps = [
+            item
+            for item in prepare_in_steps(config, chatml_folder, template)
+            if isinstance(item, Progress)
+        ]
+        assert list(dict.fromkeys(step.stage for step in steps)) == stages
+        for stage in stages:
+            done = [(step.done, step.total) for step in steps if step.stage == stage]
+            assert done == sorted(done)
+            assert (done[0][0], done[-1][0]) == (0, done[-1][1])
+        assert all(step.total == 20 for step in steps if step.stage == "tokenizing")
 
 
 # ---- python -m workbench.data check ----------------------------------------------------------
