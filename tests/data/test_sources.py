@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -329,6 +330,18 @@ def test_packed_files_are_unpacked_once_for_each_content(tmp_path: Path) -> None
     assert unpacked.name == hashlib.sha256(digest).hexdigest()
     unpacked.write_bytes(b'{"text": "from the cache"}\n')
     assert [row.value for row in read(opened(file))] == [{"text": "from the cache"}]
+
+
+def test_what_was_unpacked_long_ago_goes_when_another_file_is_unpacked(tmp_path: Path) -> None:
+    for name in ("a.txt.gz", "b.txt.gz", "c.txt.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(name.encode()))
+    opened(tmp_path, ["a.txt.gz", "b.txt.gz"])
+    unpacked = tmp_path / "cache" / "workbench" / "unpacked"
+    assert len(list(unpacked.iterdir())) == 2
+    for path in unpacked.iterdir():
+        os.utime(path, (1e9, 1e9))
+    opened(tmp_path, ["a.txt.gz", "c.txt.gz"])  # a is used again
+    assert {path.read_text() for path in unpacked.iterdir()} == {"a.txt.gz", "c.txt.gz"}
 
 
 @pytest.mark.parametrize(

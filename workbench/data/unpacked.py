@@ -1,18 +1,24 @@
 """Files that end in .gz, unpacked once into the cache, so that rows in them are found by offset.
 
-What lies there is named by the hash of the packed file and may be deleted at any time.
+What lies there is named by the hash of the packed file and may be deleted at any time; what nobody
+has used for as long as the cache of prepared data keeps things goes with the next unpacking.
 """
 
 import gzip
 import os
 import shutil
+import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
+from workbench.data.cache import KEPT_DAYS, cache_folder
 from workbench.data.raw_rows import hash_files, reading
 from workbench.errors import DataError
+
+_SECONDS_PER_DAY = 86400.0
 
 
 def unpack(file: Path, label: str) -> Path:
@@ -25,12 +31,17 @@ def unpack(file: Path, label: str) -> Path:
     Raises:
         DataError: it is no gzip file, is damaged, or there is no room for its content.
     """
-    folder = _cache_home() / "workbench" / "unpacked"
-    unpacked = folder / hash_files([file])
-    if unpacked.is_file():
-        return unpacked
+    name = hash_files([file])
+    folder: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = cache_folder().with_name("unpacked")
+        unpacked = folder / name
+        if unpacked.is_file():
+            with suppress(OSError):  # a cache that others made may be read-only to us
+                os.utime(unpacked)
+            return unpacked
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_unused(folder, time.time() - KEPT_DAYS * _SECONDS_PER_DAY)
         with NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as beside:
             try:
                 with reading(file), gzip.open(file) as packed:
@@ -42,7 +53,7 @@ def unpack(file: Path, label: str) -> Path:
     except OSError as error:
         raise DataError(
             f"{label} cannot be unpacked here: {error.strerror or error}",
-            where=str(folder),
+            where=str(folder or "XDG_CACHE_HOME"),
             remedy="make room, set XDG_CACHE_HOME to another folder, or unpack the file yourself",
         ) from error
     return unpacked
@@ -61,15 +72,8 @@ def _copy(packed: gzip.GzipFile, unpacked: IO[bytes], label: str) -> None:
         ) from error
 
 
-def _cache_home() -> Path:
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(stated).is_absolute():
-        return Path(stated)
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError as error:
-        raise DataError(
-            "neither it nor a home folder is known",
-            where="XDG_CACHE_HOME",
-            remedy="set it to a folder that can be written",
-        ) from error
+def _remove_unused(folder: Path, before: float) -> None:
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process may have removed it
+            if path.stat().st_mtime < before:
+                path.unlink()
