@@ -1,6 +1,9 @@
 """A model folder's tokenizer: ids, offsets and special tokens, without transformers.
 
-Padding never shares an id with end-of-text, and nobody recognises padding by its id anyway.
+Ids are those that transformers 5 gives for the folder. It takes ``tokenizer.json`` as it stands
+with one exception, followed here: the class LlamaTokenizer puts its own handling of spaces in
+place of the file's. Padding never shares an id with end-of-text, and nobody recognises padding by
+its id anyway.
 """
 
 import json
@@ -20,6 +23,8 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 
+# Older files of a vocabulary, from which transformers can write a tokenizer.json.
+_OLDER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -49,10 +54,18 @@ class Tokenizer:
         vocabulary_size: ids are below this.
         added_texts: texts that become one id wherever they stand.
         texts_of_special_tokens: those of them that are no text but signs, such as an end of turn.
+        differs_from_file: ``tokenizer.json``, as it stands, would give other ids for some texts.
     """
 
-    def __init__(self, backend: _Backend, special_tokens: dict[str, str]) -> None:
+    def __init__(
+        self,
+        backend: _Backend,
+        special_tokens: dict[str, str],
+        *,
+        differs_from_file: bool = False,
+    ) -> None:
         self.special_tokens = special_tokens
+        self.differs_from_file = differs_from_file
         self.bos_id = self._id_of(backend, "bos_token")
         self.eos_id = self._id_of(backend, "eos_token")
         self.vocabulary_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
@@ -100,7 +113,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read tokenizer.json, as it stands, and the names of its special tokens.
+    """Read tokenizer.json, and from the files beside it what transformers changes about it.
 
     Raises:
         DataError: no such folder, no tokenizer.json, or one of the files cannot be read.
@@ -112,23 +125,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "there is no such model folder", where=str(folder), remedy="check model.path"
         )
     if not path.is_file():
-        raise DataError(
-            f"has no {TOKENIZER_FILE}",
-            where=str(folder),
-            remedy="copy the model's tokenizer files beside its config.json",
-        )
+        raise _no_tokenizer(folder)
+    stated = read_json(folder / SPECIAL_TOKENS_FILE) | read_json(folder / TOKENIZER_CONFIG_FILE)
     try:
-        backend = _Backend.from_file(str(path))
+        as_it_stands = _Backend.from_file(str(path))
     except Exception as error:
         raise DataError(
             f"cannot be read as a tokenizer: {error}",
             where=str(path),
             remedy="copy the file anew from the model's source",
         ) from error
-    backend.no_padding()
-    backend.no_truncation()
-    stated = read_json(folder / SPECIAL_TOKENS_FILE) | read_json(folder / TOKENIZER_CONFIG_FILE)
-    _add_missing_tokens(backend, stated)
+    backend = _rebuilt(as_it_stands, stated, folder) or as_it_stands
+    for one in (backend, as_it_stands):
+        one.no_padding()
+        one.no_truncation()
+        _add_missing_tokens(one, stated)
     special_tokens = {
         name: text for name in _NAMED if (text := _text_of(stated.get(name))) is not None
     }
@@ -139,7 +150,72 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 where=str(folder / TOKENIZER_CONFIG_FILE),
                 remedy=f"add it to {TOKENIZER_FILE}, or name a token that is there",
             )
-    return Tokenizer(backend, special_tokens)
+    return Tokenizer(
+        backend, special_tokens, differs_from_file=_differ_behind_tokens(backend, as_it_stands)
+    )
+
+
+def _no_tokenizer(folder: Path) -> DataError:
+    older = [name for name in _OLDER_FILES if (folder / name).is_file()]
+    if not older:
+        return DataError(
+            f"has no {TOKENIZER_FILE}",
+            where=str(folder),
+            remedy="copy the model's tokenizer files beside its config.json",
+        )
+    return DataError(
+        f"has {' and '.join(older)}, but no {TOKENIZER_FILE}, which is what is read here",
+        where=str(folder),
+        remedy="copy it from the model's source, or write it once, with sentencepiece installed: "
+        'python -c "from transformers import AutoTokenizer as T; '
+        f'T.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"',
+    )
+
+
+def _rebuilt(backend: _Backend, stated: dict[str, Any], folder: Path) -> _Backend | None:
+    """Build what transformers' LlamaTokenizer makes of the file; None if that class is not meant.
+
+    It takes vocabulary and merges from the file, and replaces what is done with spaces.
+    Source: LlamaTokenizer and AutoTokenizer in transformers 5.
+    """
+    named = stated.get("tokenizer_class") or read_json(folder / "config.json").get(
+        "tokenizer_class"
+    )
+    if not isinstance(named, str) or named.removesuffix("Fast") != "LlamaTokenizer":
+        return None
+    if read_json(folder / "config.json").get("model_type") not in (None, "llama"):
+        return None  # AutoTokenizer then takes the file as it stands, or that family's own class
+    description = json.loads(backend.to_str())
+    model = description["model"]
+    if model.get("type") != "BPE" or '"ByteLevel"' in json.dumps(
+        [description["pre_tokenizer"], description["decoder"]]
+    ):
+        return None
+    scheme = "always" if stated.get("legacy") else "first"
+    if stated.get("add_prefix_space") is False:
+        scheme = "never"
+    description["normalizer"] = None
+    description["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": scheme,
+        "split": False,
+    }
+    model |= {"fuse_unk": True, "byte_fallback": True, "dropout": None}
+    return _Backend.from_str(json.dumps(description))
+
+
+def _differ_behind_tokens(one: _Backend, other: _Backend) -> bool:
+    """Say whether two tokenizers treat text behind an added token unlike each other."""
+    if one is other:
+        return False
+    added = [token.content for token in one.get_added_tokens_decoder().values()]
+    texts = ["a b", *(f"{text}a {text} b" for text in added)]
+    return any(
+        one.encode(text, add_special_tokens=False).ids
+        != other.encode(text, add_special_tokens=False).ids
+        for text in texts
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
