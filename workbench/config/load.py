@@ -1,8 +1,7 @@
 """Path, flags and ``key=value`` turned into one typed, resolved config; every mistake at once.
 
-The strict half of the config layer: files come merged from ``inherit``, types and words from
-``schema/keys``, rules between keys from ``checks``. msgspec names only the first mistake and lets
-infinity pass a lower bound, so keys are walked here and msgspec builds what is already right.
+The strict half of the config layer: files come merged from ``inherit``, typed values from ``walk``,
+rules between keys from ``checks``.
 
 Invariant: a ResolvedConfig has no mistake that can be seen without its model and data.
 """
@@ -22,11 +21,8 @@ from workbench.config import flags as flags_module
 from workbench.config.flags import (
     Flag,
     Override,
-    did_you_mean,
-    is_data_path,
     parse_overrides,
 )
-from workbench.config.hub_id import looks_like_hub_id
 from workbench.config.inherit import (
     DEFAULT_ORIGIN,
     Branch,
@@ -38,7 +34,6 @@ from workbench.config.inherit import (
     Overridden,
     Trees,
     absolute,
-    exists,
     expand,
     file_tree,
     is_file,
@@ -52,22 +47,12 @@ from workbench.config.problems import ConfigProblems, Problem, in_file_order, se
 from workbench.config.schema.config import Config
 from workbench.config.schema.keys import (
     MISSING,
-    Key,
-    accepts,
-    all_keys,
-    allows_null,
-    choices_of,
-    describe,
     key_at,
-    keys_of,
-    kind_of,
-    section_of,
 )
+from workbench.config.walk import Templates, Walked, walk_config
 from workbench.config.yaml_reader import (
-    UNREADABLE,
     Stated,
     StatedMapping,
-    kind_in_words,
     read_file,
     read_text,
     write_scalar,
@@ -381,10 +366,10 @@ class _Shared:
         flag_problems: mistakes in ``args:``, by its branch.
     """
 
-    templates: dict[str, Path | None]
+    templates: Templates
     files: FileCache = field(default_factory=FileCache)
     trees: Trees = field(default_factory=dict)
-    walked: dict[Branch, "_Walked"] = field(default_factory=dict)
+    walked: dict[Branch, Walked] = field(default_factory=dict)
     flag_problems: dict[Branch, list[Problem]] = field(default_factory=dict)
 
 
@@ -462,7 +447,7 @@ def _judged(
     tree = draft.tree
     for override in overrides:
         tree = _with_override(tree, override, problems)
-    walked = _walk(tree, shared)
+    walked = walk_config(tree, shared.templates, shared.walked)
     problems += walked.problems
     config = msgspec.convert(walked.values, Config)
     if not draft.family.problems:
@@ -530,310 +515,13 @@ def at_origins(problems: Sequence[Problem], resolved: ResolvedConfig) -> list[Pr
     return [_at_origin(problem, resolved.leaves) for problem in problems]
 
 
-@dataclass
-class _Walked:
-    """What a walk beside the schema has found.
-
-    Attributes:
-        values: plain data for msgspec; of a key with a mistake the schema's default.
-        leaves: each key and its leaf, in the order of the schema.
-        problems: every mistake.
-        mistaken: the keys with a mistake.
-    """
-
-    values: dict[str, object] = field(default_factory=dict)
-    leaves: dict[str, Leaf] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    mistaken: set[str] = field(default_factory=set)
-
-
-def _walk(tree: Branch, shared: _Shared) -> _Walked:
-    """Walk a whole config, taking sections that are those of an earlier one from there."""
-    whole = _Walk(shared.templates)
-    known = keys_of(Config)
-    for name, unknown in tree.entries.items():
-        if name not in known:
-            whole.unknown(name, unknown, (), list(known))
-    for name, key in known.items():
-        entry = tree.entries.get(name)
-        part = shared.walked.get(entry) if isinstance(entry, Branch) else None
-        if part is None:
-            walk = _Walk(shared.templates)
-            walk.key(key, entry, (name,), tree)
-            part = walk.found
-            if isinstance(entry, Branch):
-                shared.walked[entry] = part
-        whole.found.values |= part.values
-        whole.found.leaves |= part.leaves
-        whole.found.problems += part.problems
-        whole.found.mistaken |= part.mistaken
-    return whole.found
-
-
-class _Walk:
-    """Walks merged keys beside the schema: collects leaves, values, and every mistake.
-
-    Args:
-        templates: the chat templates there are; None leaves names and paths as they are.
-    """
-
-    def __init__(self, templates: dict[str, Path | None] | None) -> None:
-        self._templates = templates
-        self.found = _Walked()
-
-    def key(
-        self, key: Key, entry: Leaf | Branch | None, path: tuple[str, ...], above: Branch
-    ) -> None:
-        """Walk one key of the top level."""
-        self._key(key, entry, path, above, self.found.values)
-
-    def section(
-        self, section: type[msgspec.Struct], branch: Branch, path: tuple[str, ...]
-    ) -> dict[str, object]:
-        """Give the values of a section, one for each of its keys."""
-        known = keys_of(section)
-        for name, unknown in branch.entries.items():
-            if name not in known:
-                self.unknown(name, unknown, path, list(known))
-        values: dict[str, object] = {}
-        for name, key in known.items():
-            self._key(key, branch.entries.get(name), (*path, name), branch, values)
-        return values
-
-    def _key(
-        self,
-        key: Key,
-        entry: Leaf | Branch | None,
-        path: tuple[str, ...],
-        above: Branch,
-        values: dict[str, object],
-    ) -> None:
-        """Put the value of a key of the section ``above`` into ``values``."""
-        if key.section is not None:
-            values[key.name] = self._inner_section(key.section, entry, path)
-        elif key.value_type is not None:
-            values[key.name] = self._mapping(key.value_type, entry, path, above.origin)
-        elif entry is None and key.default is MISSING:
-            self._mistake(path, above, f"{key.name} is missing", f"add {key.name}")
-        elif entry is None:
-            self._leaf(path, Leaf(key.default, DEFAULT_ORIGIN))
-            values[key.name] = key.default
-        else:
-            value = self._value(key, entry, path)
-            if value is not MISSING:
-                values[key.name] = value
-
-    def _inner_section(
-        self, section: type[msgspec.Struct], entry: Leaf | Branch | None, path: tuple[str, ...]
-    ) -> dict[str, object]:
-        if isinstance(entry, Leaf):
-            if entry.value is not UNREADABLE:
-                self._mistake(
-                    path,
-                    entry,
-                    f"expected a section with keys below it, got {kind_in_words(entry.value)}",
-                    "indent its keys below it, or remove the line",
-                )
-            self.found.mistaken.update(".".join((*path, name)) for name in keys_of(section))
-            entry = None
-        return self.section(section, entry or Branch(DEFAULT_ORIGIN), path)
-
-    def _mapping(
-        self,
-        value_type: object,
-        entry: Leaf | Branch | None,
-        path: tuple[str, ...],
-        origin: Origin,
-    ) -> dict[str, object]:
-        """Give the values of a mapping with free names; null takes a name away where it may."""
-        if isinstance(entry, Leaf):
-            if entry.value is not UNREADABLE:
-                self._mistake(
-                    path,
-                    entry,
-                    f"expected a mapping of names, got {kind_in_words(entry.value)}",
-                    "indent `name: …` lines below it, or write {}",
-                )
-            self.found.mistaken.add(".".join(path))
-            return {}
-        values: dict[str, object] = {}
-        section = section_of(value_type)
-        for name, inner in entry.entries.items() if entry else ():
-            here = (*path, name)
-            if "." in name:
-                self._mistake(here, inner, "a name with a dot", "name it without one")
-            elif isinstance(inner, Leaf) and inner.value is None and allows_null(value_type):
-                continue
-            elif section is None:
-                value = self._value(Key(name, value_type, "", MISSING), inner, here)
-                if value is not MISSING:
-                    values[name] = value
-            elif isinstance(inner, Leaf):
-                self._mistake(
-                    here,
-                    inner,
-                    f"expected {describe(value_type)}, got {kind_in_words(inner.value)}",
-                    "indent its keys below it",
-                )
-            else:
-                below = self.section(section, inner, here)
-                # Without a key that has no default it could not be built.
-                if len(below) == len(keys_of(section)):
-                    values[name] = below
-        if not values:
-            self._leaf(path, Leaf({}, entry.origin if entry else DEFAULT_ORIGIN))
-        return values
-
-    def _value(self, key: Key, entry: Leaf | Branch, path: tuple[str, ...]) -> object:
-        """Give the value of a key that a file states; MISSING where there is none to give."""
-        if isinstance(entry, Leaf):
-            if key.accepts(entry.value):
-                return self._accepted(path, entry, key.default)
-            if entry.value is UNREADABLE:
-                self.found.mistaken.add(".".join(path))
-                return key.default
-        value = entry.value if isinstance(entry, Leaf) else {}
-        self._mistake(
-            path,
-            entry,
-            f"expected {describe(key.annotation)}, got {kind_in_words(value)}",
-            _remedy(key.annotation, value, key.default),
-        )
-        return key.default
-
-    def _accepted(self, path: tuple[str, ...], leaf: Leaf, default: object) -> object:
-        """Give a value of the right type, made absolute where it is a path."""
-        value = leaf.value
-        if isinstance(value, str) and self._templates is not None and path[-1] in _MAY_BE_PATHS:
-            try:
-                value = _located(".".join(path), value, leaf.origin, self._templates)
-            except _NotLocatedError as error:
-                self._mistake(path, leaf, error.what, error.remedy)
-                # Complete for the rules between keys, which look at no path.
-                value = leaf.value
-        self._leaf(path, leaf if value == leaf.value else replace(leaf, value=value))
-        return value
-
-    def _leaf(self, path: tuple[str, ...], leaf: Leaf) -> None:
-        self.found.leaves[".".join(path)] = leaf
-
-    def unknown(
-        self, name: str, entry: Leaf | Branch, path: tuple[str, ...], known: list[str]
-    ) -> None:
-        """Name a key that is none, and the one it may be meant to be."""
-        remedy = did_you_mean(name, known).removeprefix("; ")
-        if not remedy:
-            by_last_part = {key.rsplit(".", 1)[-1]: key for key in reversed(all_keys())}
-            near = difflib.get_close_matches(name, by_last_part, n=1)
-            remedy = f"did you mean {by_last_part[near[0]]}?" if near else ""
-        if "." in name:
-            remedy = f"nest it: {name.split('.')[0]}: with the rest indented below it"
-        self._mistake(
-            (*path, name),
-            entry,
-            "no such key",
-            remedy or ("remove it" if not path else f"{path[-1]} has {', '.join(known)}"),
-        )
-
-    def _mistake(self, path: tuple[str, ...], entry: Leaf | Branch, what: str, remedy: str) -> None:
-        key = ".".join(path)
-        self.found.mistaken.add(key)
-        origin = entry.origin
-        self.found.problems.append(
-            Problem(
-                key=key,
-                what=what,
-                remedy=remedy,
-                file=origin.file,
-                line=origin.line,
-                source=origin.source,
-            )
-        )
-
-
-def _remedy(annotation: object, value: object, default: object) -> str:
-    """Say what to do about a value that is not of its key's type."""
-    if kind_of(annotation) == "list" and not isinstance(value, (list, dict)):
-        return "write it as a list: [" + write_scalar(value) + "]"
-    if isinstance(value, str):
-        near = did_you_mean(value, choices_of(annotation)).removeprefix("; ")
-        if near:
-            return near
-        if kind_of(annotation) == "boolean" and value.lower() in _BOOLEAN_WORDS:
-            return f"write {_BOOLEAN_WORDS[value.lower()]}"
-        number = value.replace("_", "").replace(",", "")
-        if number != value and number.isdecimal():
-            return "write the number without separators"
-    elif isinstance(value, (int, float)) and accepts(annotation, str(value)):
-        return "put it in quotes"
-    elif value is None and default not in (MISSING, None):
-        return "give a value, or remove the line"
-    return "correct the value"
-
-
-_BOOLEAN_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
-"""Words that older YAML took for booleans."""
-
-
-_MAY_BE_PATHS = {"path", "output_dir", "resume", "chat_template"}
-"""Last words of the keys that name a file or folder."""
-
-
-class _NotLocatedError(Exception):
-    """A path or a template that cannot be found out."""
-
-    def __init__(self, what: str, remedy: str) -> None:
-        self.what, self.remedy = what, remedy
-
-
-def _located(key: str, value: str, origin: Origin, templates: dict[str, Path | None]) -> str:
-    """Make a path absolute: relative to the file that states it, else to the current folder.
-
-    A data path that is not there and has the form ``owner/name`` is an id on the hub and stays, as
-    do words that are no path, such as ``auto``; of a project's own template the path is given.
-
-    Raises:
-        _NotLocatedError: a variable that is not set, an empty path, no such template.
-    """
-    if key == "data.chat_template" and not _looks_like_path(value):
-        if value not in ("auto", *templates):
-            raise _no_such_template(value, templates)
-        own = templates.get(value)
-        return value if own is None else str(own)
-    if key == "checkpoints.resume" and value in ("auto", "no"):
-        return value
-    expanded, trouble = expand(value)
-    if trouble:
-        raise _NotLocatedError(trouble, "set it, or write the path out")
-    if not value:
-        raise _NotLocatedError("an empty path", "give a path")
-    path = absolute((origin.file.parent if origin.file else Path.cwd()) / expanded)
-    if is_data_path(key) and looks_like_hub_id(value) and not exists(path):
-        return value
-    return str(path)
-
-
-def _looks_like_path(template: str) -> bool:
-    return "/" in template or template.endswith(".jinja") or template.startswith(("~", "$"))
-
-
-def _template_names(project: Path | None) -> dict[str, Path | None]:
+def _template_names(project: Path | None) -> Templates:
     """Name the chat templates: the project's with their path, the shipped ones by name alone."""
-    shipped: dict[str, Path | None] = {
-        path.stem: None for path in sorted(shipped_templates().glob("*.jinja"))
-    }
+    shipped: Templates = {path.stem: None for path in sorted(shipped_templates().glob("*.jinja"))}
     own = absolute((project or Path()) / "chat_templates")
     if own.resolve() == shipped_templates().resolve():
         return shipped
     return shipped | {path.stem: path for path in sorted(own.glob("*.jinja"))}
-
-
-def _no_such_template(name: str, templates: dict[str, Path | None]) -> _NotLocatedError:
-    near = did_you_mean(name, ["auto", *templates]).removeprefix("; ")
-    return _NotLocatedError(
-        f"no chat template is called {name}",
-        near or f"use auto, a .jinja file, or one of {', '.join(templates)}",
-    )
 
 
 # ---- lists, and resolved files ----------------------------------------------------------------
@@ -902,9 +590,8 @@ def read_resolved(path: Path) -> Config:
             stated,
             origins_in(path, seen_from_here(path)),
         )
-        walk = _Walk(None)
-        values = walk.section(Config, tree, ())
-        problems += walk.found.problems
+        walked = walk_config(tree, None, {})
+        problems += walked.problems
         problems += [
             Problem(
                 key=key,
@@ -912,9 +599,9 @@ def read_resolved(path: Path) -> Config:
                 remedy="start the run anew from its config: this file names every key",
                 file=path,
             )
-            for key, leaf in walk.found.leaves.items()
+            for key, leaf in walked.leaves.items()
             if leaf.origin == DEFAULT_ORIGIN
         ]
         if not problems:
-            return msgspec.convert(values, Config)
+            return msgspec.convert(walked.values, Config)
     raise ConfigProblems(in_file_order(problems, [path]))

@@ -218,6 +218,14 @@ def _describe_one(base: object, metas: tuple[Meta, ...]) -> str:
     return words[base] + _bounds(metas) if isinstance(base, type) else str(base)
 
 
+def bounds_of(annotation: object, value: float) -> str:
+    """Say in words which bounds a number breaks: "at least 16"; "" where it breaks none."""
+    for base, metas in alternatives(annotation):
+        if base in (int, float) and not all(_keeps_bounds(meta, value) for meta in metas):
+            return _bounds(metas).replace(" of ", " ").strip()
+    return ""
+
+
 def _bounds(metas: tuple[Meta, ...]) -> str:
     bounds = []
     for meta in metas:
