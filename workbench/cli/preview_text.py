@@ -203,7 +203,7 @@ def padding_line(row: Row, paint: Paint) -> str:
 def token_lines(document: Document, paint: Paint, width: int) -> Iterator[str]:
     """Give a line for each token: position, id, piece, how it reads, target or why not."""
     # What is left of the line is shared by the piece and how it reads.
-    wide = min(max((width - 46) // 2, 10), 24)
+    wide = min(max((width - 48) // 2, 10), 24)
     yield paint(
         f"{_INDENT}{'pos':>6}  {'id':>7}  {padded('piece', wide)}  {padded('reads', wide)}  target",
         "quiet",
