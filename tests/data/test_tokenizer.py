@@ -10,6 +10,10 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
 from tests.data.conftest import TEXTS, MakeFolder, model_config
+from workbench.config.schema.config import Config
+from workbench.config.schema.data import DataSection, SourceSection
+from workbench.config.template_source import template_source
+from workbench.data.prepare import prepare
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import DataError
 
@@ -141,3 +145,15 @@ def test_a_folder_that_is_not_there_and_a_broken_file_are_refused(tmp_path: Path
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read as a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_check_reports_a_file_that_alone_would_give_other_ids(
+    tmp_path: Path, llama_json: str
+) -> None:
+    folder = write_folder(tmp_path, llama_json, {"tokenizer_class": "LlamaTokenizer"})
+    turns = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "My name is Samantha."}]
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"conversations": turns}] * 5))
+    data = DataSection(sources={"rows": SourceSection(path=str(rows))})
+    prepared = prepare(Config(data=data), folder, template_source("chatml", folder))
+    assert [found.what for found in prepared.findings if "disagree about spaces" in found.what]

@@ -154,6 +154,7 @@ def _lay_out(
     summary = tokenized.summary
     num_embeddings = read_model_facts(inputs.model_folder).vocabulary_size
     _check_vocabulary(summary.highest_id, num_embeddings, inputs.model_folder, findings)
+    _warn_of_spaces(tokenizer, inputs.model_folder, findings)
     validation = _lay_rows(tokenized.validation, inputs, "validation", findings)
     if config.evaluation.every_steps and not len(validation) and not findings.num_errors:
         _warn_of_no_validation(findings)
@@ -206,6 +207,23 @@ def _check_vocabulary(
                 str(model_folder),
                 f"the tokenizer gives id {highest_id}, the model's vocab_size is {num_embeddings}",
                 "use the tokenizer that belongs to the model",
+            ),
+        )
+
+
+def _warn_of_spaces(tokenizer: Tokenizer, model_folder: Path, findings: Findings) -> None:
+    """Report a folder whose files give programs that read them differently other ids."""
+    if tokenizer.differs_from_file:
+        findings.add(
+            "spaces behind tokens",
+            Finding(
+                "warning",
+                str(model_folder),
+                "tokenizer.json and the class LlamaTokenizer disagree about spaces, as behind "
+                "special tokens; ids are those of the class, as in transformers 5",
+                "nothing, or state tokenizer_class: PreTrainedTokenizerFast in "
+                "tokenizer_config.json if the model will be served by what reads tokenizer.json "
+                "alone",
             ),
         )
 

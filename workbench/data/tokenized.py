@@ -29,7 +29,12 @@ from workbench.data.findings import Finding, Findings
 from workbench.data.raw_rows import Part
 from workbench.data.sources import Source, open_source
 from workbench.data.token_store import TokenStore, TokenStoreWriter, open_token_store
-from workbench.data.tokenizer import SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from workbench.data.tokenizer import (
+    SPECIAL_TOKENS_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    has_llama_class,
+)
 from workbench.errors import DataError
 
 # Counts up when the same inputs come to other tokens, targets or findings, or the files change.
@@ -160,6 +165,7 @@ def make_key(inputs: Inputs) -> Generator[Progress, None, str]:
             "format": FORMAT,
             "tokenizers": importlib.metadata.version("tokenizers"),
             "tokenizer": {name: _hash(inputs.model_folder / name) for name in _TOKENIZER_FILES},
+            "llama class": has_llama_class(inputs.model_folder),
             "template": template,
             # A template that writes the date writes another one tomorrow.
             "date": f"{datetime.now():%Y-%m-%d}" if "strftime_now" in template else None,

@@ -172,19 +172,28 @@ def _no_tokenizer(folder: Path) -> DataError:
     )
 
 
+def has_llama_class(folder: Path) -> bool:
+    """Say whether transformers reads a model folder's tokenizer by its class LlamaTokenizer.
+
+    Args:
+        folder: with tokenizer_config.json, which names a class, else config.json may.
+    """
+    config = read_json(folder / "config.json")
+    named = read_json(folder / TOKENIZER_CONFIG_FILE).get("tokenizer_class")
+    named = named or config.get("tokenizer_class")
+    is_llama = isinstance(named, str) and named.removesuffix("Fast") == "LlamaTokenizer"
+    # Of other families AutoTokenizer takes the file as it stands, or a class of their own.
+    return is_llama and config.get("model_type") in (None, "llama")
+
+
 def _rebuilt(backend: _Backend, stated: dict[str, Any], folder: Path) -> _Backend | None:
     """Build what transformers' LlamaTokenizer makes of the file; None if that class is not meant.
 
     It takes vocabulary and merges from the file, and replaces what is done with spaces.
     Source: LlamaTokenizer and AutoTokenizer in transformers 5.
     """
-    named = stated.get("tokenizer_class") or read_json(folder / "config.json").get(
-        "tokenizer_class"
-    )
-    if not isinstance(named, str) or named.removesuffix("Fast") != "LlamaTokenizer":
+    if not has_llama_class(folder):
         return None
-    if read_json(folder / "config.json").get("model_type") not in (None, "llama"):
-        return None  # AutoTokenizer then takes the file as it stands, or that family's own class
     description = json.loads(backend.to_str())
     model = description["model"]
     if model.get("type") != "BPE" or '"ByteLevel"' in json.dumps(
