@@ -7,6 +7,7 @@ status 4 means that it would not fit.
 import argparse
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from workbench.cli import output
@@ -16,34 +17,21 @@ from workbench.cli.config_arguments import (
     read_config_arguments,
 )
 from workbench.cli.narration import size
-from workbench.config.inherit import is_file
-from workbench.config.known_models import KNOWN_MODELS, known_model
 from workbench.config.load import ResolvedConfig
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import (
-    Counts,
+    VERDICT_WORDS,
     Estimate,
     Lever,
-    Machine,
     Proposal,
     RankFit,
-    Verdict,
-    estimate,
+    basis_words,
+    total_words,
 )
-from workbench.config.model_facts import ModelFacts, read_model_facts
+from workbench.config.model_facts import ModelFacts
 from workbench.config.yaml_reader import write_scalar
-from workbench.errors import ConfigError, WorkbenchError
-from workbench.jobs.data_worker import counts as count_data
+from workbench.jobs.fit import estimate_here, find_model, machine_here, prepared_counts
 from workbench.jobs.preflight import output_root
-from workbench.runs.environment import available_host_bytes, list_gpus
-from workbench.runs.measured import measured_run
-
-WORDS: dict[Verdict, str] = {
-    "fits": "FITS",
-    "tight": "TIGHT",
-    "will_not_fit": "WON'T FIT",
-    "unknown": "UNKNOWN",
-}
 
 EXAMPLES = (
     ("estimate -t 1gpu_llama_7b/packed -M mistral-7b", "a model by name, without any file"),
@@ -66,21 +54,18 @@ def run(arguments: list[str]) -> int:
     )
     resolved, options = read.resolved, read.options
     name, facts = find_model(resolved)
-    gpus = list_gpus()
-    machine = Machine(
-        gpu_name=str(gpus[0]["name"]) if gpus else None,
-        gpu_free_bytes=_whole(gpus[0].get("free_bytes")) if gpus else None,
-        host_bytes=available_host_bytes(),
+    machine = replace(
+        machine_here(),
         budget_gib=options.gpu_gib,
         tflops=options.tflops,
         link_gbps=options.link_gbps,
     )
-    found = estimate(
-        resolved.config,
+    found = estimate_here(
+        resolved,
         facts,
+        output_root(project_folder(options.project)),
         machine=machine,
-        counts=_counts(resolved),
-        measured=measured_run(resolved, output_root(project_folder(options.project))),
+        counts=prepared_counts(resolved),
     )
     if options.json:
         output.result_json(estimate_json(found, name, facts))
@@ -108,50 +93,6 @@ def _above_0(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
-
-
-def _whole(value: object) -> int | None:
-    return value if type(value) is int else None
-
-
-def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
-    """Find the shapes of a config's model: a folder, a config.json, or a known name.
-
-    Returns:
-        What it is called, and its facts.
-
-    Raises:
-        WorkbenchError: no model is named, or it is neither of these.
-    """
-    path = resolved.config.model.path
-    if path is None:
-        raise ConfigError(
-            "no model is named",
-            where="model.path",
-            remedy=f"add -M MODEL: a folder, a config.json, or one of {', '.join(KNOWN_MODELS)}",
-        )
-    if Path(path).exists():
-        folder = Path(path).parent if is_file(Path(path)) else Path(path)
-        return folder.name, read_model_facts(path)
-    return known_model(path)
-
-
-def _counts(resolved: ResolvedConfig) -> Counts | None:
-    """Ask the cache of prepared data, where there is enough to look it up by."""
-    path, sources = resolved.config.model.path, resolved.config.data.sources
-    if path is None or not sources or not is_file(Path(path) / "tokenizer.json"):
-        return None
-    try:
-        done = count_data(resolved)
-    except WorkbenchError:
-        return None
-    if done is None or done.counts is None or not done.counts.train_rows:
-        return None
-    return Counts(
-        longest_row=done.counts.longest_row,
-        steps_per_epoch=done.counts.steps_per_epoch,
-        mean_document=done.counts.train_tokens / max(1, done.counts.train_conversations),
-    )
 
 
 # ---- for people ----------------------------------------------------------------------------------
@@ -202,7 +143,7 @@ def _rank_lines(found: Estimate) -> list[str]:
                 *(_gib(by_label.get(kind, 0)) for kind in ("weights", "sums", "kept")),
                 _gib(rank.total),
                 _gib(rank.host.total),
-                WORDS[found.fit.verdict_of(rank.total)],
+                VERDICT_WORDS[found.fit.verdict_of(rank.total)],
             ]
         )
     return output.columns(rows, right=(1, 2, 3, 4, 5, 6, 7))
@@ -220,31 +161,17 @@ def _part_lines(found: Estimate) -> list[str]:
     rank, budget = found.fit.worst, found.fit.budget_bytes
     largest = max(budget or 0, rank.total)
     width = max(len(part.label) for part in rank.parts)
+    # A small model has parts that are nothing in GiB.
+    shown = _gib if rank.total >= 2 * GIB else size
     lines = [
-        f"  {part.label.ljust(width)}  {_gib(part.num_bytes):>7} "
+        f"  {part.label.ljust(width)}  {shown(part.num_bytes):>9} "
         f"▏{bar(part.num_bytes / largest, _BAR_CELLS)}".rstrip()
         for part in rank.parts
     ]
-    return [*lines, f"  {'TOTAL'.ljust(width)}  {_gib(found.total):>7} {_total_words(found)}"]
-
-
-def _total_words(found: Estimate) -> str:
-    """Say the verdict, the budget and what is left of it."""
-    budget, margin = found.fit.budget_bytes, found.margin_bytes
-    words = WORDS[found.verdict]
-    if budget is None or margin is None:
-        return f"GiB  {words}: no budget; add --gpu-gib GIB, or set memory.budget_gib"
-    left = f"margin {_gib(margin)} ({margin / budget:.0%})"
-    if margin < 0:
-        left = f"over by {_gib(-margin)} GiB"
-    elif found.verdict == "will_not_fit":
-        left = "host memory does not hold it"
-    return f"of {_gib(budget)} GiB  {words}  {left}"
-
-
-def verdict_words(found: Estimate) -> str:
-    """Say an estimate in one line: total, budget, verdict, margin, moment of the peak."""
-    return f"{_gib(found.total)} {_total_words(found)}, peak in: {found.fit.worst.peak_phase}"
+    total, rest = total_words(found).split(" ", 1)
+    if budget is None:
+        rest += "; add --gpu-gib GIB, or set memory.budget_gib"
+    return [*lines, f"  {'TOTAL'.ljust(width)}  {total:>9} {rest}"]
 
 
 def bar(share: float, cells: int) -> str:
@@ -294,26 +221,6 @@ def _host_words(rank: RankFit) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def basis_words(found: Estimate) -> str:
-    """Say what an estimate rests on."""
-    if found.measured is not None:
-        run = found.measured
-        measured = run.gpu_reserved_bytes if found.fit.is_gpu else run.host_peak_bytes
-        predicted = run.predicted_bytes if found.fit.is_gpu else found.fit.worst.total
-        if measured is not None and predicted is not None:
-            off = measured / predicted - 1
-            return (
-                f"measured run {run.name}: {_gib(measured)} GiB, "
-                f"predicted {_gib(predicted)} ({off:+.1%})"
-            )
-        return f"measured run {run.name}"
-    if not found.fit.is_gpu:
-        return "formula, on a CPU"
-    if found.fit.is_measured_form:
-        return "formula, within 5 % of peaks measured on an H200"
-    return "formula only: no engine of this version was measured so"
-
-
 def _lever_cells(lever: Lever) -> list[str]:
     marks = ["changes training"] if lever.changes_training else []
     if not lever.can_start:
@@ -322,7 +229,7 @@ def _lever_cells(lever: Lever) -> list[str]:
         lever.words,
         f"-{_gib(lever.saved_bytes)} GiB",
         f"{_time_words(lever.time_ratio)} time per token",
-        WORDS[lever.verdict],
+        VERDICT_WORDS[lever.verdict],
         ", ".join(marks),
     ]
 
@@ -335,7 +242,7 @@ def _time_words(ratio: float) -> str:
 def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfig) -> Iterator[str]:
     kind = "changes training" if proposal.changes_training else "same training"
     start = "" if proposal.can_start else "; this version cannot start it yet"
-    verdict = WORDS[proposal.verdict]
+    verdict = VERDICT_WORDS[proposal.verdict]
     yield (
         f"this fits ({kind}{start}): {_gib(proposal.total)} GiB, {verdict}, "
         f"{_time_words(proposal.time_ratio)} time per token"

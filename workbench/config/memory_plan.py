@@ -8,7 +8,7 @@ Invariant: a proposed config has been estimated and fits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -17,6 +17,7 @@ from workbench.config.checks import refused_at_start
 from workbench.config.memory_parts import (
     CONTEXT_BYTES,
     GIB,
+    Choice,
     DeviceBytes,
     HostBytes,
     Recompute,
@@ -35,6 +36,13 @@ from workbench.config.schema.config import Config
 from workbench.config.time_plan import Rates, rates_of, stage_seconds, step_seconds
 
 Verdict = Literal["fits", "tight", "will_not_fit", "unknown"]
+
+VERDICT_WORDS: dict[Verdict, str] = {
+    "fits": "FITS",
+    "tight": "TIGHT",
+    "will_not_fit": "WON'T FIT",
+    "unknown": "UNKNOWN",
+}
 
 COMFORTABLE = 0.10
 """Share of the budget that must be left over for a fit that is not tight."""
@@ -258,6 +266,45 @@ class Estimate:
         return None if self.fit.budget_bytes is None else self.fit.budget_bytes - self.total
 
 
+def total_words(found: Estimate) -> str:
+    """Say the total, the budget, the verdict, and what is left or lacking."""
+    budget, margin = found.fit.budget_bytes, found.margin_bytes
+    words, total = VERDICT_WORDS[found.verdict], f"{found.total / GIB:,.2f}"
+    if budget is None or margin is None:
+        return f"{total} GiB  {words}  no budget is known"
+    left = f"margin {margin / GIB:,.2f} ({margin / budget:.0%})"
+    if margin < 0:
+        left = f"over by {-margin / GIB:,.2f} GiB"
+    elif found.verdict == "will_not_fit":
+        left = "host memory does not hold it"
+    return f"{total} of {budget / GIB:,.2f} GiB  {words}  {left}"
+
+
+def basis_words(found: Estimate) -> str:
+    """Say what an estimate rests on."""
+    if found.measured is not None:
+        run = found.measured
+        measured = run.gpu_reserved_bytes if found.fit.is_gpu else run.host_peak_bytes
+        predicted = run.predicted_bytes if found.fit.is_gpu else found.fit.worst.total
+        if measured is None or predicted is None:
+            return f"measured run {run.name}"
+        return (
+            f"measured run {run.name}: {measured / GIB:,.2f} GiB, "
+            f"predicted {predicted / GIB:,.2f} ({measured / predicted - 1:+.1%})"
+        )
+    if not found.fit.is_gpu:
+        return "formula, on a CPU"
+    if found.fit.is_measured_form:
+        return "formula, within 5 % of peaks measured on an H200"
+    return "formula only: no engine of this version was measured so"
+
+
+def lever_words(lever: Lever) -> str:
+    """Say what a lever does, saves and costs, and how it is pulled."""
+    keys = " ".join(f"{key}={value}" for key, value in lever.overrides.items())
+    return f"{lever.words} ({keys}) takes {lever.saved_bytes / GIB:,.2f} GiB off"
+
+
 def estimate(
     config: Config,
     facts: ModelFacts,
@@ -405,26 +452,17 @@ def _fit_layer_major(
     rates: Rates,
     seen: float,
 ) -> tuple[StepForm, tuple[RankFit, ...], float, tuple[str, ...]]:
-    resident = config.memory.resident_fraction
     form = StepForm(
         rows=config.batch.train,
         row_length=row_length,
         microbatches=1,
         weight_bytes=_weight_bytes(config),
-        resident_fraction=1.0 if resident == "auto" else resident,
-        pinned_inputs=config.memory.block_inputs == "pinned",
         recompute=_recompute(config),
         optimizer=config.optimizer.name,
         exact=config.optimizer.rounding == "exact" and config.model.dtype == "bfloat16",
         is_gpu=is_gpu,
     )
-    choice = choose_microbatches(
-        facts,
-        form,
-        microbatches=config.batch.microbatches,
-        sum_dtype=config.memory.sum_dtype,
-        budget_bytes=budget if is_gpu else None,
-    )
+    choice = _choose(config, facts, form, budget)
     form, device = choice.form, choice.device
     host = host_bytes(facts, form)
     blocks = form.resident_blocks(facts.num_layers)
@@ -439,7 +477,46 @@ def _fit_layer_major(
     if config.batch.microbatches == "auto" and config.batch.train > 1:
         parts = "microbatch" if form.microbatches == 1 else "microbatches"
         notes.append(f"batch.microbatches: auto gives {form.microbatches} {parts}")
+    if not form.is_measured and config.memory.resident_fraction == "auto":
+        notes.append(f"memory.resident_fraction: auto gives {blocks} of {facts.num_layers} blocks")
+    if not form.is_measured and config.memory.block_inputs == "auto":
+        place = "pinned RAM" if form.pinned_inputs else "the GPU"
+        notes.append(f"memory.block_inputs: auto gives {place}")
     return form, ranks, step_seconds(facts, form, rates, seen), tuple(notes)
+
+
+def _choose(config: Config, facts: ModelFacts, form: StepForm, budget: int | None) -> Choice:
+    """Choose what the config leaves open.
+
+    The engine of this version keeps everything on the GPU. A config that asks for another form
+    means one that plans: it keeps as many blocks resident as fit, and moves block inputs to pinned
+    memory before it streams a block, for they cost less.
+    """
+    memory = config.memory
+    residents = [memory.resident_fraction] if memory.resident_fraction != "auto" else [1.0]
+    pinned = [memory.block_inputs == "pinned"]
+    choices = []
+    is_another = residents[0] != 1.0 or pinned[0] or not form.is_measured
+    if is_another and form.is_gpu and budget is not None:
+        if memory.resident_fraction == "auto":
+            num_layers = facts.num_layers
+            residents = [blocks / num_layers for blocks in range(num_layers, -1, -1)]
+        if memory.block_inputs == "auto":
+            pinned = [False, True]
+    for resident in residents:
+        for pinned_inputs in pinned:
+            choices.append(
+                choose_microbatches(
+                    facts,
+                    replace(form, resident_fraction=resident, pinned_inputs=pinned_inputs),
+                    microbatches=config.batch.microbatches,
+                    sum_dtype=memory.sum_dtype,
+                    budget_bytes=budget if form.is_gpu else None,
+                )
+            )
+            if choices[-1].fits:
+                return choices[-1]
+    return choices[-1]
 
 
 def _fit_pipeline(

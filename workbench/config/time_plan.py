@@ -64,12 +64,14 @@ class Rates:
         memory: bytes per second of device memory.
         link: bytes per second between host and device, one direction.
         basis: where these come from, in words.
+        is_gpu: narrow products reach a smaller share of the rate.
     """
 
     flops: float
     memory: float
     link: float
     basis: str
+    is_gpu: bool = True
 
 
 def rates_of(
@@ -93,7 +95,7 @@ def rates_of(
         basis = f"{tflops or _CPU_TFLOPS:g} TFLOP/s" + (
             " as stated" if tflops else ", an assumption"
         )
-        return Rates(rate, memory, memory, f"CPU: {basis}")
+        return Rates(rate, memory, memory, f"CPU: {basis}", is_gpu=False)
     if tflops is not None:
         rate, memory = tflops * 1e12, tflops * 1e12 / _FLOP_PER_BYTE
         words = f"{tflops:g} TFLOP/s as stated"
@@ -196,4 +198,6 @@ def stage_seconds(
 
 def _reached(facts: ModelFacts, rates: Rates) -> float:
     """Give the FLOP/s that products of this width reach."""
+    if not rates.is_gpu:
+        return rates.flops
     return rates.flops * math.sqrt(min(1.0, facts.hidden_size / _FULL_WIDTH))

@@ -1,4 +1,4 @@
-"""What is looked at before a launch: config, model files, template, folder, disk, GPUs, data.
+"""What is looked at before a launch: config, model, template, folder, disk, GPUs, memory, data.
 
 Gives one check after the other, cheap ones first, and writes nothing. Invariant: when no check is
 an error, the run folder can be written and a supervisor can be started.
@@ -6,19 +6,28 @@ an error, the run folder can be written and a supervisor can be started.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from workbench.config import memory_parts, memory_plan
 from workbench.config.checks import check_model, left_open, not_in_this_version
+from workbench.config.inherit import is_file
 from workbench.config.load import ResolvedConfig, at_origins
-from workbench.config.model_facts import ModelFacts, missing_weight_files, read_model_facts
+from workbench.config.memory_plan import Estimate, is_row_certain, lever_words, total_words
+from workbench.config.model_facts import (
+    TRAINABLE_FAMILIES,
+    ModelFacts,
+    missing_weight_files,
+    read_model_facts,
+)
 from workbench.config.template_source import template_source
 from workbench.control.address import check_length, new_address
 from workbench.errors import WorkbenchError
 from workbench.jobs import data_worker
 from workbench.jobs.data_worker import Done, Finding, Progress
+from workbench.jobs.fit import counts_for_plan, estimate_of_start
 from workbench.runs.create import PlannedRun, plan_run
 from workbench.runs.environment import list_gpus
 from workbench.runs.registry import state_folder
@@ -26,8 +35,6 @@ from workbench.runs.registry import state_folder
 CheckState = Literal["ok", "warning", "error"]
 
 _BYTES = {"bfloat16": 2, "float32": 4}
-# Factored statistics have a row and a column per matrix; tokenizer and state are small files.
-_BESIDE_WEIGHTS = 1.05
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Check:
 
     Attributes:
         name: one word: config, model, template, folder, socket (and the registry beside it), disk,
-            device, data.
+            device, memory, data.
         state: error keeps a run from starting.
         message: what was found; for a mistake it begins with where.
         remedy: what to do, "" where there is nothing to do.
@@ -77,7 +84,9 @@ def preflight(
         num_errors += check.state == "error"
         yield check
     if num_errors == 0:
-        yield from check_data(resolved)
+        done = yield from check_data(resolved)
+        if done is not None:
+            yield from check_memory_again(resolved, project, done)
 
 
 def _quick_checks(resolved: ResolvedConfig, project: Path | None, starts: bool) -> Iterator[Check]:
@@ -115,6 +124,8 @@ def _quick_checks(resolved: ResolvedConfig, project: Path | None, starts: bool) 
     if planned is not None and facts is not None:
         yield from _check_disk(resolved, planned, facts)
     yield from _check_device(resolved)
+    if facts is not None:
+        yield from check_memory(resolved, facts, project)
 
 
 def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
@@ -130,6 +141,23 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
         return
     for problem in problems:
         yield Check("model", "error", f"{problem.where}: {problem.what}", problem.remedy)
+    if not facts.is_trainable:
+        what = f"{facts.family} with biases" if facts.biased else facts.family
+        yield Check(
+            "model",
+            "error",
+            f"model folder {folder}: {what} cannot be trained by this version",
+            f"use a model of one of the families {', '.join(TRAINABLE_FAMILIES)}",
+        )
+        return
+    if is_file(folder):
+        yield Check(
+            "model",
+            "error",
+            f"model {folder}: is a file, which is enough for an estimate alone",
+            "give the folder of a model in Hugging Face layout: --model PATH",
+        )
+        return
     if missing:
         yield Check(
             "model",
@@ -174,7 +202,12 @@ def _told(planned: PlannedRun) -> str:
 
 def checkpoint_bytes(resolved: ResolvedConfig, facts: ModelFacts) -> int:
     """Estimate the bytes of one checkpoint on disk."""
-    return int(facts.num_parameters * _BYTES[resolved.config.model.dtype] * _BESIDE_WEIGHTS)
+    return memory_parts.checkpoint_bytes(
+        facts,
+        weight_bytes=_BYTES[resolved.config.model.dtype],
+        optimizer=resolved.config.optimizer.name,
+        exact=resolved.config.optimizer.rounding == "exact",
+    )
 
 
 def _check_disk(
@@ -240,10 +273,68 @@ def _check_device(resolved: ResolvedConfig) -> Iterator[Check]:
         yield Check("device", "ok", f"no GPU: CPU, {len(os.sched_getaffinity(0))} cores")
 
 
-def check_data(resolved: ResolvedConfig) -> Iterator[Check | Progress]:
+def check_memory(
+    resolved: ResolvedConfig,
+    facts: ModelFacts,
+    project: Path | None,
+    counts: memory_plan.Counts | None = None,
+) -> Iterator[Check]:
+    """Hold what a step takes against the budget, the free GPU, or the host where the CPU trains.
+
+    Where rows may be shorter than ``data.max_length`` and their lengths are not known yet, too
+    much is a warning: ``check_memory_again`` decides once the data is prepared.
+    """
+    found, machine = estimate_of_start(resolved, facts, output_root(project), counts)
+    told = f"{total_words(found)}, peak in: {found.fit.worst.peak_phase}"
+    remedy = _memory_remedy(found, resolved)
+    free = machine.gpu_free_bytes if found.fit.is_gpu else None
+    if found.verdict == "will_not_fit":
+        state: CheckState = "error" if found.row_is_certain else "warning"
+        if not found.row_is_certain:
+            told += f", if a row is {resolved.config.data.max_length:,} tokens long"
+        yield Check("memory", state, told, remedy, exit_status=4)
+    elif free is not None and free < found.total:
+        lacking = f"{told}; the GPU has {_size(free)} free"
+        state = "error" if found.row_is_certain else "warning"
+        yield Check("memory", state, lacking, "free the GPU, or choose another: -d", exit_status=4)
+    elif found.verdict == "tight":
+        yield Check("memory", "warning", told, remedy)
+    else:
+        yield Check("memory", "ok", told)
+
+
+def check_memory_again(
+    resolved: ResolvedConfig, project: Path | None, done: Done
+) -> Iterator[Check]:
+    """Decide by the longest row of the data what could not be decided without it."""
+    counts = counts_for_plan(done.counts)
+    if is_row_certain(resolved.config) or counts is None or resolved.config.model.path is None:
+        return
+    facts = read_model_facts(resolved.config.model.path)
+    for check in check_memory(resolved, facts, project, counts):
+        if check.state == "error" or counts.longest_row < resolved.config.data.max_length:
+            yield check
+
+
+def _memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
+    """Name the cheapest lever that this version has; what fits is worked out by ``estimate``."""
+    usable = [lever for lever in found.levers if lever.can_start]
+    helping = [lever for lever in usable if lever.verdict in ("fits", "tight")]
+    more = f"workbench estimate -t {resolved.name} shows them all"
+    if not usable:
+        return f"free memory or raise the budget; {more}"
+    return f"{lever_words((helping or usable)[0])}; {more}"
+
+
+def check_data(
+    resolved: ResolvedConfig,
+) -> Generator[Check | Progress, None, Done | None]:
     """Let the data check's worker read every conversation; give its findings.
 
     What it prepares is kept, so that the ranks of the run begin with it.
+
+    Returns:
+        What the data comes to; None where it cannot be trained on.
     """
     done: Done | None = None
     num_errors = 0
@@ -259,7 +350,7 @@ def check_data(resolved: ResolvedConfig) -> Iterator[Check | Progress]:
                     done = record
     except WorkbenchError as error:
         yield _error("data", error)
-        return
+        return None
     if done is not None and done.num_hidden:
         yield Check(
             "data",
@@ -267,8 +358,10 @@ def check_data(resolved: ResolvedConfig) -> Iterator[Check | Progress]:
             f"{done.num_errors + done.num_warnings:,} findings, the first of each kind shown",
             f"workbench data check -t {resolved.name} --all shows every one",
         )
-    if done is not None and not num_errors:
-        yield Check("data", "ok", counts_in_words(done))
+    if done is None or num_errors:
+        return None
+    yield Check("data", "ok", counts_in_words(done))
+    return done
 
 
 def counts_in_words(done: Done) -> str:

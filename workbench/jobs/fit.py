@@ -1,0 +1,123 @@
+"""Will a config fit on this machine: asks for its GPUs, memory, prepared data and earlier runs.
+
+The arithmetic is ``config/memory_plan``; here is only what has to be looked up. Invariant: nothing
+is written, and no worker is started but the one that knows the cache of prepared data.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.config import memory_plan
+from workbench.config.inherit import is_file
+from workbench.config.known_models import KNOWN_MODELS, known_model
+from workbench.config.load import ResolvedConfig
+from workbench.config.memory_plan import Estimate, Machine, with_overrides
+from workbench.config.model_facts import ModelFacts, read_model_facts
+from workbench.control.data_records import Counts
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.jobs import data_worker
+from workbench.runs.environment import available_host_bytes, list_gpus
+from workbench.runs.measured import measured_run
+
+
+def machine_here() -> Machine:
+    """Look at this machine: the GPU with most free memory, and the host memory that can be had."""
+    gpus = [
+        (free if type(free := gpu.get("free_bytes")) is int else 0, str(gpu["name"]))
+        for gpu in list_gpus()
+    ]
+    host = available_host_bytes()
+    if not gpus:
+        return Machine(host_bytes=host)
+    free, name = max(gpus)
+    return Machine(gpu_name=name, gpu_free_bytes=free or None, host_bytes=host)
+
+
+def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
+    """Find the shapes of a config's model: a folder, a config.json, or a known name.
+
+    Returns:
+        What it is called, and its facts.
+
+    Raises:
+        WorkbenchError: no model is named, or it is neither of these.
+    """
+    path = resolved.config.model.path
+    if path is None:
+        raise ConfigError(
+            "no model is named",
+            where="model.path",
+            remedy=f"add -M MODEL: a folder, a config.json, or one of {', '.join(KNOWN_MODELS)}",
+        )
+    if Path(path).exists():
+        folder = Path(path).parent if is_file(Path(path)) else Path(path)
+        return folder.name, read_model_facts(path)
+    return known_model(path)
+
+
+def prepared_counts(resolved: ResolvedConfig) -> memory_plan.Counts | None:
+    """Ask the cache what a config's data comes to; None where it is not prepared."""
+    path, sources = resolved.config.model.path, resolved.config.data.sources
+    if path is None or not sources or not is_file(Path(path) / "tokenizer.json"):
+        return None
+    try:
+        done = data_worker.counts(resolved)
+    except WorkbenchError:
+        return None
+    return None if done is None else counts_for_plan(done.counts)
+
+
+def counts_for_plan(counts: Counts | None) -> memory_plan.Counts | None:
+    """Pick what bytes and seconds depend on; None where there are no rows."""
+    if counts is None or counts.train_rows == 0:
+        return None
+    return memory_plan.Counts(
+        longest_row=counts.longest_row,
+        steps_per_epoch=counts.steps_per_epoch,
+        mean_document=counts.train_tokens / max(1, counts.train_conversations),
+    )
+
+
+def estimate_here(
+    resolved: ResolvedConfig,
+    facts: ModelFacts,
+    output_root: Path,
+    *,
+    machine: Machine | None = None,
+    counts: memory_plan.Counts | None = None,
+) -> Estimate:
+    """Estimate a config against a machine, with the peaks of an earlier run where there is one.
+
+    Args:
+        resolved: the config.
+        facts: of its model.
+        output_root: where numbered run folders lie.
+        machine: None looks at this one.
+        counts: of its prepared data.
+    """
+    return memory_plan.estimate(
+        resolved.config,
+        facts,
+        machine=machine or machine_here(),
+        counts=counts,
+        measured=measured_run(resolved, output_root),
+    )
+
+
+def estimate_of_start(
+    resolved: ResolvedConfig,
+    facts: ModelFacts,
+    output_root: Path,
+    counts: memory_plan.Counts | None = None,
+) -> tuple[Estimate, Machine]:
+    """Estimate what a start here and now would take: without a GPU, the CPU trains.
+
+    Returns:
+        The estimate, and the machine it was held against.
+    """
+    machine = machine_here()
+    if resolved.config.training.device == "auto" and machine.gpu_name is None:
+        on_cpu = with_overrides(resolved.config, {"training.device": "cpu"})
+        resolved = replace(resolved, config=on_cpu)
+    found = estimate_here(resolved, facts, output_root, machine=machine, counts=counts)
+    return found, machine
