@@ -71,6 +71,14 @@ def test_json_lines_carry_their_line_numbers(tmp_path: Path, name: str) -> None:
     ]
 
 
+def test_a_list_in_a_file_of_lines_is_read_as_a_list(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('[\n{"text":\n "a"},\n{"text": "b"}]\n')
+    assert [(row.where, row.value) for row in read(opened(tmp_path / "data.jsonl"))] == [
+        ("data.jsonl row 1", {"text": "a"}),
+        ("data.jsonl row 2", {"text": "b"}),
+    ]
+
+
 def test_one_object_is_one_row(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(' {"text":\n "x"\n}\n')
     (row,) = read(opened(tmp_path / "data.json"))

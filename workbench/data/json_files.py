@@ -11,7 +11,7 @@ import mmap
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 import numpy as np
@@ -91,40 +91,19 @@ class RowIndex:
                 yield number, *_parse(file.read(end - first), unit)
 
 
-def index_lines(file: Path, first: int = 0) -> RowIndex:
-    """Find the lines that are not blank.
+def index_rows(file: Path, label: str, first: int = 0) -> RowIndex:
+    """Find the rows of a JSON list, or JSON lines where the file does not begin with a bracket.
+
+    In a file called .json, one object over several lines is one row.
 
     Args:
         file: to read.
+        label: its name as complaints show it, which decides what an object at the beginning is.
         first: offset of the first byte behind a byte order mark.
 
     Raises:
-        DataError: the file cannot be read.
-    """
-    spans: list[int] = []
-    lines: list[int] = []
-    with reading(file), file.open("rb") as content:
-        content.seek(first)
-        offset = first
-        for number, line in enumerate(content, start=1):
-            if not line.isspace():
-                spans += (offset, offset + len(line.rstrip(b"\r\n")))
-                lines.append(number)
-            offset += len(line)
-    return RowIndex(file, np.array(spans, np.int64).reshape(-1, 2), np.array(lines, np.int64))
-
-
-def index_list(file: Path, label: str, first: int = 0) -> RowIndex:
-    """Find the rows of a JSON list; one object alone is one row, and JSON lines are lines.
-
-    Args:
-        file: to read.
-        label: its name as complaints show it.
-        first: offset of the first byte behind a byte order mark.
-
-    Raises:
-        DataError: the file cannot be read, is not JSON, or is one value but neither a list nor an
-            object.
+        DataError: the file cannot be read; or it is no lines, and not JSON, or one value that is
+            neither a list nor an object.
     """
     with reading(file):
         if file.stat().st_size <= first:
@@ -136,8 +115,9 @@ def index_list(file: Path, label: str, first: int = 0) -> RowIndex:
     if begin is None:
         return _list_index(file, [])
     opening = content[begin]
-    if opening == ord("{") and _is_lines(file, first):
-        return index_lines(file, first)
+    is_lines = opening != ord("[") and ".jsonl" in PurePath(label).suffixes
+    if is_lines or (opening == ord("{") and _is_lines(file, first)):
+        return _index_lines(file, first)
     try:
         if opening == ord("["):
             rows = msgspec.json.decode(content, type=list[msgspec.Raw])
@@ -156,6 +136,21 @@ def index_list(file: Path, label: str, first: int = 0) -> RowIndex:
             "is not a list of rows", where=label, remedy="give a JSON list, or JSON lines"
         )
     return _list_index(file, spans)
+
+
+def _index_lines(file: Path, first: int) -> RowIndex:
+    """Find the lines that are not blank."""
+    spans: list[int] = []
+    lines: list[int] = []
+    with reading(file), file.open("rb") as content:
+        content.seek(first)
+        offset = first
+        for number, line in enumerate(content, start=1):
+            if not line.isspace():
+                spans += (offset, offset + len(line.rstrip(b"\r\n")))
+                lines.append(number)
+            offset += len(line)
+    return RowIndex(file, np.array(spans, np.int64).reshape(-1, 2), np.array(lines, np.int64))
 
 
 def _list_index(file: Path, spans: list[tuple[int, int]]) -> RowIndex:

@@ -4,7 +4,7 @@ A row that cannot be read is a complaint that names its place; a file whose rows
 apart is an error. What is read:
 
 * An absolute path is a file or a folder; ``owner/name`` is a data set of the hub.
-* A file is read as its name ends: ``.json`` (a list, one object, or lines), ``.jsonl``,
+* A file is read as its name ends: ``.json`` and ``.jsonl`` (either a list, or lines),
   ``.parquet``, ``.txt`` (one document); all but Parquet also packed, with ``.gz`` behind.
 * A folder gives the files that are named, or all that end so, by name. Texts are passed over where
   there is anything else: a README.txt beside a data set is no data.
@@ -20,7 +20,7 @@ from workbench.config.schema.data import SourceSection
 from workbench.data.findings import Finding
 from workbench.data.formats import KEYS_OF_FORM, Format, kind_of, recognise
 from workbench.data.hub import fetch_files, load_split
-from workbench.data.json_files import JsonPart, RowIndex, index_lines, index_list
+from workbench.data.json_files import JsonPart, RowIndex, index_rows
 from workbench.data.raw_rows import Part, reading
 from workbench.data.text_files import TextPart
 from workbench.data.unpacked import unpack
@@ -233,7 +233,7 @@ def _open_file(
                 remedy=f"leave data.sources.{name}.format out, or name other files",
             )
         return TextPart(file, label, content, first)
-    index = index_lines(content, first) if kind == ".jsonl" else index_list(content, label, first)
+    index = index_rows(content, label, first)
     if not len(index.spans):
         what, remedy = "holds no rows", "remove it from data.sources, or fill it"
         findings.append(Finding("warning", label, what, remedy))
