@@ -15,7 +15,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.data.conftest import TEXTS
 from workbench.config.load import shipped_templates
@@ -71,10 +71,12 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     else:
         backend = sentencepiece_like(request.param, added)
     backend.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
-    config |= {"eos_token": "</s>", "pad_token": "<|pad|>"}
+    is_llama = request.param == "metaspace_bpe"
+    config = {"tokenizer_class": "LlamaTokenizer" if is_llama else "PreTrainedTokenizerFast"}
+    config |= {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|pad|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    theirs = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert isinstance(theirs, PreTrainedTokenizerFast)
     return Both(theirs, load_tokenizer(folder))
 
 
