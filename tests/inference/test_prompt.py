@@ -57,6 +57,12 @@ def test_a_stop_that_is_no_token_ends_a_reply_as_text(tiny_model: Path) -> None:
     assert prompts.stop_strings == ("[over]", "\nuser:")
 
 
+def test_a_stop_of_pieces_and_a_token_is_looked_for_up_to_the_token(tiny_model: Path) -> None:
+    source = template_source("chatml", tiny_model).replace("<|im_end|>", "[over] <|im_end|>")
+    prompts = PromptWriter(ChatTemplate(source), load_tokenizer(tiny_model))
+    assert (prompts.stop_ids, prompts.stop_strings) == (frozenset(), ("[over]",))
+
+
 def test_end_tokens_of_all_the_models_files_end_a_reply(tiny_model: Path) -> None:
     prompts = read_prompt_writer(tiny_model, load_tokenizer(tiny_model), None, [])
     assert sorted(prompts.stop_texts) == ["<|endoftext|>", "<|im_end|>"]

@@ -64,14 +64,18 @@ def stops_of(
     """Find what the template puts behind a reply: a token where the vocabulary has it, else text.
 
     ``<|im_end|>`` is one token for a model that was made for ChatML, and some ordinary pieces for
-    one that has learned ChatML with an older vocabulary; either ends the reply.
+    one that has learned ChatML with an older vocabulary; either ends the reply. Pieces end it
+    before the first special token: generation stops there, and the token is no text to look for.
     """
     text = template.stop_text
     if not text:
         return frozenset(), ()
     first, *others = template.stop_ids(tokenizer)
     is_token = not others or tokenizer.token_text(first) in tokenizer.texts_of_special_tokens
-    return (frozenset({first}), ()) if is_token else (frozenset(), (text,))
+    if is_token:
+        return frozenset({first}), ()
+    found = [at for sign in tokenizer.texts_of_special_tokens if (at := text.find(sign)) > 0]
+    return frozenset(), (text[: min(found, default=len(text))].rstrip(),)
 
 
 def read_prompt_writer(
