@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 from tests.tui.conftest import screen_text, type_into, wait_until
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor
 from workbench.config.load import ResolvedConfig
+from workbench.jobs.data_worker import Progress
 from workbench.jobs.preflight import Check
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import Outcome
@@ -23,12 +24,12 @@ from workbench.tui.surroundings import Surroundings
 class ScriptedChecks:
     """Looks at nothing; gives what a test wants, each when it is let go."""
 
-    def __init__(self, *checks: Check) -> None:
+    def __init__(self, *checks: Check | Progress) -> None:
         self.checks = checks
         self.go_on = threading.Semaphore(0)
         self.seen: list[ResolvedConfig] = []
 
-    def __call__(self, resolved: ResolvedConfig, *, project: Path) -> Iterator[Check]:
+    def __call__(self, resolved: ResolvedConfig, *, project: Path) -> Iterator[Check | Progress]:
         self.seen.append(resolved)
         for check in self.checks:
             assert self.go_on.acquire(timeout=20)
@@ -67,6 +68,48 @@ async def test_checks_arrive_as_they_finish(surroundings: Surroundings) -> None:
         await wait_until(pilot, lambda: "✗ model folder m" in screen_text(pilot))
         assert "→ download it" in screen_text(pilot)
         assert "◌" not in screen_text(pilot)
+
+
+async def test_it_says_how_far_preparing_the_data_is(surroundings: Surroundings) -> None:
+    look = ScriptedChecks(
+        GOOD,
+        Progress(stage="starting", done=0, total=0),
+        Progress(stage="tokenizing", done=12_400, total=50_000),
+        Progress(stage="packing", done=0, total=1),
+    )
+    async with on_preview(surroundings, look) as (pilot, screen):
+        look.go_on.release(2)
+        await wait_until(pilot, lambda: screen._progress is not None)
+        assert "◌ checking…" in screen_text(pilot), "a stage without numbers is no news"
+        look.go_on.release()
+        await wait_until(pilot, lambda: "◌ tokenizing 12,400 of 50,000" in screen_text(pilot))
+        assert "✓1" in screen_text(pilot), "progress is not counted as a check"
+        look.go_on.release()
+        await wait_until(pilot, lambda: "◌" not in screen_text(pilot))
+        assert "tokenizing" not in screen_text(pilot)
+
+
+async def test_closing_the_preview_ends_what_prepares_the_data(
+    surroundings: Surroundings,
+) -> None:
+    has_ended = threading.Event()
+
+    class Endless(ScriptedChecks):
+        def __call__(
+            self, resolved: ResolvedConfig, *, project: Path
+        ) -> Iterator[Check | Progress]:
+            try:
+                while not has_ended.wait(0.02):
+                    yield Progress(stage="tokenizing", done=1, total=2)
+            finally:
+                has_ended.set()
+
+    async with on_preview(surroundings, Endless()) as (pilot, screen):
+        await wait_until(pilot, lambda: "◌ tokenizing 1 of 2" in screen_text(pilot))
+        assert not has_ended.is_set()
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: pilot.app.screen is not screen)
+        await wait_until(pilot, has_ended.is_set)
 
 
 async def test_an_error_keeps_it_from_starting_and_names_the_remedy(
@@ -136,7 +179,9 @@ async def test_a_mistake_in_what_was_typed_is_a_check(surroundings: Surroundings
 
 async def test_a_check_that_breaks_is_told_and_starts_nothing(surroundings: Surroundings) -> None:
     class Broken(ScriptedChecks):
-        def __call__(self, resolved: ResolvedConfig, *, project: Path) -> Iterator[Check]:
+        def __call__(
+            self, resolved: ResolvedConfig, *, project: Path
+        ) -> Iterator[Check | Progress]:
             raise ZeroDivisionError("a fault of ours")
 
     async with on_preview(surroundings, Broken()) as (pilot, screen):
