@@ -49,6 +49,17 @@ async def test_every_config_is_listed_the_broken_one_with_its_mistake(
         assert "! line 3 optimizer." in text
 
 
+async def test_the_list_tells_what_a_config_runs_on_and_its_context(
+    surroundings: Surroundings,
+) -> None:
+    async with on_configs(surroundings, (80, 24)) as (pilot, _):
+        await wait_until(pilot, lambda: "ten steps on a CPU" in screen_text(pilot))
+        lines = [" ".join(line.split()) for line in screen_text(pilot).splitlines()]
+        assert any("quick ten steps on a CPU CPU 4,096" in line for line in lines), lines
+        await pilot.press("slash", *"packed")
+        await wait_until(pilot, lambda: "1 GPU   4,096" in screen_text(pilot))
+
+
 async def test_a_broken_config_shows_every_mistake_and_cannot_be_launched(
     surroundings: Surroundings,
 ) -> None:

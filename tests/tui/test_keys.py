@@ -22,7 +22,7 @@ from workbench.tui.keys import BANNED, TABLE, KeyState, Scope
 
 # Scopes whose keys are alive at the same time: a pane inside its screen, with the global ones.
 TOGETHER: tuple[tuple[Scope, ...], ...] = (
-    ("list", "pane", "filterable", "configs", "global"),
+    ("list", "pane", "filterable", "tree", "configs", "global"),
     ("list", "pane", "filterable", "job", "jobs", "global"),
     ("chart", "pane", "job", "jobs", "global"),
     ("pane", "launch", "global"),

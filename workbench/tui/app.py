@@ -5,6 +5,8 @@ the first chart. Nothing here knows what a screen shows. Invariant: a key that i
 """
 
 import logging
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -354,14 +356,18 @@ class WorkbenchApp(App[None], inherit_bindings=False):
                 if row.scope == "list" or row.id == "palette":
                     continue
                 reason = row.refusal(state)
+                command = self._command_line(row.command, state)
+                says = f"{row.help} · {command}" if command else row.help
                 name = f"{screen.label_of(row).rstrip('…')}  ({row.shown})"
                 yield SystemCommand(
                     name,
-                    f"not now: {reason}" if reason else row.help,
+                    f"not now: {reason}" if reason else says,
                     lambda row_id=row.id: self.call_later(self.action_press, row_id),
                 )
             yield SystemCommand(
-                "demo", "Open the launch preview of the small CPU run.", self._preview_demo
+                "demo",
+                "Open the launch preview of the small CPU run. · workbench train -t demo",
+                self._preview_demo,
             )
         if self.surroundings.colour:
             for theme in ("wb-dark", "wb-light", "ansi-dark", "ansi-light"):
@@ -370,6 +376,13 @@ class WorkbenchApp(App[None], inherit_bindings=False):
                     "Change the colours.",
                     lambda name=theme: self._set_theme(name),
                 )
+
+    def _command_line(self, command: str, state: KeyState) -> str:
+        """Name the selected job and config in a row's command line."""
+        for word, name in (("JOB", state.job), ("CONFIG", self.remembered.config)):
+            if name:
+                command = re.sub(rf"\b{word}\b", shlex.quote(name).replace("\\", r"\\"), command)
+        return command
 
     def _preview_demo(self) -> None:
         from workbench.tui.screens.launch_preview import LaunchPreview

@@ -23,6 +23,7 @@ Scope = Literal[
     "field",
     "dialog",
     "configs",
+    "tree",
     "launch",
     "flags",
     "jobs",
@@ -176,6 +177,17 @@ TABLE: tuple[KeyRow, ...] = (
         "preview", ("p",), "configs", "Preview",
         "Open the launch preview to look only: checks, flags, plan, exact command.",
         0, "workbench train -t CONFIG --dry-run", 2,
+    ),
+    KeyRow(
+        "edit", ("e",), "configs", "Edit",
+        "Open in the editor: the config's file, or the marked ones, or the line that sets the key "
+        "under the cursor; then read all configs again.",
+        1, "workbench edit FILE", 3, acts=True,
+    ),
+    KeyRow(
+        "mark", ("space",), "tree", "Mark",
+        "Mark the file under the cursor, or take its mark off; marked files are edited together.",
+        0, "", 3,
     ),
     KeyRow(
         "reread", ("u",), "configs", "Re-read", "Read all config files again.", 0, "workbench ls", 4

@@ -4,6 +4,7 @@ Knows ``config.load`` and nothing of jobs but how to open the launch preview. In
 that cannot be resolved stays in the list with its mistake and cannot be launched.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
 
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, WorkbenchError
 from workbench.tui import keys, words
+from workbench.tui.editing import Edited, ToEdit, contents_of, edit, judge
 from workbench.tui.fuzzy import score
 from workbench.tui.job_events import RunsListed
 from workbench.tui.keys import KeyState
@@ -29,6 +31,7 @@ from workbench.tui.widgets.origin_table import KeyLine, OriginTable, chain, valu
 
 if TYPE_CHECKING:
     from workbench.config.load import ConfigListing, ConfigProblems, ResolvedConfig
+    from workbench.jobs.editor import EditorCommand
 
 NO_CONFIGS = "No configs under {place}, and none came with the program."
 
@@ -87,15 +90,18 @@ class ConfigsScreen(WorkbenchScreen):
         self.show_panes()
         self.query_one("#config-pane").border_subtitle = "mark: state of the last run"
         only = keys.hint("open_row")
-        self.query_one("#config-tree").border_subtitle = f"{only}: only keys from here"
+        mark = keys.hint("mark")
+        self.query_one(
+            "#config-tree"
+        ).border_subtitle = f"{only}: only keys from here · {mark}: mark"
         self.query_one("#key-pane").border_subtitle = f"{only}: meaning and chain"
         self.query_one("#config-list", ConfigList).empty_text = Content("reading configs…")
         self.query_one("#config-list").focus()
         self.read_configs()
 
     @work(thread=True, exclusive=True, group="list", exit_on_error=False)
-    def read_configs(self) -> None:
-        """List every config; a broken one is a row with its mistake."""
+    def read_configs(self, edited: Edited | None = None) -> None:
+        """List every config, a broken one as a row with its mistake; say what an edit has done."""
         from workbench.config.load import list_configs
 
         project = self.workbench.surroundings.project
@@ -105,6 +111,9 @@ class ConfigsScreen(WorkbenchScreen):
             self.app.call_from_thread(self.workbench.say, str(error), "error")
             listings = []
         self.app.call_from_thread(self._take_listings, listings)
+        if edited is not None:
+            text, severity = judge(edited, listings, project)
+            self.app.call_from_thread(self.workbench.say, text, severity)
 
     @on(RunsListed)
     def _runs_listed(self, event: RunsListed) -> None:
@@ -123,6 +132,75 @@ class ConfigsScreen(WorkbenchScreen):
             config_list.choose(remembered)
         if config_list.current is not None:
             self.select(config_list.current.name)
+
+    # ---- editing -----------------------------------------------------------------------
+
+    def do_edit(self) -> None:
+        """Open what is marked or under the cursor in the editor; then read all configs again."""
+        from workbench.config.editable import check_editable
+        from workbench.jobs.editor import editor_command
+
+        target = self._to_edit()
+        assert not isinstance(target, str), "the key is refused"
+        try:
+            for file in target.files:
+                check_editable(file, self._project)
+            command = editor_command(target.files, os.environ, wait=True, line=target.line)
+        except WorkbenchError as error:
+            self.workbench.say_error(f"{words.from_project(error.where, self._project)} ", error)
+            return
+        if command.note:
+            self.workbench.say(command.note, "note")
+        self._edit(target, command)
+
+    def _to_edit(self) -> ToEdit | str:
+        """Say which files are meant, or why there is none."""
+        pane = self.pane_of(self.focused)
+        tree = self.query_one("#config-tree", ConfigTree)
+        line = self.query_one("#key-table", OriginTable).current
+        if pane == "key-pane" and line is not None:
+            origin = line.leaf.origin
+            if origin.file is None:
+                return f"{line.key} is stated by no file ({origin.source})"
+            return ToEdit((origin.file,), origin.line)
+        if tree.marked:
+            return ToEdit(tuple(tree.marked))
+        if pane == "config-tree" and tree.current is not None and tree.current.file is not None:
+            return ToEdit((tree.current.file,))
+        current = self.query_one("#config-list", ConfigList).current
+        listing = next(
+            (each for each in self._listings if current and each.name == current.name), None
+        )
+        if listing is None:
+            return "no config is selected"
+        found = self.resolution
+        if found is not None and found.problems is not None and found.name == listing.name:
+            first = found.problems.problems[0]
+            return ToEdit((first.file or listing.path,), first.line)
+        return ToEdit((listing.path,))
+
+    @work(group="edit", exit_on_error=False)
+    async def _edit(self, target: ToEdit, command: "EditorCommand") -> None:
+        before = contents_of(target.files)
+        reread = keys.hint("reread")
+        if command.is_graphical and command.waits:
+            self.workbench.say(f"opened in {command.name}; read again when closed there", "working")
+        elif command.is_graphical:
+            self.workbench.say(
+                f"opened in {command.name}; {reread} reads the configs again", "note"
+            )
+        try:
+            status = await edit(self.app, command)
+        except WorkbenchError as error:
+            self.workbench.say_error(f"{error.where} ", error)
+            return
+        self.query_one("#config-tree", ConfigTree).unmark()
+        if status or command.waits:
+            ended = f"{command.name} ended with status {status}" if status else command.note
+            after = contents_of(target.files)
+            num_changed = sum(old != new for old, new in zip(before, after, strict=True))
+            broken = frozenset(each.name for each in self._listings if each.problem)
+            self.read_configs(Edited(target.files, num_changed, broken, ended))
 
     def do_reread(self) -> None:
         """Read all config files again."""
@@ -175,7 +253,15 @@ class ConfigsScreen(WorkbenchScreen):
             folder = parent
             mark, colour, run = self.workbench.index.last_run_of(listing.name)
             rows.append(
-                ConfigRow(listing.name, listing.description, _brief(listing), mark, colour, run)
+                ConfigRow(
+                    listing.name,
+                    listing.description,
+                    _needs(listing),
+                    _brief(listing),
+                    mark,
+                    colour,
+                    run,
+                )
             )
         config_list = self.query_one("#config-list", ConfigList)
         if self._listings and not shown:
@@ -393,6 +479,8 @@ class ConfigsScreen(WorkbenchScreen):
         elif current.problem:
             reason = f"{current.name} has a mistake: {current.problem}"
             refused = (("launch", reason), ("preview", reason))
+        if isinstance(target := self._to_edit(), str):
+            refused = (*refused, ("edit", target))
         return KeyState(readonly=self.workbench.surroundings.readonly, refused=refused)
 
     def do_launch(self) -> None:
@@ -415,6 +503,14 @@ class ConfigsScreen(WorkbenchScreen):
         """Bring the marks of last runs up to date."""
         if self._has_read:
             self._show_list()
+
+
+def _needs(listing: "ConfigListing") -> str:
+    """Say what a config runs on and how long its rows are, in columns."""
+    if listing.num_gpus is None or listing.context is None:
+        return ""
+    gpus = words.number_of(listing.num_gpus, "GPU") if listing.num_gpus else "CPU"
+    return f"{gpus:>6} {listing.context:>7,}"
 
 
 def _brief(listing: "ConfigListing") -> str | None:

@@ -10,10 +10,14 @@ from workbench.tui.widgets.line_list import LineList
 
 @dataclass(frozen=True)
 class ConfigRow:
-    """A config, or the heading of a folder where ``name`` ends in a slash."""
+    """A config, or the heading of a folder where ``name`` ends in a slash.
+
+    ``needs`` says what it runs on and its context, in a width that is the same for every row.
+    """
 
     name: str
     description: str = ""
+    needs: str = ""
     problem: str | None = None
     mark: str = ""
     mark_colour: str = ""
@@ -23,6 +27,10 @@ class ConfigRow:
     def is_folder(self) -> bool:
         """Whether this is a heading."""
         return self.name.endswith("/")
+
+
+_WITH_NEEDS = 44
+"""Cells behind a name in which GPUs and context leave enough for the description."""
 
 
 def _shown_name(row: ConfigRow) -> str:
@@ -46,12 +54,15 @@ class ConfigList(LineList[ConfigRow]):
         name = words.shorten(_shown_name(row), name_width)
         if width < 46:
             return Content.assemble(name.ljust(width - 2), (mark or " ", colour or ""), " ")
-        said = row.problem or row.description
+        rest = width - name_width - 4
+        needs = f"  {row.needs}" if row.needs and rest >= _WITH_NEEDS else ""
+        said = words.shorten(row.problem or row.description, rest - len(needs))
         return Content.assemble(
             name.ljust(name_width + 2),
             (mark or " ", colour or ""),
             " ",
-            (said, "$bad" if row.problem else "$quiet"),
+            (said.ljust(rest - len(needs)), "$bad" if row.problem else "$quiet"),
+            needs,
         )
 
     def key_of(self, row: ConfigRow) -> object:

@@ -1,11 +1,13 @@
 """The files a config is made of, in the order of ``extends:``, and facts below them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.content import Content
 
+from workbench.tui import keys
 from workbench.tui.widgets.line_list import LineList
 
 if TYPE_CHECKING:
@@ -56,9 +58,37 @@ def _name(path: Path, root: Path) -> str:
 
 
 class ConfigTree(LineList[TreeRow]):
-    """Files and facts; opening a file narrows the keys to those it sets."""
+    """Files and facts; opening a file narrows the keys to those it sets; files can be marked."""
 
-    KEY_SCOPES = ("filterable", "pane")
+    BINDINGS = keys.bindings("tree")
+    KEY_SCOPES = ("tree", "filterable", "pane")
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._marked: set[Path] = set()
+
+    @property
+    def marked(self) -> list[Path]:
+        """The marked files, each once, in the order of the tree."""
+        files = [row.file for row in self.rows if row.file in self._marked]
+        return [file for file in dict.fromkeys(files) if file is not None]
+
+    def set_rows(self, rows: Sequence[TreeRow]) -> None:
+        """Show other files; what is no longer shown is no longer marked."""
+        super().set_rows(rows)
+        self._marked.intersection_update(row.file for row in rows if row.file is not None)
+
+    def do_mark(self) -> None:
+        """Mark the file under the cursor, or take its mark off, and go on to the next."""
+        if self.current is not None and self.current.file is not None:
+            self._marked ^= {self.current.file}
+            self.do_move_down()
+            self.refresh()
+
+    def unmark(self) -> None:
+        """Take every mark off."""
+        self._marked.clear()
+        self.refresh()
 
     def draw(self, row: TreeRow, width: int) -> Content:
         """Give guide, name, and how many keys the file sets and loses."""
@@ -67,7 +97,8 @@ class ConfigTree(LineList[TreeRow]):
         count = f"{row.num_keys:>4} keys"
         shadowed = f", {row.num_shadowed} shadowed" if row.num_shadowed else ""
         right = f"{count}{shadowed}"
-        name = Content.assemble((row.guide, "$quiet"), row.name)
+        mark = ("* ", "bold $primary") if row.file in self._marked else ""
+        name = Content.assemble((row.guide, "$quiet"), mark, row.name)
         if name.cell_length + len(right) + 2 > width:
             right = count
         name = name.truncate(max(width - len(right) - 1, 1), ellipsis=True)
