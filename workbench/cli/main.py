@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "control": ("control", "see and steer jobs: list, status, watch, save, pause, stop, …"),
     "serve": ("serve", "serve a model with the OpenAI protocol"),
     "chat": ("chat", "ask a model one thing"),
+    "completion": ("completion", "print the script by which bash, zsh or fish completes commands"),
 }
 """Verb → module below ``workbench.cli`` (and function, if not ``run``), and its line of help."""
 
@@ -35,6 +36,9 @@ WITHOUT_VERB = {
     "--batch": ("batch", "train without a screen: JSON lines on stdout"),
     "": ("tui", "the terminal workbench"),
 }
+
+COMPLETE = "__complete"
+"""Asked by the shells' scripts at each tab; in no list."""
 
 _MOVED = ("-t", "--config", "-p", "--project")
 
@@ -77,6 +81,8 @@ def _dispatch(arguments: list[str]) -> int:
             output.result(help_text())
             return 0
         return _function(WITHOUT_VERB[""][0])(before)
+    if verb == COMPLETE:
+        return _function("completion:run_hidden")(behind)
     if verb == "--batch":
         return _function(WITHOUT_VERB[verb][0])(before + behind)
     if verb not in VERBS:
