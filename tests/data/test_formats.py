@@ -108,7 +108,7 @@ def test_train_false_marks_a_turn() -> None:
         (
             {"id": 7, "text": "x"},
             None,
-            "has 'text' (text), its file has 'conversations' (sharegpt)",
+            "is a row of form text (it has 'text'), and its file",
         ),
         (
             {"id": 7, "data": []},

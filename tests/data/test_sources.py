@@ -103,13 +103,14 @@ def test_each_bad_line_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     assert [row.where for row in rows] == [f"data.jsonl:{line}" for line in range(1, 7)]
     assert [row.problem for row in rows] == [
         None,
-        "is not JSON: Expecting value at column 10",
+        "is not JSON: expecting value but found the end at column 10",
         "is not UTF-8: byte 0xff",
         "contains a null byte",
         "is not JSON: nested too deeply",
         None,
     ]
-    assert [row.remedy for row in rows if row.remedy] == ["save the file anew as UTF-8 text"]
+    remedies = [row.remedy for row in rows]
+    assert remedies == [None, None, *["save the file anew as UTF-8 text"] * 2, None, None]
 
 
 def test_each_bad_row_of_a_list_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_each_bad_row_of_a_list_is_named_and_the_rest_is_read(tmp_path: Path) ->
         None,
         "is not UTF-8: byte 0xff",
         "contains a null byte",
-        "is not JSON: Invalid control character at character 12",
+        "is not JSON: invalid control character at character 12",
         None,
         None,
         None,
@@ -137,16 +138,18 @@ def test_each_bad_row_of_a_list_is_named_and_the_rest_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "where", "what"),
     [
-        (b'[{"a": 1},\n{"a": 2,}\n]', "data.json:2", "is not JSON: Expecting property name"),
-        (b'[{"a": 1},\n]', "data.json:1", "is not JSON: Comma behind the last row at column 10"),
-        (b'[{"a": 1}\n{"a": 2}]', "data.json:1", "Expecting ',' or ']' behind a row at column 10"),
-        (b'[{"a": 1}]\n[]', "data.json:2", "is not JSON: Extra data at column 1"),
-        (b'[{"a": 1},\n{"a": "x', "data.json:2", "Unterminated string starting at column 7"),
-        (b'[{"a": 1},\n{"a', "data.json:2", "Unterminated string starting at column 2"),
-        (b'[{"a": 1},\n', "data.json:2", "is not JSON: Expecting value at column 1"),
+        (b'[{"a": 1},\n{"a": 2 , }\n]', "data.json:2", "a comma behind the last entry at column 9"),
+        (b'[{"a": [1, 2,\n]}]', "data.json:1", "a comma behind the last entry at column 13"),
+        (b'[{"a": 1},\n]', "data.json:1", "a comma behind the last entry at column 10"),
+        (b'[{"a": 1}\n{"a": 2}]', "data.json:1", "expecting ',' or ']' behind a row but found"),
+        (b'[{"a": 1},\n{"a": x}]', "data.json:2", "expecting value but found 'x' at column 7"),
+        (b'[{"a": 1}]\n[]', "data.json:2", "is not JSON: extra data at column 1"),
+        (b'[{"a": 1},\n{"a": "x', "data.json:2", "unterminated string starting at column 7"),
+        (b'[{"a": 1},\n{"a', "data.json:2", "unterminated string starting at column 2"),
+        (b'[{"a": 1},\n', "data.json:2", "expecting value but found the end at column 1"),
         (b'[\n\n"\0" 1]', "data.json:3", "contains a null byte"),
-        (b'{"a": ', "data.json:1", "is not JSON: Expecting value at column 7"),
-        (b'{"a": 1} x', "data.json:1", "is not JSON: Extra data at column 10"),
+        (b'{"a": ', "data.json:1", "expecting value but found the end at column 7"),
+        (b'{"a": 1} x', "data.json:1", "is not JSON: extra data at column 10"),
         ("[]".encode("utf-16"), "data.json", "is encoded as UTF-16"),
         (b"3", "data.json", "is not a list of rows"),
         (b'"text"', "data.json", "is not a list of rows"),
@@ -302,6 +305,8 @@ def test_a_table_without_the_columns_of_a_form_names_those_it_has(tmp_path: Path
     assert error.what.endswith("'text'; its columns are 'prompt', 'answer'")
     assert "has no column 'text' (text)" in refusal(file, format="text").what
     file.write_bytes(b"PAR1 is not all there is")
+    assert refusal(file).what == "does not begin and end as a Parquet file does"
+    file.write_bytes(b"PAR1 and nothing that a table has PAR1")
     assert "is no readable table" in refusal(file).what
 
 

@@ -188,7 +188,7 @@ def _check_form(row: object, form: Format) -> None:
     if other is not None:
         raise _bad_row(
             "another form",
-            f"has {_KEYS[other]!r} ({other}), its file has {key!r} ({form})",
+            f"is a row of form {other} (it has {_KEYS[other]!r}), and its file is read as {form}",
             "give each form a file of its own, or drop the row with data.skip_bad_rows",
         )
     keys = ", ".join(repr(name) for name in list(row)[:_KEYS_NAMED])
@@ -255,11 +255,11 @@ def _message(turn: object, form: Format, roles: Mapping[str, Role], number: int)
         raise refused(
             f"role {stated}",
             f"role {stated!r} is unknown",
-            "map it under data.roles, or drop the row with data.skip_bad_rows",
+            f"map it under data.roles{_near_role(stated)}, or drop the row with data.skip_bad_rows",
         )
     for key in ("tool_calls", "function_call"):
         if turn.get(key):
-            raise refused("tool calls", f"has {key}, which are not supported")
+            raise refused("tool calls", f"has {key}: calls of tools cannot be trained")
     content = turn.get(content_key)
     if isinstance(content, list) and content_key == "content":
         content = _joined_parts(content, refused)
@@ -277,6 +277,11 @@ def _message(turn: object, form: Format, roles: Mapping[str, Role], number: int)
             return None
         raise refused("empty turn", "has no text")
     return Message(role, content, _is_trained(turn, role, refused), number)
+
+
+def _near_role(stated: str) -> str:
+    known = ROLES.get(stated.strip().lower())
+    return f" ({stated}: {known})" if known else ""
 
 
 class _Refuse(Protocol):
@@ -439,7 +444,7 @@ def _merge(messages: list[Message]) -> tuple[list[Message], list[Complaint]]:
             Complaint(
                 "repeated speaker",
                 f"is the second {message.role} turn in a row; joined to it by a blank line",
-                "nothing, if that is what the data means",
+                "leave it so, if that is what the data means",
                 message.turn,
             )
         )

@@ -136,6 +136,18 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
+def _near_in_mirror(hub_id: str) -> str:
+    """Ask whether an id of the mirror is meant; nothing if none is like it."""
+    mirror = os.environ.get(MIRROR, "")
+    if not mirror:
+        return ""
+    root = Path(mirror).expanduser()
+    folders = [*root.glob("*/*"), *(root / "datasets").glob("*/*")]
+    ids = sorted(f"{folder.parent.name}/{folder.name}" for folder in folders if folder.is_dir())
+    near = difflib.get_close_matches(hub_id, ids, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "").upper() in ("1", "TRUE", "ON", "YES")
 
@@ -223,8 +235,8 @@ def _unreachable(hub_id: str, said: str) -> tuple[str, str]:
     mirror = os.environ.get(MIRROR, "")
     looked = f", in the mirror {mirror}" if mirror else ""
     folder = mirror or "MIRROR"
-    remedy = f"correct the path; or run `hf download {hub_id} --repo-type dataset --local-dir "
-    remedy += f"{folder}/{hub_id}` where the hub can be reached"
+    remedy = f"correct the path{_near_in_mirror(hub_id)}; or run `hf download {hub_id} "
+    remedy += f"--repo-type dataset --local-dir {folder}/{hub_id}` where the hub can be reached"
     if not mirror:
         remedy += f", and set {MIRROR} to that folder MIRROR"
     return (

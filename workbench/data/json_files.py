@@ -22,6 +22,8 @@ from workbench.data.raw_rows import RawRow, hash_files, reading
 from workbench.errors import DataError
 
 _BLANK = b" \t\r\n"
+_LAST_COMMA = "a comma behind the last entry"
+_NULL_BYTE = "contains a null byte"
 _SAVE_AS_UTF_8 = "save the file anew as UTF-8 text"
 
 
@@ -53,7 +55,8 @@ class JsonPart:
     def rows(self, start: int, stop: int) -> Iterator[RawRow]:
         """Read rows ``start`` to before ``stop``, one at a time."""
         for number, value, problem in self.index.read(start, stop):
-            remedy = _SAVE_AS_UTF_8 if problem and problem.startswith("is not UTF-8") else None
+            is_encoding = problem is not None and problem.startswith(("is not UTF-8", _NULL_BYTE))
+            remedy = _SAVE_AS_UTF_8 if is_encoding else None
             yield RawRow(self.file, self.where(number), value, problem, remedy)
 
     def where(self, index: int) -> str:
@@ -209,23 +212,25 @@ def _scan_list(content: memoryview, label: str, first: int) -> list[tuple[int, i
             if separator == ",":
                 comma, position = position, _skip_blank(text, position + 1)
                 if text[position : position + 1] == "]":
-                    raise json.JSONDecodeError("Comma behind the last row", text, comma)
+                    raise json.JSONDecodeError(_LAST_COMMA, text, comma)
             elif separator != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']' behind a row", text, end)
             byte = spans[-1][1] + position - begin
         _expect_end(text, position + 1)
     except json.JSONDecodeError as error:
-        where = f"{label}:{error.lineno}"
         if "\0" in text:
             null = text.index("\0")
             raise DataError(
-                "contains a null byte",
+                _NULL_BYTE,
                 where=f"{label}:{1 + text.count(chr(10), 0, null)}",
                 remedy=_SAVE_AS_UTF_8,
             ) from error
+        what, position = _mistake(error)
+        line = text.count("\n", 0, position) + 1
+        column = position - text.rfind("\n", 0, position)
         raise DataError(
-            f"is not JSON: {_said(error)} at column {error.colno}",
-            where=where,
+            f"is not JSON: {what} at column {column}",
+            where=f"{label}:{line}",
             remedy="correct the file; the mistake may begin a line earlier",
         ) from error
     except RecursionError as error:
@@ -267,8 +272,23 @@ def _num_bytes(text: str) -> int:
     return len(text.encode("utf-8", "surrogateescape"))
 
 
-def _said(error: json.JSONDecodeError) -> str:
-    return error.msg.removesuffix(" at")  # of "Unterminated string starting at"
+def _mistake(error: json.JSONDecodeError) -> tuple[str, int]:
+    """Say what is wrong with JSON, and at which character, counted from 0.
+
+    The words are the same whichever version of Python read it.
+    """
+    text, position = error.doc, error.pos
+    before = text[:position].rstrip()
+    if error.msg.startswith("Illegal trailing comma"):
+        return _LAST_COMMA, position
+    if text[position : position + 1] in ("}", "]") and before.endswith(","):
+        return _LAST_COMMA, len(before) - 1
+    what = error.msg.removesuffix(" at")  # of "Unterminated string starting at"
+    what = what[0].lower() + what[1:]
+    if what.startswith("expecting"):
+        found = text[position:].lstrip()[:1]
+        what = f"{what} but found {repr(found) if found else 'the end'}"
+    return what, position
 
 
 def _parse(content: bytes, unit: str) -> tuple[object, str | None]:
@@ -278,7 +298,7 @@ def _parse(content: bytes, unit: str) -> tuple[object, str | None]:
     except (ValueError, RecursionError):
         pass  # json reads a little more, and says better what is wrong
     if b"\0" in content:
-        return None, "contains a null byte"
+        return None, _NULL_BYTE
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -286,8 +306,8 @@ def _parse(content: bytes, unit: str) -> tuple[object, str | None]:
     try:
         return json.loads(text), None
     except json.JSONDecodeError as error:
-        place = error.colno if unit == "column" else error.pos + 1
-        return None, f"is not JSON: {_said(error)} at {unit} {place}"
+        what, position = _mistake(error)
+        return None, f"is not JSON: {what} at {unit} {position + 1}"
     except RecursionError:
         return None, "is not JSON: nested too deeply"
     except ValueError as error:

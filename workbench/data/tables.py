@@ -21,6 +21,7 @@ from workbench.data.raw_rows import RawRow, hash_files, reading
 from workbench.errors import DataError
 
 _ROWS_AT_ONCE = 256
+_PARQUET_MARK = b"PAR1"
 _TURNS = ("conversations", "messages")
 
 
@@ -87,8 +88,21 @@ def column_names(file: Path, label: str) -> list[str]:
 def _num_rows(file: Path, label: str) -> int:
     with _readable(file, label):
         if file.suffix == ".parquet":
+            _check_marks(file, label)
             return int(pq.read_metadata(file).num_rows)
         return sum(batch.num_rows for batch in _stream(file))
+
+
+def _check_marks(file: Path, label: str) -> None:
+    with file.open("rb") as opened:
+        begin = opened.read(len(_PARQUET_MARK))
+        opened.seek(max(0, file.stat().st_size - len(_PARQUET_MARK)))
+        if begin != _PARQUET_MARK or opened.read() != _PARQUET_MARK:
+            raise DataError(
+                "does not begin and end as a Parquet file does",
+                where=label,
+                remedy="fetch or write it anew",
+            )
 
 
 def _stream(file: Path) -> Any:  # noqa: ANN401  pyarrow has no types

@@ -64,7 +64,9 @@ def _copy(packed: gzip.GzipFile, unpacked: IO[bytes], label: str) -> None:
         shutil.copyfileobj(packed, unpacked, 1 << 20)
     except gzip.BadGzipFile as error:
         raise DataError(
-            f"is no whole gzip file: {error}", where=label, remedy="fetch or pack it anew"
+            f"is no whole gzip file: {error}",
+            where=label,
+            remedy="fetch or pack it anew, or take .gz off its name if it is not packed",
         ) from error
     except (EOFError, zlib.error) as error:
         raise DataError(
