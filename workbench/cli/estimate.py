@@ -30,7 +30,14 @@ from workbench.config.memory_plan import (
 )
 from workbench.config.model_facts import ModelFacts
 from workbench.config.yaml_reader import write_scalar
-from workbench.jobs.fit import estimate_here, find_model, machine_here, prepared_counts
+from workbench.errors import WorkbenchError
+from workbench.jobs.fit import (
+    estimate_here,
+    estimate_of_start,
+    find_model,
+    machine_here,
+    prepared_counts,
+)
 from workbench.jobs.preflight import output_root
 
 EXAMPLES = (
@@ -129,6 +136,19 @@ def estimate_lines(
     if found.verdict == "will_not_fit" and not found.proposals:
         yield ""
         yield "no config of this model was found that fits"
+
+
+def dry_run_lines(resolved: ResolvedConfig, project: Path | None) -> list[str]:
+    """Give the parts of what a start would take; [] where that cannot be said."""
+    try:
+        _, facts = find_model(resolved)
+    except WorkbenchError:
+        return []
+    counts = prepared_counts(resolved)
+    root = output_root(project)
+    found, _ = estimate_of_start(resolved, facts, root, counts, starts=False)
+    ranks = _rank_lines(found) if len(found.fit.ranks) > 1 else []
+    return [*ranks, *_part_lines(found), f"  {basis_words(found)}"]
 
 
 def _rank_lines(found: Estimate) -> list[str]:

@@ -9,6 +9,7 @@ from workbench.cli.config_arguments import (
     project_folder,
     read_config_arguments,
 )
+from workbench.cli.estimate import dry_run_lines
 from workbench.cli.follow import follow, passed
 from workbench.cli.narration import ending_lines
 from workbench.jobs.launch import launch, write_run
@@ -23,11 +24,19 @@ def run(arguments: list[str]) -> int:
         summary="Start a run and follow it. Ctrl-C stops it and saves; twice aborts it.",
         add_options=_add_options,
         takes_torchrun=True,
+        examples=(
+            ("train -t demo --max-steps 10 --save-strategy no", "ten steps, nothing kept"),
+            ("train -t 1gpu_llama_7b/default -M ~/models/mistral_7b -C chatml", "on a model"),
+            ("train -t demo optimizer.learning_rate=1e-4 --dry-run", "the command; no start"),
+            ("train -t demo --help", "the flags that this config offers"),
+        ),
     )
     options = read_options(read)
     if status := passed(read.resolved, options):
         return status
     if options.dry_run:
+        for line in dry_run_lines(read.resolved, options.project):
+            output.narrate(line)
         folder, command = write_run(
             read.resolved,
             project=options.project,

@@ -109,14 +109,24 @@ def estimate_of_start(
     facts: ModelFacts,
     output_root: Path,
     counts: memory_plan.Counts | None = None,
+    *,
+    starts: bool = True,
 ) -> tuple[Estimate, Machine]:
     """Estimate what a start here and now would take: without a GPU, the CPU trains.
+
+    Args:
+        resolved: the config.
+        facts: of its model.
+        output_root: where numbered run folders lie.
+        counts: of its prepared data.
+        starts: False for a dry run: where there is no GPU, a config with a budget for one is meant
+            for another host, and is held against that budget.
 
     Returns:
         The estimate, and the machine it was held against.
     """
     machine = machine_here()
-    if resolved.config.training.device == "auto" and machine.gpu_name is None:
+    if starts and resolved.config.training.device == "auto" and machine.gpu_name is None:
         on_cpu = with_overrides(resolved.config, {"training.device": "cpu"})
         resolved = replace(resolved, config=on_cpu)
     found = estimate_here(resolved, facts, output_root, machine=machine, counts=counts)

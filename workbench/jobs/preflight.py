@@ -86,7 +86,7 @@ def preflight(
     if num_errors == 0:
         done = yield from check_data(resolved)
         if done is not None:
-            yield from check_memory_again(resolved, project, done)
+            yield from check_memory_again(resolved, project, done, starts=starts)
 
 
 def _quick_checks(resolved: ResolvedConfig, project: Path | None, starts: bool) -> Iterator[Check]:
@@ -125,7 +125,7 @@ def _quick_checks(resolved: ResolvedConfig, project: Path | None, starts: bool) 
         yield from _check_disk(resolved, planned, facts)
     yield from _check_device(resolved)
     if facts is not None:
-        yield from check_memory(resolved, facts, project)
+        yield from check_memory(resolved, facts, project, starts=starts)
 
 
 def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
@@ -278,13 +278,15 @@ def check_memory(
     facts: ModelFacts,
     project: Path | None,
     counts: memory_plan.Counts | None = None,
+    *,
+    starts: bool = True,
 ) -> Iterator[Check]:
     """Hold what a step takes against the budget, the free GPU, or the host where the CPU trains.
 
     Where rows may be shorter than ``data.max_length`` and their lengths are not known yet, too
     much is a warning: ``check_memory_again`` decides once the data is prepared.
     """
-    found, machine = estimate_of_start(resolved, facts, output_root(project), counts)
+    found, machine = estimate_of_start(resolved, facts, output_root(project), counts, starts=starts)
     told = f"{total_words(found)}, peak in: {found.fit.worst.peak_phase}"
     remedy = _memory_remedy(found, resolved)
     free = machine.gpu_free_bytes if found.fit.is_gpu else None
@@ -304,26 +306,32 @@ def check_memory(
 
 
 def check_memory_again(
-    resolved: ResolvedConfig, project: Path | None, done: Done
+    resolved: ResolvedConfig, project: Path | None, done: Done, *, starts: bool = True
 ) -> Iterator[Check]:
     """Decide by the longest row of the data what could not be decided without it."""
     counts = counts_for_plan(done.counts)
     if is_row_certain(resolved.config) or counts is None or resolved.config.model.path is None:
         return
     facts = read_model_facts(resolved.config.model.path)
-    for check in check_memory(resolved, facts, project, counts):
+    for check in check_memory(resolved, facts, project, counts, starts=starts):
         if check.state == "error" or counts.longest_row < resolved.config.data.max_length:
             yield check
 
 
 def _memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
-    """Name the cheapest lever that this version has; what fits is worked out by ``estimate``."""
+    """Name the cheapest way out that this version has, and where the others are shown."""
+    more = f"workbench estimate -t {resolved.name} shows more"
     usable = [lever for lever in found.levers if lever.can_start]
-    helping = [lever for lever in usable if lever.verdict in ("fits", "tight")]
-    more = f"workbench estimate -t {resolved.name} shows them all"
-    if not usable:
-        return f"free memory or raise the budget; {more}"
-    return f"{lever_words((helping or usable)[0])}; {more}"
+    for lever in usable:
+        if lever.verdict == "fits" or (
+            lever.verdict == "tight" and found.verdict == "will_not_fit"
+        ):
+            return f"{lever_words(lever)}; {more}"
+    for proposal in found.proposals:
+        if proposal.can_start:
+            keys = " ".join(f"{key}={value}" for key, value in proposal.overrides.items())
+            return f"set {keys}, which fits; {more}"
+    return f"no setting of this version makes more room; {more}"
 
 
 def check_data(
