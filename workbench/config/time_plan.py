@@ -12,6 +12,8 @@ from typing import Literal
 from workbench.config.memory_parts import StepForm
 from workbench.config.model_facts import ModelFacts
 
+Recompute = Literal["full", "all", "selective", "none"]
+
 
 @dataclass(frozen=True)
 class Card:
@@ -145,7 +147,7 @@ def forward_flop_per_token(facts: ModelFacts, seen_tokens: float) -> float:
 def training_flop_per_token(
     facts: ModelFacts,
     seen_tokens: float,
-    recompute: Literal["full", "all", "selective", "none"] = "full",
+    recompute: Recompute = "full",
 ) -> float:
     """Give the FLOP of one token's forward, recomputation and backward.
 
