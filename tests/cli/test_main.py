@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.config.configs_on_disk import write_configs
 from workbench import __version__
 from workbench.cli.main import VERBS, WITHOUT_VERB, main, split_at_verb
+from workbench.cli.verb_table import read_table
 from workbench.errors import (
     ConfigError,
     ControlError,
@@ -31,6 +33,24 @@ def test_the_version_and_the_help_are_results(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     for verb, (_, line) in VERBS.items():
         assert [each for each in shown.splitlines() if verb in each.split() and line in each]
+
+
+def words_of_helps() -> list[str]:
+    hand_made = [f"data {verb}" for verb in read_table()["data"].verbs]
+    return [*VERBS, "--batch", *hand_made]
+
+
+@pytest.mark.parametrize("words", words_of_helps())
+def test_the_help_of_every_verb_says_how_it_is_used(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"usage: workbench {words}" in shown
+    if words == "data":
+        return  # a list of verbs, each with a help of its own
+    commands = re.findall(rf"workbench {re.escape(words)}\b.*", shown.partition("usage:")[2])
+    assert len(commands) > 1, "no example"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,10 @@ def run(arguments: list[str]) -> int:
         summary="Train without a screen: JSON lines on stdout, narration on stderr.",
         add_options=add_devices,
         takes_torchrun=True,
+        examples=(
+            ("--batch -t demo > records.jsonl", "the exit status is the job's"),
+            ("--batch -t demo --max-steps 20 training.seed=7", "with values of yours"),
+        ),
     )
     options = read_options(read)
     if status := passed(read.resolved, options):

@@ -12,7 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from workbench.cli import output
-from workbench.cli.config_arguments import typed_path
+from workbench.cli.config_arguments import examples_text, typed_path
 from workbench.control.address import serve_address
 from workbench.errors import ConfigError, ControlError, WorkbenchError
 from workbench.jobs.chat_client import (
@@ -36,6 +36,12 @@ HELP = """\
 /system TEXT  begin it with this instruction; without TEXT: with none
 /help         this
 quit, exit, q leave (also ctrl+d); ctrl+c stops the reply"""
+
+
+EXAMPLES = (
+    ('chat --message "Hello, what is your name?"', "asks the server that runs"),
+    ("chat -m output/demo-1 --interactive", "talk with a run's newest checkpoint"),
+)
 
 
 def run(arguments: list[str]) -> int:
@@ -67,6 +73,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="workbench chat",
         description=DESCRIPTION,
+        epilog=examples_text(EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

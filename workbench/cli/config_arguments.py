@@ -19,6 +19,8 @@ from workbench.config.load import ResolvedConfig, offered_flags, resolve
 from workbench.config.yaml_reader import write_scalar
 from workbench.errors import ConfigError
 
+_HELP_WIDTH = 80
+
 AddOptions = Callable[[argparse.ArgumentParser], None]
 
 
@@ -112,8 +114,14 @@ def examples_text(examples: Sequence[tuple[str, str]]) -> str | None:
     """Give the end of a verb's help: command lines, without ``workbench``, and what they do."""
     if not examples:
         return None
-    rows = [[f"  workbench {command}", told] for command, told in examples]
-    return "\n".join(["examples:", *output.columns(rows)])
+    lines = output.columns([[f"  workbench {command}", told] for command, told in examples])
+    if max(len(line) for line in lines) > _HELP_WIDTH:
+        lines = [
+            line
+            for command, told in examples
+            for line in (f"  workbench {command}", f"      {told}")
+        ]
+    return "\n".join(["examples:", *lines])
 
 
 def project_folder(text: str | None) -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from workbench.cli import output
 from workbench.cli.config_arguments import (
     ConfigArgumentParser,
+    examples_text,
     project_folder,
     read_config_arguments,
 )
@@ -24,13 +25,24 @@ from workbench.config.load import (
 )
 from workbench.config.yaml_reader import write_scalar
 
+LS_EXAMPLES = (
+    ("ls", "of this project, and those that come with workbench"),
+    ("ls -r --json", "also of the projects below, for machines"),
+)
+
+
 # ---- ls -----------------------------------------------------------------------------------------
 
 
 def run_ls(arguments: list[str]) -> int:
     """List the configs: name, GPUs, context, description; a broken one with its first mistake."""
     parser = ConfigArgumentParser(
-        prog="workbench ls", description="List the configs.", allow_abbrev=False
+        prog="workbench ls",
+        description="List the configs: name, GPUs, tokens of a row, description.\n"
+        "A broken one shows its first mistake with file:line.",
+        epilog=examples_text(LS_EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("-p", "--project", metavar="PROJECT", help="the folder that holds configs/")
     parser.add_argument("-t", "--config", help=argparse.SUPPRESS)

@@ -15,7 +15,7 @@ from typing import Any, assert_never
 import msgspec
 
 from workbench.cli import output
-from workbench.cli.config_arguments import ConfigArgumentParser
+from workbench.cli.config_arguments import ConfigArgumentParser, examples_text
 from workbench.cli.follow import attempt_of, write_record
 from workbench.cli.narration import (
     event_line,
@@ -68,6 +68,12 @@ COMMANDS: dict[CommandName, str] = {
     "abort": "end every process of the job now; nothing is saved",
 }
 
+EXAMPLES = (
+    ("control list", "the jobs of this user, with their ids"),
+    ("control status demo-1", "where one stands, by the name of its run"),
+    ("control stop demo-1", "save, then end it"),
+)
+
 REFUSALS = frozenset({"stopping", "not_paused", "not_rank_0", "protocol", "ended"})
 
 _STATUS_SECONDS = 2.0
@@ -92,7 +98,11 @@ def run(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = ConfigArgumentParser(
-        prog="workbench control", description="See and steer jobs.", allow_abbrev=False
+        prog="workbench control",
+        description="See and steer jobs: each verb answers with the outcome.",
+        epilog=examples_text(EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 

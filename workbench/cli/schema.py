@@ -3,7 +3,7 @@
 import argparse
 
 from workbench.cli import output
-from workbench.cli.config_arguments import ConfigArgumentParser, typed_path
+from workbench.cli.config_arguments import ConfigArgumentParser, examples_text, typed_path
 from workbench.config.json_schema import json_schema, schema_text
 from workbench.errors import RunError
 from workbench.runs.atomic import write_atomically
@@ -14,7 +14,8 @@ def run(arguments: list[str]) -> int:
     parser = ConfigArgumentParser(
         prog="workbench schema",
         description="Show the JSON Schema of config files, for completion in an editor.",
-        epilog="A config names it in its first line:  # yaml-language-server: $schema=FILE",
+        epilog="A config names it in its first line:  # yaml-language-server: $schema=FILE\n\n"
+        + (examples_text([("schema -o configs/schema.json", "for the editors")]) or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from workbench.cli import output
-from workbench.cli.config_arguments import typed_path
+from workbench.cli.config_arguments import examples_text, typed_path
 from workbench.errors import RunError
 from workbench.jobs.inference_process import InferenceProcess, Ready, ServerOptions
 from workbench.runs.checkpoints import checkpoint_folder
@@ -22,6 +22,12 @@ Serve a model with the OpenAI protocol: /v1/models, /v1/chat/completions, /healt
 On a Unix socket for yourself, where `workbench chat` finds it, and on TCP for whoever has the token
 (from WORKBENCH_TOKEN, else made and printed once).
 """
+
+
+EXAMPLES = (
+    ("serve -m output/demo-1", "the newest complete checkpoint of a run"),
+    ("serve -m ~/models/mistral_7b -d cuda:0 -p 8001", "a model folder, on another port"),
+)
 
 
 def run(arguments: list[str]) -> int:
@@ -39,6 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="workbench serve",
         description=DESCRIPTION,
+        epilog=examples_text(EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
