@@ -144,7 +144,10 @@ def test_every_kind_of_mistake_in_args_is_found(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigProblems) as caught:
         offered_flags("bad", project=tmp_path)
-    found = [(problem.line, problem.key, problem.what) for problem in caught.value.problems]
+    found = [
+        (problem.line, problem.key, f"{problem.what}; {problem.remedy}")
+        for problem in caught.value.problems
+    ]
     expected = [
         (2, "args.lr", "no name of a flag"),
         (3, "args.--dry-run", "already the flag of showing the command"),

@@ -168,9 +168,9 @@ def test_a_missing_base_is_named_with_the_chain_that_leads_to_it(tmp_path: Path)
     typo, missing = problems_of("a", tmp_path)
     assert typo.key == "batch.trian"
     assert (missing.file, missing.line, missing.key) == (tmp_path / "configs/b.yaml", 3, "extends")
-    assert "nowhere.yaml" in missing.what
-    assert "a.yaml" in missing.remedy
-    assert "b.yaml" in missing.remedy
+    assert "nowhere.yaml is not there" in missing.what
+    assert "a.yaml → " in missing.what
+    assert "b.yaml leads here" in missing.what
 
 
 def test_a_project_extends_a_shipped_config_by_its_name(tmp_path: Path) -> None:

@@ -67,58 +67,6 @@ def test_a_value_that_cannot_be_read_says_why(text: str) -> None:
         read_value(text)
 
 
-BAD_FILES = {
-    "tab": [(2, "", "a tab where only spaces can be")],
-    "bracket_never_closed": [(1, "", "opened with {")],
-    "quote_never_closed": [(1, "", "never closed")],
-    "second_colon": [(1, "", "a colon where no key can be")],
-    "indentation": [(3, "", "does not line up")],
-    "no_colon": [(3, "", "the line before lacks its own")],
-    "not_finite": [
-        (2, "optimizer.learning_rate", ".nan"),
-        (3, "optimizer.weight_decay", ".inf"),
-        (4, "optimizer.clip_norm", "-.inf"),
-        (6, "evaluation.every_steps", "1e999"),
-        (8, "data.split_at", ".inf"),
-    ],
-    "key_twice": [
-        (3, "optimizer.warmup_steps", "first in line 2"),
-        (4, "optimizer", "first in line 1"),
-    ],
-    "list_at_top": [(1, "", "a list of 2")],
-    "text_at_top": [(1, "", "text 'lr:1e-5'")],
-    "anchors": [
-        (1, "model", "anchors (&m)"),
-        (4, "data", "merge keys"),
-        (5, "batch", "aliases (*m)"),
-    ],
-    "tags": [(1, "description", "os.system"), (3, "model.path", "!mine")],
-    "two_documents": [(2, "", "a second document")],
-    "latin1": [(3, "", "byte 0xe9")],
-    "utf16": [(None, "", "UTF-16")],
-    "control_character": [(3, "", "0x07")],
-    "odd_keys": [
-        (1, "", "the key 1"),
-        (2, "", "the key true"),
-        (3, "", "the key null"),
-        (4, "", "a key is not text"),
-    ],
-}
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_each_mistake_in_a_file_is_named_with_its_line(name: str) -> None:
-    file = ASSETS / f"{name}.yaml"
-    _, problems = read_file(file)
-    assert [(problem.line, problem.key) for problem in problems] == [
-        (line, key) for line, key, _ in BAD_FILES[name]
-    ]
-    for problem, (_, _, fragment) in zip(problems, BAD_FILES[name], strict=True):
-        assert fragment in problem.what
-        assert problem.file == file
-        assert problem.remedy
-
-
 def test_a_tag_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, problems = read_file(ASSETS / "tags.yaml")

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 
 from workbench.config.inherit import Branch, Leaf, Origin
 from workbench.config.problems import ConfigProblems, Problem
+from workbench.config.schema.data import SourceSection
 from workbench.config.schema.keys import (
     all_keys,
     allows_null,
     choices_of,
     describe,
     key_at,
+    keys_of,
     kind_of,
     section_of,
 )
@@ -189,7 +191,8 @@ def _flag(
     values: dict[str, object] = {}
     for field, leaf in fields.items():
         if field not in _FIELDS:
-            wrong(f"no such field: {field}" + did_you_mean(field, _FIELDS), "correct it", leaf)
+            near = did_you_mean(field, _FIELDS).removeprefix("; ")
+            wrong(f"no such field: {field}", near or f"a flag has {', '.join(_FIELDS)}", leaf)
         elif isinstance(leaf, Leaf):
             values[field] = leaf.value
         else:
@@ -200,15 +203,13 @@ def _flag(
             wrong("names no key to set", "write `path: section.key`")
         return None
     schema_key = key_at(path.split("."))
-    if schema_key is None or (section := section_of(schema_key.annotation)) is not None:
-        wrong(
-            f"{path} is a section, not a key"
-            if schema_key
-            else f"there is no key {path}" + did_you_mean(path, all_keys()),
-            "name a key that exists",
-        )
+    if schema_key is None:
+        near = did_you_mean(path, _keys_like(path)).removeprefix("; ")
+        wrong(f"there is no key {path}", near or "name a key that exists")
         return None
-    del section
+    if section_of(schema_key.annotation) is not None:
+        wrong(f"{path} is a section, not a key", f"name one of its keys: {path}.…")
+        return None
     short, also, help_text = values.get("short"), values.get("also", []), values.get("help")
     if short is not None and not (isinstance(short, str) and _SHORT.fullmatch(short)):
         wrong("short is not a dash and a letter", "write it like -M")
@@ -241,6 +242,13 @@ def _flag(
         also=tuple(also) if isinstance(also, list) else (),
         choices=choices_of(schema_key.annotation),
     )
+
+
+def _keys_like(path: str) -> list[str]:
+    """Give the keys a path may be meant to be, those of the data set that it names among them."""
+    parts = path.split(".")
+    names = [".".join(parts[:3])] if parts[:2] == ["data", "sources"] and len(parts) > 3 else []
+    return [*all_keys(), *(f"{name}.{key}" for name in names for key in keys_of(SourceSection))]
 
 
 def parse(arguments: Sequence[str], flags: Sequence[Flag]) -> tuple[list[Override], list[str]]:

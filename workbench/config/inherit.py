@@ -8,6 +8,7 @@ Knows nothing of sections and types. Invariant: a value that another value repla
 history of the one that counts.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -139,16 +140,29 @@ class Family:
         return list(reversed(self.files))
 
 
-def read_family(root: Path, *, look_up: Callable[[str], Path | None], cache: FileCache) -> Family:
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where a name in ``extends:`` may be, if it is no file beside the one that states it.
+
+    Attributes:
+        find: gives the shipped config of a name.
+        nearest: gives the names of shipped configs that are like a name.
+    """
+
+    find: Callable[[str], Path | None]
+    nearest: Callable[[str], list[str]]
+
+
+def read_family(root: Path, *, elsewhere: Elsewhere, cache: FileCache) -> Family:
     """Read a config and all it extends.
 
     Args:
         root: absolute path of the config.
-        look_up: finds a shipped config by a name that is no file beside the one that states it.
+        elsewhere: the shipped configs.
         cache: of files read before; extended.
     """
     family = Family(root, {}, [])
-    _read_into(family, root, (), look_up, cache)
+    _read_into(family, root, (), elsewhere, cache)
     return family
 
 
@@ -156,7 +170,7 @@ def _read_into(
     family: Family,
     path: Path,
     chain: tuple[Path, ...],
-    look_up: Callable[[str], Path | None],
+    elsewhere: Elsewhere,
     cache: FileCache,
 ) -> None:
     if path not in cache.files:
@@ -166,7 +180,7 @@ def _read_into(
     chain = (*chain, path)
     parents: list[Path] = []
     for name, line in _names_in_extends(stated, path, family.problems):
-        parent, problem = _parent(name, path, line, chain, look_up, cache)
+        parent, problem = _parent(name, path, line, chain, elsewhere, cache)
         if problem is None and parent in family.files and _extends(parents, parent, family):
             problem = Problem(
                 key="extends",
@@ -181,7 +195,7 @@ def _read_into(
         assert parent is not None, name
         parents.append(parent)
         if parent not in family.files:
-            _read_base_into(family, parent, chain, look_up, cache)
+            _read_base_into(family, parent, chain, elsewhere, cache)
     family.files[path] = ReadFile(path, stated, tuple(parents))
 
 
@@ -189,7 +203,7 @@ def _read_base_into(
     family: Family,
     base: Path,
     chain: tuple[Path, ...],
-    look_up: Callable[[str], Path | None],
+    elsewhere: Elsewhere,
     cache: FileCache,
 ) -> None:
     """Read a file that another extends; what it extends itself may be known from an earlier one."""
@@ -198,7 +212,7 @@ def _read_base_into(
         family.files.update(known)
         return
     is_first, num_problems = not family.files, len(family.problems)
-    _read_into(family, base, chain, look_up, cache)
+    _read_into(family, base, chain, elsewhere, cache)
     if is_first and len(family.problems) == num_problems:
         cache.families[base] = dict(family.files)
 
@@ -246,7 +260,7 @@ def _parent(
     file: Path,
     line: int,
     chain: tuple[Path, ...],
-    look_up: Callable[[str], Path | None],
+    elsewhere: Elsewhere,
     cache: FileCache,
 ) -> tuple[Path | None, Problem | None]:
     """Find a file named in ``extends:``; a file that is not there, or a circle, is a problem."""
@@ -261,14 +275,17 @@ def _parent(
         beside = absolute(file.parent / expanded)
         with_suffix = beside.with_name(beside.name + ".yaml")
         found = next((each for each in (beside, with_suffix) if is_file(each)), None)
-        cache.found[file, name] = found or look_up(name)
+        cache.found[file, name] = found or elsewhere.find(name)
     parent = cache.found[file, name]
     if parent is None:
+        beside = absolute(file.parent / expand(name)[0])
+        where = "is no file" if is_folder(beside) else "is not there"
+        near = [*_like_it_beside(name, beside, chain), *elsewhere.nearest(name)][:2]
+        leads = " → ".join(seen_from_here(each) for each in chain)
         return problem(
-            f"{name} is not there: no file {_beside(name, file)}, no shipped config",
-            "name a file relative to this one; "
-            + " → ".join(seen_from_here(each) for each in chain)
-            + " leads here",
+            f"{name} {where}, neither relative to this file nor among the shipped configs"
+            + (f" ({leads} leads here)" if len(chain) > 1 else ""),
+            f"did you mean {' or '.join(near)}?" if near else "name a file relative to this one",
         )
     if parent in chain:
         circle = (*chain[chain.index(parent) :], parent)
@@ -279,9 +296,15 @@ def _parent(
     return parent, None
 
 
-def _beside(name: str, file: Path) -> str:
-    """Say where a name in ``extends:`` would be, beside the file that states it."""
-    return seen_from_here(absolute(file.parent / expand(name)[0]))
+def _like_it_beside(name: str, beside: Path, chain: Sequence[Path]) -> list[str]:
+    """Give the name, mended, of a config in the folder in which ``beside`` was looked for."""
+    try:
+        configs = beside.parent.glob("*.yaml")
+        there = sorted(path.name for path in configs if path not in chain)
+    except OSError:
+        return []
+    folder = name[: name.rfind("/") + 1]
+    return [folder + each for each in difflib.get_close_matches(beside.name, there, 1, 0.75)]
 
 
 def merge(family: Family, show: Callable[[Path], str], trees: Trees) -> Branch:

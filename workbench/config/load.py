@@ -26,6 +26,7 @@ from workbench.config.flags import (
 from workbench.config.inherit import (
     DEFAULT_ORIGIN,
     Branch,
+    Elsewhere,
     Family,
     FileCache,
     FileNode,
@@ -221,13 +222,17 @@ def template_names(project: Path | None = None) -> dict[str, Path]:
 
 def files_of(path: Path, read_before: FileCache | None = None) -> list[Path]:
     """Give a config's file and all it extends, as far as they can be read, also of a broken one."""
+    cache = FileCache() if read_before is None else read_before
+    return _family(absolute(path), cache).in_reading_order()
+
+
+def _family(path: Path, cache: FileCache) -> Family:
     shipped = shipped_configs()
-    family = read_family(
-        absolute(path),
-        look_up=lambda name: _file_in(shipped, name),
-        cache=FileCache() if read_before is None else read_before,
+    elsewhere = Elsewhere(
+        find=lambda name: _file_in(shipped, name),
+        nearest=lambda name: _nearest(name, [each for each, _ in _config_files([shipped], True)]),
     )
-    return family.in_reading_order()
+    return read_family(path, elsewhere=elsewhere, cache=cache)
 
 
 def _file_in(folder: Path, name: str) -> Path | None:
@@ -242,19 +247,23 @@ def _file_in(folder: Path, name: str) -> Path | None:
 
 
 def _nearest(name: str, names: Sequence[str]) -> list[str]:
-    """Give up to three names like the one typed: by spelling, by last part, or containing it."""
-    wanted = name.removesuffix(".yaml").removeprefix("configs/")
-    by_last_part = {each.rsplit("/", 1)[-1]: each for each in reversed(names)}
-    near = difflib.get_close_matches(wanted, names, n=3)
+    """Give up to three names like the one typed.
+
+    Those with this very last part come first (``default``), then those in a folder of this name,
+    then by spelling, then those that contain it (``zb``), then by the spelling of the last part.
+    """
+    wanted = name.removesuffix(".yaml").removeprefix("configs/").strip("/")
     last = wanted.rsplit("/", 1)[-1]
+    by_last_part = {each.rsplit("/", 1)[-1]: each for each in reversed(names)}
+    near = [each for each in names if each.rsplit("/", 1)[-1].lower() == wanted.lower()]
+    near += [each for each in names if wanted and each.startswith(f"{wanted}/")]
+    near += difflib.get_close_matches(wanted, names, n=3, cutoff=0.7)
+    near += [each for each in names if wanted and wanted.lower() in each.lower()]
     near += [by_last_part[each] for each in difflib.get_close_matches(last, by_last_part, n=2)]
-    near += [each for each in names if wanted and wanted in each]
     return list(dict.fromkeys(near))[:3]
 
 
-def _config_files(
-    folders: Sequence[Path], *, with_bases: bool = False
-) -> Iterator[tuple[str, Path]]:
+def _config_files(folders: Sequence[Path], with_bases: bool = False) -> Iterator[tuple[str, Path]]:
     """Give name and path of every config below the folders; the first of a name counts."""
     seen: set[str] = set()
     for folder in folders:
@@ -384,9 +393,8 @@ class _Draft:
 
 
 def _draft(path: Path, folders: Sequence[Path], shared: _Shared) -> _Draft:
-    shipped = shipped_configs()
-    show = _shower([*folders, shipped])
-    family = read_family(path, look_up=lambda name: _file_in(shipped, name), cache=shared.files)
+    show = _shower([*folders, shipped_configs()])
+    family = _family(path, shared.files)
     tree = merge(family, show, shared.trees)
     args = tree.entries.get("args")
     keys = {name: entry for name, entry in tree.entries.items() if name != "args"}
@@ -502,11 +510,13 @@ def _stated(value: object) -> Stated | StatedMapping:
 
 
 def _at_origin(problem: Problem, leaves: dict[str, Leaf]) -> Problem:
-    """Add to a problem of a rule who states its key, or the first other key that is stated."""
+    """Add to a problem of a rule who states its key, or name the first other key that is stated."""
     for key in (problem.key, *problem.others):
         if key in leaves and leaves[key].origin != DEFAULT_ORIGIN:
             origin = leaves[key].origin
-            return replace(problem, file=origin.file, line=origin.line, source=origin.source)
+            return replace(
+                problem, key=key, file=origin.file, line=origin.line, source=origin.source
+            )
     return replace(problem, source=DEFAULT_ORIGIN.source)
 
 

@@ -31,6 +31,7 @@ from workbench.config.schema.keys import (
     Key,
     allows_null,
     describe,
+    first_wrong_item,
     keys_of,
     section_of,
 )
@@ -206,10 +207,14 @@ class Walk:
                 self.found.mistaken.add(".".join(path))
                 return key.default
         value = entry.value if isinstance(entry, Leaf) else {}
+        got = f"got {kind_in_words(value)}"
+        wrong = first_wrong_item(key.annotation, value)
+        if wrong is not None:
+            got = f"item {wrong[0]} is {kind_in_words(wrong[1])}"
         self._mistake(
             path,
             entry,
-            f"expected {describe(key.annotation)}, got {kind_in_words(value)}",
+            f"expected {describe(key.annotation)}, {got}",
             remedies.of_value(key.annotation, value, key.default),
         )
         return key.default
@@ -285,6 +290,13 @@ def _located(key: str, value: str, origin: Origin, templates: Templates) -> str:
         raise _NotLocatedError(trouble, "set it, or write the path out")
     if not value:
         raise _NotLocatedError("an empty path", "give a path")
+    if "://" in value and key != "data.chat_template":
+        raise _NotLocatedError(
+            "an address on the web is not read",
+            "name the data set by its id on the hub, owner/name, or download it"
+            if is_data_path(key)
+            else "name a folder on this machine",
+        )
     path = absolute((origin.file.parent if origin.file else Path.cwd()) / expanded)
     if is_data_path(key) and looks_like_hub_id(value) and not exists(path):
         return value

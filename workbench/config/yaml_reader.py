@@ -253,6 +253,9 @@ def _decode(content: bytes, path: Path) -> tuple[str, list[Problem]]:
     try:
         return content.decode("utf-8-sig"), []
     except UnicodeDecodeError as error:
+        if b"\0" in content:
+            problem = Problem(key="", what="is no text", remedy="name a config file", file=path)
+            return "", [problem]
         line = content.count(b"\n", 0, error.start) + 1
         problem = Problem(
             key="",
@@ -321,7 +324,8 @@ class _Builder:
         at = _line(event)
         line = at if line is None else line
         if depth > MAX_DEPTH:
-            self._problem(key, at, f"more than {MAX_DEPTH} levels deep", "nest less deeply")
+            above = ".".join(path[:3]) + "…"
+            self._problem(above, at, f"more than {MAX_DEPTH} levels deep", "nest less deeply")
             raise _SyntaxProblemError
         self._refuse_what_is_not_plain(event, key)
         built: Stated | StatedMapping = Stated(UNREADABLE, line)  # an alias is refused above
@@ -417,7 +421,8 @@ class _Builder:
             self._problem(
                 key,
                 _line(event),
-                f"tags ({tag}) are not read: a config is plain data",
+                f"tags ({tag.replace('tag:yaml.org,2002:', '!!')}) are not read: a config is "
+                "plain data",
                 "remove it; quotes make a value text",
             )
 
@@ -448,7 +453,12 @@ _MEANT = (
     ("expected ',' or ']'", "a list is opened with [ and never closed", "close it with ]"),
     ("expected ',' or '}'", "a mapping is opened with { and never closed", "close it with }"),
     ("unknown escape character", "an unknown escape in double quotes", "use single quotes"),
-    ("cannot start any token", "a character that cannot begin a value", "quote the value"),
+    ("cannot start any token", "{character} cannot begin a value", "quote the value"),
+    (
+        "expected chomping or indentation indicators",
+        "a comment straight behind the | or > of a text",
+        "put a blank before the #",
+    ),
 )
 
 
@@ -468,6 +478,8 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: Path | None) -> Prob
         ((what, remedy) for sign, what, remedy in _MEANT if sign in said),
         (f"is not YAML: {said}", "mend the line"),
     )
+    found = re.search(r"found character (\S+)", said)
+    what = what.replace("{character}", found.group(1) if found else "a character")
     opened = "end of stream" in said or "expected ',' or" in said
     mark = error.context_mark if opened and error.context_mark else error.problem_mark
     line = None if mark is None else mark.line + 1

@@ -219,11 +219,30 @@ def _describe_one(base: object, metas: tuple[Meta, ...]) -> str:
 
 
 def bounds_of(annotation: object, value: float) -> str:
-    """Say in words which bounds a number breaks: "at least 16"; "" where it breaks none."""
+    """Say in words which bounds a number breaks: "of at least 16"; "" where it breaks none."""
     for base, metas in alternatives(annotation):
         if base in (int, float) and not all(_keeps_bounds(meta, value) for meta in metas):
-            return _bounds(metas).replace(" of ", " ").strip()
+            return _bounds(metas).strip()
     return ""
+
+
+def item_type_of(annotation: object) -> object | None:
+    """Give the type of the items where a type is a list, else None."""
+    for base, _ in alternatives(annotation):
+        if get_origin(base) is list:
+            item: object = get_args(base)[0]
+            return item
+    return None
+
+
+def first_wrong_item(annotation: object, value: object) -> tuple[int, object] | None:
+    """Give place (from 1) and value of the first item of a list that may not be in it, or None."""
+    item = item_type_of(annotation)
+    if item is None or not isinstance(value, list):
+        return None
+    return next(
+        ((at, each) for at, each in enumerate(value, start=1) if not accepts(item, each)), None
+    )
 
 
 def _bounds(metas: tuple[Meta, ...]) -> str:
