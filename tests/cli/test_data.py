@@ -70,7 +70,7 @@ def test_data_without_mistakes_exits_0(capsys: pytest.CaptureFixture[str]) -> No
     status, out, err = told(capsys, "check", "-t", "demo")
     assert (status, err) == (0, "")
     assert out.startswith("Data check · demo: nothing is wrong\n")
-    assert "✓ 280 conversations to train, 52 to validate" in out
+    assert "✓ 280 conversations to train, 52 to validate, 18 left for tests; 64 rows" in out
 
 
 def test_findings_are_grouped_errors_first_and_exit_2(
@@ -190,12 +190,23 @@ def test_no_line_is_wider_than_the_terminal(
     columns: int,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    answer = "日本語のとても長い答え。" * 12 + " one_word_without_a_blank" * 1 + "x" * 120
+    answer = "日本語のとても長い答え。" * 12 + "x" * 120
     setting = rows_of(workplace, *["human"] * 20, answer=answer)
     status, out, _ = told(capsys, "preview", "-t", "demo", setting, "data.max_length=2000", *way)
     assert status == 0
     assert len(out.splitlines()) > 20
     assert [line for line in out.splitlines() if cell_len(line) > columns] == []
+
+
+def test_what_is_cut_off_is_told_where_it_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = told(capsys, "preview", "-t", "demo", "data.max_length=60", "-n", "1")
+    assert status == 0
+    assert "  ┄┄ cut: 2 more tokens are never seen ┄┄\n" in out
+    overlong = ("data.max_length=60", "data.overlong=split")
+    status, out, _ = told(capsys, "preview", "-t", "demo", *overlong, "-n", "30")
+    assert "more tokens are in another document ┄┄" in out
+    assert "tokens of it are in another document ┄┄" in out
+    assert "never seen" not in out
 
 
 def test_tokens_are_listed_with_the_reason_why_not(capsys: pytest.CaptureFixture[str]) -> None:

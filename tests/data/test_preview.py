@@ -202,6 +202,34 @@ def test_the_number_of_steps_is_that_of_the_run() -> None:
     assert (loader.steps_per_epoch, num_steps(config, loader, "train")) == (4, 2)
 
 
+def pieces_of(preview: Preview, step: int = 1) -> list[Document]:
+    return [document for row in shown(preview, step)[1] for document in row.documents]
+
+
+def test_what_is_cut_off_a_conversation_is_counted() -> None:
+    config = config_of("data.max_length=60")
+    prepared = prepared_of(config)
+    documents = pieces_of(preview_of(config, prepared))
+    whole = prepared.lengths_train.tolist()
+    assert any(document.num_behind for document in documents)
+    for document in documents:
+        assert document.num_before == 0
+        assert len(document.tokens) + document.num_behind in whole
+        assert document.num_behind == 0 or len(document.tokens) == 60
+
+
+def test_pieces_of_a_conversation_say_what_lies_in_others() -> None:
+    config = config_of("data.max_length=60", "data.overlong=split", "data.shuffle=false")
+    preview = preview_of(config, prepared_of(config))
+    steps = range(1, preview.loader.steps_per_epoch + 1)
+    by_place: dict[str, set[int]] = {}
+    for document in (each for step in steps for each in pieces_of(preview, step)):
+        total = document.num_before + len(document.tokens) + document.num_behind
+        by_place.setdefault(document.where, set()).add(total)
+    assert all(len(totals) == 1 for totals in by_place.values())
+    assert max(max(totals) for totals in by_place.values()) > 60
+
+
 # ---- why a token is no target ----------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """Each token of a document reads as what the tokenizer decodes, also within a character."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -18,15 +18,20 @@ from workbench.cli import output
 from workbench.cli.config_arguments import ConfigArguments, read_config_arguments
 from workbench.cli.main import split_at_verb
 from workbench.cli.narration import size
-from workbench.cli.paint import Paint, wants_colour
+from workbench.cli.paint import Paint, broken, visible, wants_colour
 from workbench.cli.preparing import Preparing
 from workbench.cli.preview_text import (
+    before_lines,
+    behind_lines,
     document_heading,
     document_lines,
     head_lines,
     padding_line,
     row_heading,
+    row_legend,
     row_lines,
+    text_legend,
+    token_legend,
     token_lines,
 )
 from workbench.cli.statistics_text import statistics_lines
@@ -127,7 +132,7 @@ def _check(arguments: Sequence[str]) -> int:
         paint = _paint(read)
         for line in itertools.chain(
             _check_heading(read.resolved.name, findings, done, paint),
-            finding_lines(findings, paint),
+            finding_lines(findings, paint, _page_width()),
             _check_ending(_all_of(arguments), findings, done, paint),
         ):
             output.result(line)
@@ -180,20 +185,23 @@ def _num_findings(findings: Sequence[Finding], done: Done | None) -> tuple[int, 
     return num_errors, len(findings) - num_errors
 
 
-def finding_lines(findings: Sequence[Finding], paint: Paint) -> Iterator[str]:
+def finding_lines(findings: Sequence[Finding], paint: Paint, width: int) -> Iterator[str]:
     """Give findings, those that say the same under one heading with all their places."""
     for (severity, what, remedy), group in itertools.groupby(
         findings, key=lambda found: (found.severity, found.what, found.remedy)
     ):
         yield ""
         mark = paint("✗", "bad") if severity == "error" else paint("!", "warn")
-        places = [found.where for found in group]
-        if len(places) == 1:
-            yield f"{mark} {places[0]}: {what}"
-        else:
-            yield f"{mark} {what}"
+        places = [visible(found.where) for found in group]
+        said = visible(what) if len(places) > 1 else f"{places[0]}: {visible(what)}"
+        first, *others = broken(said, width - 2)
+        yield f"{mark} {first}"
+        yield from (f"  {line}" for line in others)
+        if len(places) > 1:
             yield from (f"    {place}" for place in places)
-        yield paint(f"  → {remedy}", "quiet")
+        first, *others = broken(visible(remedy), width - 4)
+        yield paint(f"  → {first}", "quiet")
+        yield from (paint(f"    {line}", "quiet") for line in others)
 
 
 def _all_of(arguments: Sequence[str]) -> str:
@@ -260,7 +268,7 @@ def _prepare(arguments: Sequence[str]) -> int:
         was_cached = done is not None and done.was_cached
         output.result_json({**found_json, "was_prepared": was_cached})
         return 2 if has_errors else 0
-    for line in finding_lines(findings, paint):
+    for line in finding_lines(findings, paint, _page_width()):
         output.narrate(line)
     if has_errors or done is None:
         output.narrate(f"\nnot prepared; {_all_of(arguments)} shows every finding")
@@ -300,6 +308,7 @@ def _preview(arguments: Sequence[str]) -> int:
             step=options.step,
             num_rows=_num_shown(options),
             document=options.document,
+            statistics=options.document is None,
         )
     )
     if options.json:
@@ -389,6 +398,7 @@ class _Page:
                 yield from self._tell_findings()
                 self._step = record
                 yield from head_lines(self.read.resolved.name, record, self.paint, self.width)
+                yield self._legend()
             case Row():
                 self.has_rows = True
                 yield from self._row(record)
@@ -400,6 +410,11 @@ class _Page:
                 self.done = record
             case Progress() | Refused():
                 pass
+
+    def _legend(self) -> str:
+        if self.read.options.rows:
+            return row_legend(self.paint)
+        return token_legend() if self.read.options.tokens else text_legend(self.paint)
 
     def _row(self, row: Row) -> Iterator[str]:
         assert self._step is not None, "a step comes before its rows"
@@ -419,10 +434,12 @@ class _Page:
             self._num_shown += 1
             yield ""
             yield from document_heading(document, self._step, paint, width)
+            yield from before_lines(document, paint)
             if options.tokens:
                 yield from token_lines(document, paint, width)
             else:
                 yield from document_lines(document, paint, width)
+            yield from behind_lines(document, self._step, paint)
         if row.num_padding and not self._num_left:
             yield padding_line(row, paint)
 
@@ -442,7 +459,7 @@ class _Page:
     def _tell_findings(self) -> Iterator[str]:
         if not self._findings:
             return
-        yield from list(finding_lines(self._findings, self.paint))[1:]
+        yield from list(finding_lines(self._findings, self.paint, self.width))[1:]
         yield ""
         self._findings = []
 

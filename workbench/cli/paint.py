@@ -105,3 +105,15 @@ def padded(text: str, width: int) -> str:
     """Fill a text up to a number of columns, or cut it to them."""
     text = fitted(text, width)
     return text + " " * (width - cells(text))
+
+
+def broken(text: str, width: int) -> list[str]:
+    """Break a text between words into lines of at most ``width`` columns; at least one line."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if cells(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

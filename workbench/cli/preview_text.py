@@ -19,6 +19,8 @@ _TARGETS = {
 }
 _MOST_BAR_CELLS = 96
 
+_Kind = Literal["target", "context", "padding", "border"]
+
 
 def share(part: float, whole: float) -> str:
     """Write a share: 34 %, below ten with a decimal: 1.4 %."""
@@ -59,11 +61,10 @@ def head_lines(config: str, step: Step, paint: Paint, width: int) -> Iterator[st
     yield from _flowed(facts, facts, width)
     targets = [f"template: {template}", f"trained: {_TARGETS.get(step.targets, step.targets)}"]
     yield from _flowed(targets, targets, width)
-    yield legend(paint)
 
 
-def legend(paint: Paint) -> str:
-    """Say what the marks mean."""
+def text_legend(paint: Paint) -> str:
+    """Say what the marks in a text mean."""
     if not paint.has_colour:
         return "~ stands under what is trained, ⏎ for the end of a line"
     return " · ".join(
@@ -75,6 +76,22 @@ def legend(paint: Paint) -> str:
             paint("⏎ end of a line", "quiet"),
         )
     )
+
+
+def token_legend() -> str:
+    """Say what the marks in a table of tokens mean."""
+    return "~ trained · why not · ␣ a blank, ⏎ the end of a line, (c3) bytes of a character"
+
+
+def row_legend(paint: Paint) -> str:
+    """Say what the marks in the bar of a row mean."""
+    names: tuple[tuple[_Kind, str], ...] = (
+        ("target", "trained"),
+        ("context", "context"),
+        ("padding", "padding"),
+        ("border", "a document begins"),
+    )
+    return " · ".join(f"{paint(*_MASK_CELLS[kind])} {name}" for kind, name in names)
 
 
 def _flowed(shown: Sequence[str], plain: Sequence[str], width: int) -> Iterator[str]:
@@ -118,6 +135,25 @@ def document_heading(document: Document, step: Step, paint: Paint, width: int) -
     else:
         yield ruled(f"{which} · {size}", width, paint)
         yield paint(_INDENT + fitted(where, width - len(_INDENT)), "quiet")
+
+
+def before_lines(document: Document, paint: Paint) -> Iterator[str]:
+    """Say that a document begins within its conversation."""
+    if document.num_before:
+        tokens = f"{document.num_before:,} tokens of it are in another document"
+        yield paint(f"{_INDENT}┄┄ {tokens} ┄┄", "quiet")
+
+
+def behind_lines(document: Document, step: Step, paint: Paint) -> Iterator[str]:
+    """Say that a document ends before its conversation does."""
+    if not document.num_behind:
+        return
+    if step.overlong == "truncate":
+        what = f"cut: {document.num_behind:,} more tokens are never seen"
+        yield paint(f"{_INDENT}┄┄ {what} ┄┄", "warn")
+    else:
+        what = f"{document.num_behind:,} more tokens are in another document"
+        yield paint(f"{_INDENT}┄┄ {what} ┄┄", "quiet")
 
 
 def document_lines(document: Document, paint: Paint, width: int) -> Iterator[str]:
@@ -225,7 +261,7 @@ def token_lines(document: Document, paint: Paint, width: int) -> Iterator[str]:
 
 # ---- rows ------------------------------------------------------------------------------------
 
-_MASK_CELLS: dict[Literal["target", "context", "padding", "border"], tuple[str, Look]] = {
+_MASK_CELLS: dict[_Kind, tuple[str, Look]] = {
     "target": ("█", "good"),
     "context": ("░", "quiet"),
     "padding": ("·", "quiet"),
@@ -262,7 +298,7 @@ def mask_bar(row: Row, length: int, width: int, paint: Paint) -> str:
     for cell in range(width):
         begin, end = cell * length // width, (cell + 1) * length // width
         covered = targets[begin:end]
-        kind: Literal["target", "context", "padding", "border"]
+        kind: _Kind
         if any(begin <= border < end for border in borders):
             kind = "border"
         elif not covered:

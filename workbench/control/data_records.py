@@ -119,12 +119,16 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
         where: file and row it comes from.
         start: position of its first token in the row.
         tokens: all of them; positions begin anew at each document.
+        num_before: tokens of its conversation before it, which another document holds.
+        num_behind: tokens of its conversation behind it, cut off or held by another document.
     """
 
     number: int
     where: str
     start: int
     tokens: list[Token]
+    num_before: int = 0
+    num_behind: int = 0
 
     @property
     def num_targets(self) -> int:
@@ -148,6 +152,7 @@ class Step(Record, frozen=True, tag="step"):
         num_documents: of the split.
         template: the chat template, as the config names it.
         targets: which turns are trained.
+        overlong: what happens to conversations over the config's length.
     """
 
     split: Split
@@ -162,6 +167,7 @@ class Step(Record, frozen=True, tag="step"):
     num_documents: int
     template: str
     targets: str
+    overlong: Literal["truncate", "split"]
 
 
 class Row(Record, frozen=True, tag="row"):

@@ -143,6 +143,7 @@ class Preview:
             num_documents=int(self._num_documents.sum()),
             template=self._config.data.chat_template,
             targets=self._config.data.targets,
+            overlong=self._config.data.overlong,
         )
 
     def _row(
@@ -169,6 +170,8 @@ class Preview:
         *,
         start: int,
     ) -> Document:
+        pieces, offsets = self._rows.pieces, self._rows.tokens.offsets
+        conversation = pieces.documents[number - 1]  # pieces lie in the order of their rows
         return Document(
             number=number,
             where=where,
@@ -176,6 +179,8 @@ class Preview:
             tokens=tokens_of(
                 ids.tolist(), targets.tolist(), self._tokenizer, self._stop_text, self._turns
             ),
+            num_before=int(pieces.begins[number - 1] - offsets[conversation]),
+            num_behind=int(offsets[conversation + 1] - pieces.ends[number - 1]),
         )
 
 

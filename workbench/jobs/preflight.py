@@ -378,7 +378,8 @@ def counts_in_words(done: Done) -> str:
     assert counts is not None, "there is data where no finding is an error"
     return (
         f"{counts.train_conversations:,} conversations to train, "
-        f"{counts.validation_conversations:,} to validate; {counts.train_rows:,} rows, "
+        f"{counts.validation_conversations:,} to validate, {counts.test_conversations:,} left for "
+        f"tests; {counts.train_rows:,} rows, "
         f"{counts.train_tokens:,} tokens, {counts.train_targets:,} of them targets; "
         f"{counts.steps_per_epoch:,} steps per epoch"
     )
