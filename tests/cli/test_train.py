@@ -91,7 +91,7 @@ def test_a_mistake_before_the_start_exits_2_and_names_its_place(
         ("", "rows.jsonl"),
         (json.dumps(GOOD_ROW) + "\n{broken\n", "rows.jsonl:2"),
         (json.dumps({"conversations": [{"from": "human", "value": "Hi"}]}) + "\n", "rows.jsonl:1"),
-        (json.dumps({"text": "no roles"}) + "\n", "rows.jsonl"),
+        (json.dumps({"words": "no roles"}) + "\n", "rows.jsonl"),
     ],
     ids=["empty", "broken line", "no assistant turn", "unknown form"],
 )
