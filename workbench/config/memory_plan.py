@@ -774,7 +774,7 @@ def _first_that_fits(
     now: Fit,
     candidates: Iterator[dict[str, object]],
 ) -> Proposal | None:
-    """Give the first candidate that fits with room to spare, else the first that is tight."""
+    """Give the first candidate that fits; where nothing was measured, with room to spare if any."""
     tight: Proposal | None = None
     for overrides in candidates:
         changed = with_overrides(config, overrides)
@@ -789,7 +789,7 @@ def _first_that_fits(
             changes_training=any(key in _CHANGE_TRAINING for key in overrides),
             can_start=_can_start(changed),
         )
-        if found.verdict == "fits":
+        if found.verdict == "fits" or proposal.can_start:
             return proposal
         tight = tight or proposal
     return tight

@@ -1,0 +1,243 @@
+"""Will it fit: verdicts, levers and proposals, each estimated again."""
+
+import dataclasses
+
+import pytest
+
+from workbench.config.known_models import KNOWN_MODELS, known_model
+from workbench.config.load import parse_overrides, resolve
+from workbench.config.memory_parts import GIB, StepForm
+from workbench.config.memory_plan import (
+    Counts,
+    Estimate,
+    Machine,
+    MeasuredRun,
+    basis_words,
+    estimate,
+    fit,
+    total_words,
+    with_overrides,
+)
+from workbench.config.pipeline_parts import PipelineForm
+from workbench.config.schema.config import Config
+from workbench.errors import RunError
+
+MISTRAL = KNOWN_MODELS["mistral-7b"]
+PACKED = ["data.packing=best_fit", "data.max_length=4096", "batch.train=4"]
+
+
+def config_of(name: str, *texts: str) -> Config:
+    return resolve(name, overrides=parse_overrides(texts)).config
+
+
+def estimated(
+    gib: float | None, *texts: str, model: str = "mistral-7b", name: str = "base/1gpu"
+) -> Estimate:
+    config = config_of(name, "data.packing=best_fit", *texts)
+    return estimate(config, KNOWN_MODELS[model], machine=Machine(budget_gib=gib))
+
+
+@pytest.mark.parametrize(
+    ("gib", "verdict", "microbatches"),
+    [(80, "fits", 1), (30, "fits", 1), (22.8, "tight", 2), (21, "tight", 4),
+     (16, "will_not_fit", 4)],
+)  # fmt: skip
+def test_the_verdict_follows_the_budget(gib: float, verdict: str, microbatches: int) -> None:
+    found = estimated(gib, "data.max_length=4096", "batch.train=4")
+    assert (found.verdict, found.fit.form.microbatches) == (verdict, microbatches)
+    assert found.margin_bytes is not None
+    assert (found.margin_bytes < 0) == (verdict == "will_not_fit")
+    assert sum(part.num_bytes for part in found.fit.worst.parts) == found.total
+    assert bool(found.levers) == (verdict != "fits")
+
+
+def test_without_a_budget_nothing_is_promised() -> None:
+    config = config_of("base/training", "training.device=cuda")
+    found = estimate(config, MISTRAL)
+    assert (found.verdict, found.fit.budget_bytes, found.margin_bytes) == ("unknown", None, None)
+    assert "no budget is known" in total_words(found)
+
+
+def test_what_is_free_on_the_gpu_is_the_budget_of_a_config_that_states_none() -> None:
+    machine = Machine(gpu_name="NVIDIA H200", gpu_free_bytes=140 * GIB)
+    found = estimate(config_of("base/training"), MISTRAL, machine=machine)
+    assert (found.verdict, found.fit.budget_source) == ("fits", "free on the GPU")
+
+
+def test_every_lever_takes_off_what_it_says() -> None:
+    config = config_of("base/1gpu", *PACKED)
+    machine = Machine(budget_gib=18.0)
+    found = estimate(config, MISTRAL, machine=machine)
+    as_now = with_overrides(config, {"batch.microbatches": found.fit.form.microbatches})
+    assert len(found.levers) >= 5
+    for lever in found.levers:
+        base = config if "batch.train" in lever.overrides else as_now
+        there = fit(with_overrides(base, lever.overrides), MISTRAL, machine)
+        assert found.fit.worst.total - there.worst.total == lever.saved_bytes > 0
+        assert there.verdict == lever.verdict
+    changes = [lever.changes_training for lever in found.levers]
+    assert changes == sorted(changes)
+    by_words = {lever.words: lever for lever in found.levers}
+    assert not by_words["keep block inputs in pinned RAM"].can_start
+    assert by_words["rows of 2,048 tokens in place of 4,096"].can_start
+
+
+@pytest.mark.parametrize("gib", [7.2, 11.0, 15.2, 17.5, 19.0])
+@pytest.mark.parametrize("model", ["mistral-7b", "llama-2-7b", "qwen3-8b"])
+def test_a_proposal_fits_when_it_is_estimated_again(gib: float, model: str) -> None:
+    config = config_of("base/1gpu", *PACKED)
+    machine, facts = Machine(budget_gib=gib), KNOWN_MODELS[model]
+    found = estimate(config, facts, machine=machine)
+    assert found.verdict == "will_not_fit"
+    assert found.proposals
+    for proposal in found.proposals:
+        again = fit(with_overrides(config, proposal.overrides), facts, machine)
+        assert again.verdict == proposal.verdict in ("fits", "tight")
+        assert again.worst.total == proposal.total <= gib * GIB
+    assert not found.proposals[0].changes_training
+
+
+def test_what_this_version_can_start_is_proposed_beside_what_it_cannot() -> None:
+    found = estimated(19.0, *PACKED)
+    gentle, firm = found.proposals
+    assert (gentle.changes_training, gentle.can_start) == (False, False)
+    assert (firm.changes_training, firm.can_start) == (True, True)
+    assert firm.overrides["data.max_length"] == 2048
+
+
+def test_microbatches_alone_are_enough_where_they_are() -> None:
+    found = estimated(22.0, *PACKED, "batch.microbatches=1")
+    (proposal,) = found.proposals
+    assert proposal.overrides == {"batch.microbatches": 4}
+    assert (proposal.can_start, proposal.changes_training) == (True, False)
+
+
+def test_fp32_on_the_cpu_is_held_against_host_memory() -> None:
+    config = config_of("base/training", "training.device=cpu", "model.dtype=float32")
+    small = KNOWN_MODELS["smollm2-135m"]
+    for host_gib, verdict in ((64, "fits"), (2, "will_not_fit")):
+        found = estimate(config, small, machine=Machine(host_bytes=host_gib * GIB))
+        assert (found.verdict, found.fit.is_gpu) == (verdict, False)
+        assert found.fit.host_needed == found.total
+    assert found.fit.budget_source == "host memory"
+
+
+def test_streamed_weights_need_host_memory_where_the_gpu_is() -> None:
+    config = config_of(
+        "base/1gpu", *PACKED, "memory.resident_fraction=0", "memory.block_inputs=pinned"
+    )
+    here = Machine(gpu_name="RTX 4090", gpu_free_bytes=24 * GIB, host_bytes=8 * GIB)
+    assert estimate(config, MISTRAL, machine=here).verdict == "will_not_fit"
+    assert "host memory does not hold it" in total_words(estimate(config, MISTRAL, machine=here))
+    elsewhere = Machine(host_bytes=8 * GIB)
+    found = estimate(config, MISTRAL, machine=elsewhere)
+    assert found.verdict == "fits"
+    assert any("this host has less memory" in note for note in found.fit.notes)
+
+
+def test_what_a_planning_engine_is_left_is_chosen_by_bytes() -> None:
+    config = config_of("1gpu_llama_7b/16gb")
+    found = estimate(config, MISTRAL)
+    form = found.fit.form
+    assert isinstance(form, StepForm)
+    assert 0.75 <= form.resident_fraction < 1.0
+    assert form.pinned_inputs
+    assert not found.fit.is_measured_form
+    assert "formula only" in basis_words(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("1gpu_llama_7b/default", "mistral-7b"),
+        ("1gpu_llama_7b/med_context", "mistral-7b"),
+        ("1gpu_llama_7b/long_context", "mistral-7b"),
+        ("1gpu_llama_7b/packed", "llama-2-7b"),
+        ("1gpu_llama_7b/16gb", "llama-2-7b"),
+        ("1gpu_llama_7b/8gb", "mistral-7b"),
+        ("1gpu_llama_30b/24gb", "llama-30b"),
+        ("1gpu_llama_30b/12gb", "llama-30b"),
+        ("1gpu_llama_70b/24gb", "llama-2-70b"),
+        ("pipeline_llama_7b/2gpu_1f1b", "mistral-7b"),
+        ("pipeline_llama_7b/1f1b_4gpu", "mistral-7b"),
+        ("pipeline_llama_7b/i1f1b_4gpu", "llama-2-7b"),
+        ("pipeline_llama_7b/zb_4gpu", "mistral-7b"),
+        ("pipeline_llama_7b/zb_6gpu", "mistral-7b"),
+        ("pipeline_llama_30b/1f1b_4gpu", "llama-30b"),
+        ("pipeline_llama_30b/1f1b_6gpu", "llama-30b"),
+    ],
+)
+def test_every_shipped_config_fits_the_budget_it_states(name: str, model: str) -> None:
+    found = estimate(config_of(name), KNOWN_MODELS[model])
+    assert found.verdict in ("fits", "tight"), (found.total / GIB, found.fit.notes)
+    assert found.seconds_per_step > 0
+    if isinstance(found.fit.form, PipelineForm):
+        assert len(found.fit.ranks) == found.fit.form.ranks > 1
+        assert {rank.rank for rank in found.fit.ranks} == set(range(found.fit.form.ranks))
+        assert found.fit.worst.total == max(rank.total for rank in found.fit.ranks)
+
+
+def test_a_30b_over_four_cards_says_what_must_move() -> None:
+    found = estimate(config_of("pipeline_llama_30b/1f1b_4gpu"), KNOWN_MODELS["llama-30b"])
+    assert any("the sums must go to pinned RAM" in note for note in found.fit.notes)
+
+
+@pytest.mark.parametrize("model", KNOWN_MODELS)
+def test_every_known_model_has_an_estimate(model: str) -> None:
+    found = estimated(22.8, *PACKED, model=model)
+    assert found.total > 2 * KNOWN_MODELS[model].num_parameters
+    assert found.verdict == "will_not_fit" or found.margin_bytes is not None
+
+
+def test_prepared_data_says_how_long_rows_are_and_how_many_steps() -> None:
+    config = config_of("1gpu_llama_7b/default", "data.max_length=4096")
+    unknown = estimate(config, MISTRAL)
+    assert not unknown.row_is_certain
+    assert unknown.steps_per_epoch is None
+    assert any("rows taken to be" in note for note in unknown.fit.notes)
+    counts = Counts(longest_row=700, steps_per_epoch=100, mean_document=350.0)
+    known = estimate(config, MISTRAL, counts=counts)
+    assert known.row_is_certain
+    assert (known.fit.form.row_length, known.steps_per_epoch) == (700, 100)
+    assert known.total < unknown.total
+
+
+def test_a_measured_run_comes_before_the_formula() -> None:
+    config = config_of("base/1gpu", *PACKED)
+    run = MeasuredRun(
+        name="mine-3",
+        gpu_reserved_bytes=19 * GIB,
+        predicted_bytes=20 * GIB,
+        host_peak_bytes=3 * GIB,
+        tokens_per_second=4096.0,
+    )
+    found = estimate(config, MISTRAL, measured=run)
+    assert 19 * GIB < found.total < 20 * GIB
+    assert found.verdict == "fits"
+    assert found.seconds_per_step == pytest.approx(16384 / 4096)
+    assert basis_words(found) == "measured run mine-3: 19.00 GiB, predicted 20.00 (-5.0%)"
+    slow = estimate(config, MISTRAL, measured=dataclasses.replace(run, gpu_reserved_bytes=23 * GIB))
+    assert slow.verdict == "will_not_fit"
+
+
+def test_a_model_is_found_by_the_name_people_type() -> None:
+    assert known_model("/somewhere/Mistral_7B") == ("mistral-7b", MISTRAL)
+    with pytest.raises(RunError) as caught:
+        known_model("mistral-8b")
+    assert "did you mean mistral-7b" in caught.value.remedy
+    assert all(name in caught.value.remedy for name in KNOWN_MODELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("mistral-7b", 7.242), ("llama-2-7b", 6.738), ("llama-3.1-8b", 8.030),
+        ("llama-30b", 32.53), ("llama-2-70b", 68.98), ("qwen2.5-0.5b", 0.494),
+        ("qwen2.5-7b", 7.616), ("qwen2.5-14b", 14.77), ("qwen2.5-32b", 32.76),
+        ("qwen2.5-72b", 72.71), ("qwen3-0.6b", 0.596), ("qwen3-8b", 8.191),
+        ("qwen3-32b", 32.76), ("tinyllama-1.1b", 1.100), ("smollm2-135m", 0.1345),
+        ("smollm2-1.7b", 1.711), ("llama-3.2-1b", 1.236), ("llama-3.2-3b", 3.213),
+    ],
+)  # fmt: skip
+def test_known_models_have_the_parameters_that_were_published(name: str, billions: float) -> None:
+    assert KNOWN_MODELS[name].num_parameters / 1e9 == pytest.approx(billions, rel=1e-3)
