@@ -421,6 +421,17 @@ def test_missing_files_are_named_with_what_is_near(tmp_path: Path) -> None:
     assert "is of no kind that can be read" in refusal(tmp_path, ["talks.csv"]).what
 
 
+def test_all_files_that_cannot_be_used_are_told_at_once(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", [message(1)])
+    for name, content in (("b.json", "[1,]"), ("c.json", "nothing"), ("d.parquet", "")):
+        (tmp_path / name).write_text(content)
+    error = refusal(tmp_path)
+    assert error.where == "b.json:1"
+    assert error.what == (
+        "is not JSON: a comma behind the last entry at column 3 (c.json:1, d.parquet are no better)"
+    )
+
+
 def test_only_a_data_set_of_the_hub_has_splits(tmp_path: Path) -> None:
     file = write_json(tmp_path / "data.json", [message(1)])
     error = refusal(file, split="test")

@@ -100,10 +100,7 @@ def _open_path(name: str, source: SourceSection, findings: list[Finding]) -> lis
     path = Path(source.path)
     files = find_files(path, source.files, findings)
     labels = source.files or [file.name for file in files]
-    return [
-        _open_file(file, label, name, source, findings)
-        for file, label in zip(files, labels, strict=True)
-    ]
+    return _open_files(files, labels, name, source, findings)
 
 
 def _open_hub(name: str, source: SourceSection, findings: list[Finding]) -> list[Part]:
@@ -116,10 +113,7 @@ def _open_hub(name: str, source: SourceSection, findings: list[Finding]) -> list
                 remedy="leave it out, and name the files of the split under `files`",
             )
         files = fetch_files(source.path, source.files, where)
-        return [
-            _open_file(file, label, name, source, findings)
-            for file, label in zip(files, source.files, strict=True)
-        ]
+        return _open_files(files, source.files, name, source, findings)
     split = load_split(source.path, source.files, source.split, where)
     return [_open_table(split.files, f"{source.path} {split.name}", name, source)]
 
@@ -215,6 +209,30 @@ def _listed(names: Sequence[str]) -> str:
 
 
 # ---- from files to parts ---------------------------------------------------------------------
+
+
+def _open_files(
+    files: Sequence[Path],
+    labels: Sequence[str],
+    name: str,
+    source: SourceSection,
+    findings: list[Finding],
+) -> list[Part]:
+    """Open files in order; where some cannot be used, tell the first and where the others are."""
+    parts: list[Part] = []
+    errors: list[DataError] = []
+    for file, label in zip(files, labels, strict=True):
+        try:
+            parts.append(_open_file(file, label, name, source, findings))
+        except DataError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        first, others = errors[0], [error.where for error in errors[1:]]
+        what = f"{first.what} ({_listed(others)} no better)"
+        raise DataError(what, where=first.where, remedy=first.remedy) from first
+    if errors:
+        raise errors[0]
+    return parts
 
 
 def _open_file(

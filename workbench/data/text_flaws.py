@@ -83,7 +83,8 @@ def flaws_of_text(text: str) -> list[TextFlaw]:
 
 def _wrongly_read(text: str) -> tuple[str, str] | None:
     """Find a character whose bytes were read as characters: as it stands, and as it was meant."""
-    if text.isascii():
+    # Looking for one character is twenty times as fast as the pattern, and mostly enough.
+    if text.isascii() or not any(sign in text for sign in "ÃÂâ"):
         return None
     for found in _READ_WRONGLY.finditer(text):
         stated = found.group()
