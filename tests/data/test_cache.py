@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from tests.data.small_data import config_of, row, rows_of, run
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import SourceSection
 from workbench.config.template_source import template_source
-from workbench.data import cache
+from workbench.data import cache, tokenized
 from workbench.data.findings import Findings
 from workbench.data.packing import Rows
 from workbench.data.prepare import PreparedData, find_prepared, prepare_in_steps
@@ -197,6 +198,22 @@ def test_the_key_changes_with_nothing_else(chatml_folder: Path, tmp_path: Path) 
         replaced(config, shuffle=False, num_workers=5, chat_template="whatever"),
     ):
         assert key_of(same, chatml_folder) == key
+
+
+def test_another_rule_for_tokens_is_another_key_and_another_order_is_not(tmp_path: Path) -> None:
+    package = Path(tokenized.__file__).parent
+    copy = tmp_path / "data"
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    same = tokenized.hash_code(package)
+    for name in ("loader", "packing", "batch", "preview"):
+        (copy / f"{name}.py").write_text("# another\n")
+        assert tokenized.hash_code(copy) == same
+    for name in ("formats", "chat_template", "encoding", "token_store", "tokenizer"):
+        assert (copy / f"{name}.py").is_file()
+        (copy / f"{name}.py").write_text("# another\n")
+        assert tokenized.hash_code(copy) != same
+        same = tokenized.hash_code(copy)
+    assert all((package / f"{name}.py").is_file() for name in tokenized._BEHIND_THE_TOKENS)
 
 
 def test_a_template_that_writes_the_date_is_rendered_anew_every_day(

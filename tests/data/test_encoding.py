@@ -1,6 +1,9 @@
 import os
 import pickle
+import select
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from workbench.data.encode_processes import encode_in_processes
 from workbench.data.encoding import Chunk, EncodedBatch, EncodeJob, Encoder
 from workbench.data.sources import open_source
 from workbench.errors import DataError
+
+WAIT_SECONDS = 60
 
 
 def job_of(folder: Path, rows: list[object]) -> EncodeJob:
@@ -124,3 +129,35 @@ def test_a_job_is_small_enough_for_a_pipe(chatml_folder: Path) -> None:
     # Numbers and names, never text: 2,000 rows of 400 characters are 0.9 MB.
     rows = [row("word " * 80, question=f"Hello {number}?") for number in range(2000)]
     assert len(pickle.dumps(job_of(chatml_folder, rows))) < 60_000
+
+
+PARENT = """
+import os, pickle, sys
+from workbench.data.encode_processes import encode_in_processes
+job, chunks = pickle.load(sys.stdin.buffer)
+batches = encode_in_processes(job, chunks, 2)
+next(batches)
+children = open(f"/proc/self/task/{os.getpid()}/children").read()
+print(children, flush=True)
+sys.stdin.buffer.read()
+"""
+
+
+def test_processes_end_when_their_parent_is_killed(chatml_folder: Path) -> None:
+    # Far more than a pipe holds, so that none of them can be done before.
+    rows: list[object] = [row("word " * 400, question=f"Hello {number}?") for number in range(400)]
+    job = job_of(chatml_folder, rows)
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        pickle.dump((job, chunks_of(400, 20)), parent.stdin)
+        parent.stdin.flush()
+        children = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(children) == 2
+    for child in children:
+        ended, _, _ = select.select([child], [], [], WAIT_SECONDS)
+        os.close(child)
+        assert ended

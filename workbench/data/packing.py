@@ -22,7 +22,7 @@ Method = Literal["none", "best_fit", "first_fit", "greedy"]
 MIN_PACKED_TOKENS = 16
 
 
-class Part(Protocol):
+class Origin(Protocol):
     """Where documents came from; it names their rows."""
 
     def where(self, index: int) -> str:
@@ -108,7 +108,7 @@ class Rows:
     pieces: Pieces
     borders: NDArray[np.int64]
     streams: tuple[Stream, ...]
-    parts: Sequence[Part] = ()
+    parts: Sequence[Origin] = ()
 
     def __len__(self) -> int:
         return self.borders.size - 1
@@ -253,7 +253,7 @@ def pack(
     method: Method,
     *,
     weights: NDArray[np.float64] | None = None,
-    parts: Sequence[Part] = (),
+    parts: Sequence[Origin] = (),
 ) -> Rows:
     """Lay documents into rows of at most ``capacity`` tokens.
 

@@ -37,9 +37,12 @@ from workbench.data.tokenizer import (
 )
 from workbench.errors import DataError
 
-# Counts up when the same inputs come to other tokens, targets or findings, or the files change.
-FORMAT = 1
-
+_PACKAGES = ("tokenizers", "jinja2")
+# Modules of this package that neither tokens nor their files depend on; the key has all others, so
+# that a version of workbench with another rule never finds what the old rule made.
+_BEHIND_THE_TOKENS = frozenset(
+    ("__main__", "batch", "loader", "packing", "prepare", "preview", "statistics", "turns")
+)
 _TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE)
 _CHUNK_ROWS = 1024
 # Measured on two cores: below this, two processes take longer to start than they save.
@@ -162,8 +165,8 @@ def make_key(inputs: Inputs) -> Generator[Progress, None, str]:
     data, template = inputs.data, inputs.template
     return cache.key_of(
         {
-            "format": FORMAT,
-            "tokenizers": importlib.metadata.version("tokenizers"),
+            "code": hash_code(Path(__file__).parent),
+            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "tokenizer": {name: _hash(inputs.model_folder / name) for name in _TOKENIZER_FILES},
             "llama class": has_llama_class(inputs.model_folder),
             "template": template,
@@ -186,6 +189,19 @@ def finish(steps: Generator[Progress, None, Result]) -> Result:
         except StopIteration as end:
             result: Result = end.value
             return result
+
+
+def hash_code(folder: Path) -> str:
+    """Hash the modules that make tokens and lay out their files.
+
+    Args:
+        folder: of this package.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        if path.stem not in _BEHIND_THE_TOKENS:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _hash(path: Path) -> str | None:
