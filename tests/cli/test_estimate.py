@@ -1,0 +1,331 @@
+"""``workbench estimate``, and the check of memory before a start."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.short_folder import short_folder
+from workbench.cli.estimate import bar
+from workbench.cli.main import main
+from workbench.config.known_models import KNOWN_MODELS
+from workbench.config.load import parse_overrides, resolve, shipped_configs
+from workbench.config.memory_parts import GIB
+from workbench.jobs.fit import estimate_of_start, find_model
+from workbench.jobs.preflight import Check, preflight
+from workbench.runs.create import create_run, plan_run
+from workbench.runs.environment import Surroundings
+
+DEMO_MODEL = shipped_configs() / "demo" / "model"
+
+MISTRAL_7B = {
+    "model_type": "mistral",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "sliding_window": 4096,
+}
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with short_folder() as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        yield work
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a nvidia-smi on the path that tells of one card with 20 GiB free."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho '0, NVIDIA GeForce RTX 4090, 24564, 20480, 580.1'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return program
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    status = main(["estimate", *arguments])
+    told = capsys.readouterr()
+    assert told.err == "" or status == 2, told.err
+    return status, told.out + told.err
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object]]:
+    status, told = said(capsys, *arguments, "--json")
+    content = json.loads(told)
+    assert isinstance(content, dict)
+    return status, content
+
+
+def test_a_known_name_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", "mistral-7b")
+    assert status == 0
+    for words in (
+        "mistral, 7,241.7 M parameters", "weights, 32/32 blocks resident", "13.49",
+        "block inputs", "gradient sums", "factored optimizer state", "workspace: backward of a",
+        "CUDA context", "of 22.80 GiB  TIGHT", "host memory", "per checkpoint", "tokens/s",
+        "workbench data prepare -t 1gpu_llama_7b/packed", "basis", "assumed", "levers",
+    ):  # fmt: skip
+        assert words in told, words
+
+
+def test_a_config_json_by_itself_is_enough(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MISTRAL_7B))
+    totals = set()
+    for model in (folder, folder / "config.json", "mistral-7b"):
+        status, found = as_json(capsys, "-t", "1gpu_llama_7b/packed", "-M", str(model))
+        assert status == 0
+        totals.add(found["total_bytes"])
+    assert len(totals) == 1
+
+
+def test_what_would_not_fit_exits_4_with_a_config_that_fits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    typed = ["-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", "--gpu-gib", "19"]
+    status, told = said(capsys, *typed)
+    assert status == 4
+    assert "WON'T FIT  over by" in told
+    lines = [line.strip() for line in told.splitlines()]
+    ready = [line for line in lines if line.startswith("workbench train")]
+    assert len(ready) == 1
+    assert [line for line in lines if line.startswith("workbench new")]
+    again = shlex.split(ready[0])[2:]
+    assert said(capsys, *again, "--gpu-gib", "19")[0] == 0
+
+
+def test_the_child_config_that_is_proposed_can_be_made_and_fits(
+    capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    status, told = said(
+        capsys, "-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", "memory.budget_gib=7.2"
+    )
+    assert status == 4
+    (ready, *_) = [line.strip() for line in told.splitlines() if "workbench new" in line]
+    assert main(shlex.split(ready)[1:]) == 0
+    capsys.readouterr()
+    assert (workplace / "configs" / "packed_fits.yaml").is_file()
+    status, told = said(capsys, "-t", "packed_fits", "-M", "mistral-7b")
+    assert (status, "FITS" in told) == (0, True)
+
+
+def test_json_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = as_json(
+        capsys, "-t", "1gpu_llama_7b/packed", "-M", "llama-2-7b", "--gpu-gib", "15.2",
+        "--tflops", "150", "--link-gbps", "25",
+    )  # fmt: skip
+    assert (status, found["verdict"], found["budget_source"]) == (4, "will_not_fit", "--gpu-gib")
+    assert found["budget_bytes"] == int(15.2 * GIB)
+    (rank,) = found["ranks"]  # type: ignore[misc]
+    assert sum(part["bytes"] for part in rank["parts"]) == found["total_bytes"]
+    assert "150 TFLOP/s as stated" in found["time"]["rates"]  # type: ignore[index]
+    assert found["levers"]
+    assert found["proposals"]
+
+
+def test_a_pipeline_shows_one_row_per_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = said(capsys, "-t", "pipeline_llama_30b/1f1b_4gpu", "-M", "llama-30b")
+    assert status == 0
+    rows = [line.split() for line in told.splitlines() if line.endswith(("FITS", "TIGHT"))]
+    assert [row[0] for row in rows[:4]] == ["0", "1", "2", "3"]
+    assert "which decides" in told
+    assert "the sums must go to pinned RAM" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-t", "1gpu_llama_7b/packed"], "mistral-7b"),
+        (["-t", "1gpu_llama_7b/packed", "-M", "mistral-8b"], "did you mean mistral-7b"),
+        (["-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", "--gpu-gib", "0"], "not above 0"),
+        (["-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", "--tflops", "fast"], "--tflops"),
+        (["-t", "1gpu_llama_7b/packd", "-M", "mistral-7b"], "did you mean"),
+        (["-M", "mistral-7b"], "no config is named"),
+        (["-t", "1gpu_llama_7b/packed", "-M", "/dev/null"], "is not there"),
+    ],
+)
+def test_mistakes_exit_2_and_name_what_there_is(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    status, told = said(capsys, *arguments)
+    assert status == 2
+    assert named in told
+
+
+def test_families_that_cannot_be_trained_are_estimated_with_a_note(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", "qwen3-0.6b")
+    assert status == 0
+    assert "this version cannot train qwen3 yet" in told
+
+
+def test_an_estimate_loads_neither_torch_nor_numpy(tmp_path: Path) -> None:
+    arguments = ["estimate", "-t", "1gpu_llama_70b/24gb", "-M", "llama-2-70b"]
+    program = (
+        "import json, sys\n"
+        "from workbench.cli.main import main\n"
+        f"status = main({arguments!r})\n"
+        "heavy = [name for name in ('torch', 'numpy', 'transformers', 'tokenizers', 'datasets',"
+        " 'pyarrow', 'textual', 'httpx') if name in sys.modules]\n"
+        "print(json.dumps([status, heavy]), file=sys.stderr)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert "68,976.6 M parameters" in process.stdout
+    assert json.loads(process.stderr) == [0, []]
+
+
+@pytest.mark.parametrize("model", KNOWN_MODELS)
+def test_any_known_model_is_estimated(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    status, told = said(capsys, "-t", "1gpu_llama_7b/8gb", "-M", model)
+    assert status in (0, 4)
+    assert "TOTAL" in told
+
+
+def test_a_card_that_is_here_gives_its_rates_and_its_free_memory(
+    capsys: pytest.CaptureFixture[str], card: Path
+) -> None:
+    assert card.exists()
+    status, told = said(capsys, "-t", "base/training", "-M", "smollm2-135m")
+    assert status == 0
+    assert "of 20.00 GiB" in told
+    assert "free on the GPU" in told
+    assert "RTX 4090: " in told
+
+
+@pytest.mark.parametrize(
+    ("share", "drawn"), [(0.0, ""), (1e-6, "▏"), (0.5, "██"), (0.53, "██▏"), (1.0, "████")]
+)
+def test_bars_are_drawn_in_eighths(share: float, drawn: str) -> None:
+    assert bar(share, 4) == drawn
+
+
+# ---- a run of the same settings ----------------------------------------------------------------
+
+
+def test_the_newest_run_with_the_same_settings_is_the_basis(
+    capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    resolved = resolve("demo", overrides=parse_overrides(["training.device=cpu"]))
+    for number, host_gib in ((1, 3), (2, 2)):
+        run = create_run(
+            resolved,
+            plan_run(resolved, workplace / "output"),
+            template="",
+            surroundings=Surroundings({}, b""),
+        )
+        assert run.name == f"demo-{number}"
+        run.plan.write_text(
+            json.dumps({"predicted": {}, "measured": {"peak_host_bytes": host_gib * GIB}})
+        )
+    status, told = said(capsys, "-t", "demo", "training.device=cpu")
+    assert status == 0
+    assert "measured run demo-2: 2.00 GiB, predicted 1." in told
+    status, told = said(capsys, "-t", "demo", "training.device=cpu", "batch.train=4")
+    assert "measured" not in told
+
+
+# ---- before a start ------------------------------------------------------------------------------
+
+
+def memory_checks(*texts: str, starts: bool = True) -> list[Check]:
+    resolved = resolve("demo", overrides=parse_overrides(texts))
+    found = list(preflight(resolved, starts=starts))
+    return [each for each in found if isinstance(each, Check) and each.name == "memory"]
+
+
+def test_preflight_says_that_a_small_run_fits_the_host() -> None:
+    (check,) = memory_checks("training.device=cpu")
+    assert check.state == "ok"
+    assert "FITS" in check.message
+
+
+def test_preflight_refuses_what_does_not_fit_the_budget(card: Path) -> None:
+    assert card.exists()
+    (check,) = memory_checks("memory.budget_gib=0.5")
+    assert (check.state, check.exit_status) == ("error", 4)
+    assert "WON'T FIT" in check.message
+    assert "workbench estimate -t demo" in check.remedy
+
+
+def test_preflight_refuses_what_does_not_fit_the_free_memory(card: Path) -> None:
+    card.write_text("#!/bin/sh\necho '0, NVIDIA GeForce RTX 4090, 24564, 512, 580.1'\n")
+    (check,) = memory_checks("memory.budget_gib=22.8")
+    assert (check.state, check.exit_status) == ("error", 4)
+    assert "512.0 MiB free" in check.message
+
+
+def test_preflight_warns_when_it_is_tight_and_names_a_lever(card: Path) -> None:
+    assert card.exists()
+    (check,) = memory_checks("memory.budget_gib=1.01", "model.dtype=float32")
+    assert check.state == "warning"
+    assert "TIGHT" in check.message
+
+
+def test_rows_that_may_be_shorter_are_judged_when_the_data_is_known(card: Path) -> None:
+    assert card.exists()
+    texts = ["data.packing=none", "data.pad_to=longest", "batch.train=64", "data.max_length=256"]
+    # Made to lie between what rows of 256 tokens take and what the longest conversation takes.
+    resolved = resolve("demo", overrides=parse_overrides(texts))
+    _, facts = find_model(resolved)
+    most = estimate_of_start(resolved, facts, Path("output"))[0].total / GIB
+    checks = memory_checks(*texts, f"memory.budget_gib={most - 0.001}", "batch.microbatches=1")
+    assert checks[0].state == "warning"
+    assert "if a row is 256 tokens long" in checks[0].message
+    assert checks[-1].state in ("ok", "warning")
+    assert len(checks) == 2
+
+
+def test_a_dry_run_is_held_against_the_budget_of_the_host_it_is_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    typed = ["train", "-t", "demo", "--dry-run", "memory.budget_gib=8"]
+    assert main(typed) == 0
+    told = capsys.readouterr()
+    assert "of 8.00 GiB  FITS" in told.err
+    assert "workspace: " in told.err
+    assert "TOTAL" in told.err
+    assert "torch.distributed.run" in told.out
+
+
+def test_a_family_that_cannot_be_trained_is_an_error_before_the_start(tmp_path: Path) -> None:
+    folder = tmp_path / "qwen"
+    folder.mkdir()
+    for file in DEMO_MODEL.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    stated = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(stated | {"model_type": "qwen3"}))
+    resolved = resolve("demo", overrides=parse_overrides([f"model.path={folder}"]))
+    errors = [
+        each for each in preflight(resolved) if isinstance(each, Check) and each.state == "error"
+    ]
+    (error,) = errors
+    assert error.name == "model"
+    assert "qwen3 cannot be trained by this version" in error.message
+    resolved = resolve("demo", overrides=parse_overrides([f"model.path={folder}/config.json"]))
+    assert any(each.name == "model" and each.state == "error" for each in _checks(resolved))
+
+
+def _checks(resolved: object) -> list[Check]:
+    return [each for each in preflight(resolved) if isinstance(each, Check)]  # type: ignore[arg-type]
