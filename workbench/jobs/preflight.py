@@ -166,11 +166,14 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
             "download them (safetensors), or set model.weights: random",
         )
     if not (folder / "tokenizer.json").is_file():
+        has_older = (folder / "tokenizer.model").is_file()
+        beside = "; its tokenizer.model alone is not read" if has_older else ""
         yield Check(
             "model",
             "error",
-            f"model folder {folder}: has no tokenizer.json",
-            "download the tokenizer's files into it",
+            f"model folder {folder}: has no tokenizer.json{beside}",
+            "download the tokenizer's files into it"
+            + (", or write it once with transformers' save_pretrained" if has_older else ""),
         )
     elif not missing and not problems:
         weights = "random weights" if config.model.weights == "random" else "weights complete"
