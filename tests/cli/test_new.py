@@ -107,6 +107,13 @@ def test_the_modeline_leads_to_the_schema(project: Path) -> None:
     assert "properties" in json.loads(found.read_text())
 
 
+def test_a_schema_of_the_project_is_named_before_the_shipped_one(project: Path) -> None:
+    assert main(["schema", "-o", "configs/schema.json"]) == 0
+    assert main(["new", "-t", "demo", "7b/mine"]) == 0
+    first, *_ = (project / "configs/7b/mine.yaml").read_text().splitlines()
+    assert first == "# yaml-language-server: $schema=../schema.json"
+
+
 @pytest.mark.parametrize("typed", ["~/models/x", "$HOME/models/x", "/abs/olute/x", "models/x"])
 def test_a_path_means_the_same_from_the_new_file(project: Path, typed: str) -> None:
     assert main(["new", "-t", "7b/top", "7b/deep/mine", "-M", typed]) == 0

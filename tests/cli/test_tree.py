@@ -68,7 +68,8 @@ TREE = """\
 + flag --name                        1 key
 
 {} keys, 1 override another
-  optimizer.learning_rate  3.5e-06  7b/top.yaml:4, overrides base/bottom.yaml:1 (5.0e-06)
+  optimizer.learning_rate  3.5e-06  7b/top.yaml:4
+                           5.0e-06  before: base/bottom.yaml:1
 """
 
 
@@ -128,7 +129,7 @@ def facts_in_text(text: str) -> Facts:
         for line in tree.splitlines()[:-2]
         if not line.startswith("+ ")
     }
-    return files, {line.split()[0] for line in overrides.splitlines()}
+    return files, {line.split()[0] for line in overrides.splitlines() if line[2] != " "}
 
 
 def facts_in_svg(text: str) -> Facts:

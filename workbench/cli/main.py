@@ -158,6 +158,7 @@ Commands that take a config accept, before or behind the verb:
   -p PROJECT    the folder that holds configs/; otherwise the current one
 and behind it KEY=VALUE, such as optimizer.learning_rate=1e-5, and the flags the config offers:
   workbench train -t CONFIG --help
+Every command has examples: workbench VERB --help
 
 Exit status: 0 done · 1 the job or request failed · 2 usage or config · 3 not reachable ·
 4 refused, would not fit · 130 interrupted"""

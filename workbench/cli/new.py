@@ -218,13 +218,13 @@ def _value_for(target: Path, override: Override, resolved: ResolvedConfig) -> ob
 def _seen_from(target: Path, path: Path) -> str:
     """Write a path relative to a file in the same tree of folders, else as it is."""
     tree = _tree_of(target)
-    if tree is not None and path.is_relative_to(tree):
+    if path.is_relative_to(tree):
         return Path(os.path.relpath(path, target.parent)).as_posix()
     return str(path)
 
 
-def _tree_of(target: Path) -> Path | None:
-    """Give the project that a config lies in: the folder that holds ``configs``."""
+def _tree_of(target: Path) -> Path:
+    """Give the project that a config lies in: the folder that holds ``configs``, else its own."""
     for folder in target.parents:
         if folder.name == "configs":
             return folder.parent
@@ -246,7 +246,9 @@ def _names_of_parent(parent: Path, target: Path) -> Iterator[str]:
 
 
 def _lines(parent: str, description: str, stated: dict[str, object], target: Path) -> Iterator[str]:
-    schema = shipped_configs() / SCHEMA
+    # One beside the project's own configs (`workbench schema -o`) can be named relative to them.
+    own = _tree_of(target) / "configs" / SCHEMA
+    schema = own if own.is_file() else shipped_configs() / SCHEMA
     if schema.is_file():
         yield f"# yaml-language-server: $schema={_seen_from(target, schema)}"
     yield f"extends: {write_scalar(parent)}"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from workbench.cli import output
 from workbench.cli.config_arguments import read_config_arguments
-from workbench.cli.configs import history, origin_json
+from workbench.cli.configs import origin_json
 from workbench.cli.text_result import add_text_options, give_text
 from workbench.config.family_tree import FamilyTree, TreeFile, family_tree
+from workbench.config.inherit import Leaf
 from workbench.config.tree_svg import draw
 from workbench.config.yaml_reader import write_scalar
 
@@ -78,11 +79,31 @@ def tree_text(tree: FamilyTree) -> str:
         rows.append([f"+ {', '.join(sources)}", _keys(len(tree.beside)), ""])
     lines = output.columns(rows, right=(1, 2))
     lines += ["", f"{len(tree.leaves)} keys, {len(tree.overridden)} override another"]
-    overrides = [
-        [f"  {key}", write_scalar(leaf.value), history(leaf)]
-        for key, leaf in tree.overridden.items()
-    ]
-    return "\n".join(lines + output.columns(overrides))
+    overrides = [row for key, leaf in tree.overridden.items() for row in _chain_rows(key, leaf)]
+    key_width = max((len(key) for key, _, _ in overrides), default=0)
+    value_width = max(
+        (len(value) for _, value, _ in overrides if len(value) <= _WIDEST_VALUE), default=0
+    )
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"  {key.ljust(key_width)}  {value.ljust(value_width)}  {source}"
+                for key, value, source in overrides
+            ),
+        ]
+    )
+
+
+_WIDEST_VALUE = 32
+"""Longer values push their origin to the right, and none but their own."""
+
+
+def _chain_rows(key: str, leaf: Leaf) -> Iterator[tuple[str, str, str]]:
+    """Give the value that counts, and below it each one it took the place of."""
+    yield key, write_scalar(leaf.value), leaf.origin.source
+    for old in leaf.overrode:
+        yield "", write_scalar(old.value), f"before: {old.origin.source}"
 
 
 def _file_rows(
