@@ -24,6 +24,7 @@ from workbench.config.load import (
 from workbench.config.problems import ConfigProblems
 from workbench.config.python_code import literal, python_code
 from workbench.config.schema.data import DataSection, SourceSection
+from workbench.config.schema.keys import all_keys
 
 NAMED = (
     f"model.path={shipped_configs() / 'demo' / 'model'}",
@@ -175,6 +176,32 @@ def test_each_note_names_the_file_and_line_that_state_the_value() -> None:
         assert key.rsplit(".", 1)[-1] in stated, (key, place, line)
     assert "seed = 7  # training.seed, key=value" in text
     assert "base/training.yaml" in {place for _, place, _ in notes}
+
+
+# Keys with one value that can be started, or with nothing to do in one process.
+NOT_WRITTEN = {
+    "description",
+    "model.compile",
+    "optimizer.name",
+    "memory.resident_fraction",
+    "memory.block_inputs",
+    "memory.recompute",
+    "pipeline.ranks",
+    "pipeline.schedule",
+    "pipeline.stages_per_rank",
+    "pipeline.replicas",
+    "checkpoints.save_on_each_node",
+    "samples.prompts",
+    "samples.every_steps",
+    "training.engine",
+}
+
+
+def test_every_key_that_a_start_heeds_is_in_the_program() -> None:
+    variants = ([], ["optimizer.clip_by=previous_norm", "training.output_dir=here"])
+    texts = [python_code(resolve("demo", overrides=parse_overrides(each))) for each in variants]
+    written = {key for key in all_keys() if any(f"{key}, " in text for text in texts)}
+    assert set(all_keys()) - written - {"data.sources"} == NOT_WRITTEN
 
 
 @pytest.mark.parametrize(
