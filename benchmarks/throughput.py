@@ -3,7 +3,8 @@
     python benchmarks/throughput.py --shapes 1b --row 4096 --rows 4 --steps 8
 
 Prints the machine's ceiling first, then the plan's prediction beside what was measured. Weights,
-ids and masks are random: products run faster on zeros than on data.
+ids and masks are random: products run faster on zeros than on data. For peaks as ranks have them,
+set PYTORCH_ALLOC_CONF=expandable_segments:True, which ranks do by themselves.
 """
 
 import argparse
