@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.hub_server import Hub, serving
-from workbench.data.hub import choose_split
+from workbench.data.hub import choose_split, fetch_files
 from workbench.errors import DataError
 
 WAIT_SECONDS = 120
@@ -216,9 +216,10 @@ def test_several_splits_without_train_are_listed() -> None:
     assert caught.value.remedy == "choose one: data.sources.set.split: dev"
 
 
-def test_a_mirror_that_is_no_folder_is_named(tmp_path: Path) -> None:
-    mirror = str(tmp_path / "absent")
-    ((where, what, _),) = session(
-        [{"path": "me/talks"}], tmp_path, WORKBENCH_HUB_MIRROR=mirror, HF_HUB_OFFLINE="1"
-    )
-    assert (where, what) == (f"WORKBENCH_HUB_MIRROR={mirror}", "is no folder")
+def test_a_mirror_that_is_no_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HUB_MIRROR", str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="is no folder") as caught:
+        fetch_files("me/talks", [FILE], "data.sources.set")
+    assert caught.value.where == f"WORKBENCH_HUB_MIRROR={tmp_path / 'absent'}"
