@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from workbench.config.schema.data import SourceSection
 from workbench.data.raw_rows import Part, RawRow
@@ -186,6 +188,38 @@ def test_an_empty_file_beside_others_is_reported(tmp_path: Path) -> None:
     assert [(finding.where, finding.what) for finding in source.findings] == [
         ("a.json", "holds no rows")
     ]
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    texts=st.lists(JSON_VALUES, min_size=1, max_size=5),
+    blanks=st.lists(st.text(" \t\r\n", max_size=3), min_size=4, max_size=4),
+    escaped=st.booleans(),
+    walked=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_of_any_list_are_found_where_they_stand(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[object],
+    blanks: list[str],
+    escaped: bool,
+    walked: bool,
+) -> None:
+    begin, before, behind, end = blanks
+    rows = [json.dumps({"text": text}, ensure_ascii=escaped) for text in texts]
+    if walked:  # a number that is none makes Python's reader walk the list
+        rows.append('{"text": NaN}')
+    file = tmp_path_factory.getbasetemp() / "any.json"
+    content = f"{begin}[{before}" + f"{behind},{before}".join(rows) + f"{behind}]{end}"
+    file.write_bytes(content.encode())
+    found = read(opened(file))[: len(texts)]
+    assert [row.value for row in found] == [{"text": text} for text in texts]
 
 
 # ---- all kinds of parts ----------------------------------------------------------------------
