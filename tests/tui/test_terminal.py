@@ -183,3 +183,18 @@ def test_suspending_stops_both_processes_and_coming_back_draws_everything(projec
         opened.press(b"q")
         opened.read_to_the_end()
         assert opened.process.returncode == 0
+
+
+def test_a_config_that_is_not_there_is_refused_before_any_screen(project: Path) -> None:
+    with terminal(project, "-t", "small/quik") as opened:
+        opened.read_to_the_end()
+        assert opened.process.returncode == 2
+        assert b"did you mean small/quick" in b" ".join(opened.seen.split())
+        assert b"\x1b[?1049h" not in opened.seen
+
+
+def test_a_config_may_be_named_by_its_path(project: Path) -> None:
+    with terminal(project, "-t", str(project / "configs" / "small" / "longer.yaml")) as opened:
+        opened.read_until("small/longer · ".encode())  # in the header
+        opened.press(b"q")
+        opened.read_to_the_end()

@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     """Open the screens; give 0 once they were left, 128 + N where signal N ended them.
 
     Raises:
-        ConfigError: a project that is no folder, or no terminal to draw on.
+        ConfigError: a project that is no folder, no such config, or no terminal to draw on.
     """
     options = _parser().parse_args(list(arguments))
     project = typed_path(options.project, "project") if options.project else Path.cwd()
@@ -33,6 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "is not a folder", where=f"project {project}", remedy="name a folder: -p PROJECT"
         )
+    config = _name_of(options.config, project) if options.config else ""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError(
             "the screens need a terminal",
@@ -55,9 +56,9 @@ def run(arguments: Sequence[str]) -> int:
         ascii=options.ascii,
         light=options.light,
     )
-    app = WorkbenchApp(surroundings, screen="configs" if options.config else "")
-    if options.config:
-        app.remembered.config = options.config.removesuffix(".yaml")
+    app = WorkbenchApp(surroundings, screen="configs" if config else "")
+    if config:
+        app.remembered.config = config
     keeper.when_lost(lambda: _leave(app))
     app.run(mouse=not options.no_mouse)
     if app.parting:
@@ -65,6 +66,17 @@ def run(arguments: Sequence[str]) -> int:
         keep = "keep" if several else "keeps"
         output.narrate(f"{len(app.parting)} job{several} {keep} running: {', '.join(app.parting)}")
     return app.return_code or 0
+
+
+def _name_of(config: str, project: Path) -> str:
+    """Give the name by which the screens list a config that was typed, a path or a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from workbench.config.load import config_folders, find_config, name_of
+
+    return name_of(find_config(config, project=project), config_folders(project))
 
 
 def _leave(app: "WorkbenchApp") -> None:
