@@ -1,9 +1,11 @@
 """The named configs against the tables of the feature reference, B.1, B.2 and B.3, key by key."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
+from tests.short_folder import short_folder
 from workbench.cli.main import main
 from workbench.config.load import ResolvedConfig, list_configs, resolve, shipped_configs
 
@@ -286,6 +288,27 @@ def test_a_config_states_a_memory_budget_and_never_the_name_of_a_card() -> None:
         text = file.read_text().lower()
         for card in ("rtx", "4090", "3090", "h100", "h200", "a100", "nvidia"):
             assert card not in text, f"{file} names a card: {card}"
+
+
+def test_a_dry_run_of_a_pipeline_config_gives_its_command_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with short_folder() as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        assert main(["train", "-t", "demo_pipeline", "--dry-run"]) == 0
+    told = capsys.readouterr()
+    (line,) = told.out.splitlines()
+    words = shlex.split(line)
+    assert words[words.index("--nproc-per-node") + 1] == "2"
+    run = tmp_path / "output" / "demo_pipeline-1"
+    assert words[-2:] == ["workbench.training", str(run)]
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "origins.json", "command.json"}
+    assert "! config" in told.err
+    assert "the pipeline engine is not in this version" in told.err
+    assert "nothing was started" in told.err
 
 
 @pytest.mark.parametrize("name", PIPELINES)

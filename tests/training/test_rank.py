@@ -98,6 +98,16 @@ def test_a_mistake_is_one_line_and_is_left_for_torchrun(
     assert not run.checkpoints.exists()
 
 
+def test_a_run_folder_that_only_a_dry_run_could_write_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line that a dry run prints must not train with another engine than it says."""
+    run = run_folder(tmp_path / "run", training={"engine": "pipeline"})
+    assert run_rank(run) == 1
+    assert "training.engine: the pipeline engine is not in this version" in caplog.text
+    assert not run.metrics.exists()
+
+
 def test_a_loss_that_explodes_ends_the_run_and_names_the_step(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,12 +8,15 @@ import logging
 import os
 import queue
 import sys
+from dataclasses import replace
 
 import torch
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from workbench.config.load import read_resolved
+from workbench.config.checks import not_in_this_version
+from workbench.config.load import ConfigProblems, read_resolved
+from workbench.config.schema.config import Config
 from workbench.control.messages import JobFailure, Leaving
 from workbench.errors import ConfigError, DataError, RunError, WorkbenchError
 from workbench.runs.job_file import JOB_VARIABLE, read_job_file
@@ -62,6 +65,7 @@ def _train(run: RunFolder) -> None:
     step = 0
     try:
         config = read_resolved(run.config)
+        _refuse_what_is_not_built(config, run)
         device_type = choose_device_type(config.training.device)
         ranks = distributed.join(device_type)
         attempt, publisher = _meet_supervisor(run, ranks, wishes)
@@ -93,6 +97,17 @@ def _train(run: RunFolder) -> None:
         if built is not None:
             built.training.report.close()
         distributed.leave()
+
+
+def _refuse_what_is_not_built(config: Config, run: RunFolder) -> None:
+    """Refuse a run folder that only a dry run could write: its engine is not in this version.
+
+    Raises:
+        ConfigProblems: with the keys that ask for it.
+    """
+    problems = [replace(problem, file=run.config) for problem in not_in_this_version(config)]
+    if problems:
+        raise ConfigProblems(problems)
 
 
 def _meet_supervisor(
