@@ -5,8 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from workbench.data.jinja_sandbox import MAX_CHARACTERS, CompiledTemplate
+from workbench.data.jinja_sandbox import (
+    GENERATION_BEGIN,
+    GENERATION_END,
+    MAX_CHARACTERS,
+    CompiledTemplate,
+)
 from workbench.errors import DataError
 
 MESSAGES: list[dict[str, object]] = [
@@ -152,16 +158,53 @@ def test_an_error_names_the_line_of_the_template(source: str, told: str) -> None
         render(source)
 
 
-def test_what_chat_templates_use_works() -> None:
-    source = (
-        "{%- macro shout(text) -%}{{ text | upper }}{%- endmacro -%}"
+USUAL = {
+    "macros and filters of lists": (
+        "{%- macro part(m, last=false) -%}{{ '<' + m.role + '>' ~ (m.content | trim) }}"
+        "{{ '$' if last }}{%- endmacro -%}{%- set ns = namespace(seen=0, sys='') -%}"
+        "{%- for m in messages if m.role == 'user' -%}{%- set ns.sys = ns.sys + m.content -%}"
+        "{%- endfor -%}{{- ns.sys }}"
+        "{%- for m in messages | rejectattr('role', 'equalto', 'system') -%}"
+        "{%- set ns.seen = ns.seen + 1 -%}{{- part(m, last=loop.last) }}[{{ ns.seen % 2 }}"
+        "{{ loop.previtem.role if loop.previtem is defined else '-' }}]{%- endfor -%}"
+    ),
+    "blocks that are kept": (
+        "{% set body %}{% for m in messages %}{{ m.content }}|{% endfor %}{% endset %}"
+        "{{ body | upper }}{{ messages | map(attribute='role') | list | tojson(indent=2) }}"
+    ),
+    "slices and formats": (
+        "{{ messages[::-1][0].content }}{{ messages[-1:][0]['role'] }}{{ 'a' * 3 }}{{ 7 % 4 }}"
+        "{{ (messages | length) * 2 + 1 }}{{ '%s-%d' % ('x', 3) }}{{ '{:>3}|{}'.format(1, 'b') }}"
+        "{{ '%s!' | format('y') }}{{ 2 ** 5 }}{{ 'x' | indent(2, true) | center(9) }}"
+    ),
+    "texts and what is not there": (
+        "{% for m in messages %}{% if m.content is string %}{{ m['content'].split('l')[0] ~ '\n' }}"
+        "{% endif %}{{ m.name | default('n', true) }}{{ m.content | replace('e', 'E') }}"
+        "{% if loop.last %}{% break %}{% endif %}{{ m.content[:3] }}{% endfor %}"
+        "{{ messages[0].get('name', 'none') }}{{ tools is none }}{{ nothing is defined }}"
+    ),
+    "what is made": (
         "{%- set found = dict(a=1) -%}{{ found.a }}{{ dict([('b', 2)])['b'] }}"
-        "{%- for m in messages if m.role == 'user' -%}{{ shout(m.content) ~ '!' }}{%- endfor -%}"
-        "{%- for m in messages -%}{% if loop.last %}{% break %}{% endif %}{{ loop.index }}"
-        "{% endfor %}"
-        "{{ {'ü': '<'} | tojson }}{{ ['a', 'b'] | join(', ') }}{{ 'a-b'.split('-')[1] }}"
-        "{{ messages | map(attribute='role') | list | length }}{{ strftime_now('%Y') | length }}"
-        "{% set ns = namespace(n=1) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
-        "{{ 'x' | indent(2, true) }}"
-    )
-    assert render(source) == '12HELLO!1{"ü": "<"}a, bb242  x'
+        "{{ {'ü': '<'} | tojson }}{{ ['a', 'b'] | join(', ') }}{{ strftime_now('%Y') }}"
+        "{{ cycler('a', 'b').next() }}{% set j = joiner(',') %}{{ j() }}{{ j() }}"
+        "{% for i in range(3) %}{{ loop.cycle('x', 'y') }}{% endfor %}"
+        "{% generation %}{{ messages[1].content + '</s>' }}{% endgeneration %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_what_chat_templates_use_gives_what_it_gives_in_transformers(name: str) -> None:
+    theirs = render_jinja_template([MESSAGES], chat_template=USUAL[name])[0][0]
+    ours = render(USUAL[name])
+    assert ours.replace(GENERATION_BEGIN, "").replace(GENERATION_END, "") == theirs
+    assert len(theirs) > 10
+
+
+def test_a_mark_cannot_be_written_by_who_knows_an_earlier_one() -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    first, second = CompiledTemplate(source), CompiledTemplate(source)
+    assert first.walks_forward
+    assert first.round_begin != second.round_begin
+    text = first.render(MESSAGES, {}, with_rounds=True)
+    assert text.split(first.round_begin) == ["", "Hello", "Hi."]

@@ -22,7 +22,6 @@ from workbench.data.formats import Conversation, Message
 from workbench.data.jinja_sandbox import (
     GENERATION_BEGIN,
     GENERATION_END,
-    ROUND_BEGIN,
     CompiledTemplate,
 )
 from workbench.data.tokenizer import Encoded, Tokenizer
@@ -167,11 +166,10 @@ class ChatTemplate:
     ) -> tuple[str, list["_Span"]] | None:
         """Find what ``_grown_turns`` finds, in one rendering; None if that cannot be told."""
         marked = self._compiled.render(messages, self._special_tokens, with_rounds=True)
-        head, *rounds = marked.split(ROUND_BEGIN)
+        head, *rounds = marked.split(self._compiled.round_begin)
         text = "".join((head, *rounds))
         num_skipped = len(turns) - len(rounds)  # by a walk over messages[1:]
-        holds_mark = any(ROUND_BEGIN in turn.content for turn in turns)
-        if holds_mark or num_skipped < 0 or turns[0].role == "assistant":
+        if num_skipped < 0 or turns[0].role == "assistant":
             return None
         borders = [len(head)] * (num_skipped + 1)
         for written in rounds:

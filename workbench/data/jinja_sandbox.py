@@ -12,6 +12,7 @@ of its walk over the messages begins, see ``walks_forward``.
 import functools
 import json
 import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -29,7 +30,7 @@ from jinja2.utils import Namespace
 from workbench.errors import DataError
 
 # Not characters (Unicode 16.0, section 23.7), so no text holds them.
-GENERATION_BEGIN, GENERATION_END, ROUND_BEGIN = "\ufdd0", "\ufdd1", "\ufdd2"
+GENERATION_BEGIN, GENERATION_END = "\ufdd0", "\ufdd1"
 
 MAX_ROUNDS = 100_000
 MAX_CHARACTERS = 1 << 24
@@ -51,6 +52,8 @@ class CompiledTemplate:
 
     Attributes:
         marks_generation: it says by ``{% generation %}`` what the assistant writes.
+        round_begin: what stands where a round of its walk begins, in texts ``with_rounds``; drawn
+            anew each time, so neither a template nor a conversation can write it.
         walks_forward: it provably goes over the messages once, from the first to the last, and
             what it writes for some of them does not depend on those that follow. Then the text of
             the first ``k`` messages is what the text of all begins with, up to round ``k``.
@@ -61,6 +64,7 @@ class CompiledTemplate:
 
     def __init__(self, source: str) -> None:
         environment = _environment()
+        self.round_begin = f"\ufdd2{secrets.token_hex(8)}\ufdd2"
         try:
             tree = environment.parse(source)
             self.marks_generation = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
@@ -70,7 +74,7 @@ class CompiledTemplate:
             self._plain = _compile(environment, tree)
             self._with_rounds = self._plain
             if walk is not None:
-                walk.body.insert(0, _output(ROUND_BEGIN, walk.lineno))
+                walk.body.insert(0, _output(self.round_begin, walk.lineno))
                 self._with_rounds = _compile(environment, tree)
         except jinja2.TemplateSyntaxError as error:
             raise DataError(
@@ -97,7 +101,7 @@ class CompiledTemplate:
             messages: each with ``role`` and ``content``.
             special_tokens: ``bos_token`` and so on.
             add_generation_prompt: end with what invites the assistant's next turn.
-            with_rounds: write ``ROUND_BEGIN`` where each round of the walk begins.
+            with_rounds: write ``round_begin`` where each round of the walk begins.
 
         Raises:
             DataError: the template refuses these messages, fails on them, or exceeds a bound.
