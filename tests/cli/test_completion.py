@@ -126,6 +126,7 @@ def test_what_is_only_extended_is_offered_where_that_makes_sense(verb: str) -> N
 def test_names_of_the_other_verbs() -> None:
     assert fitting("diff", "poems/t") == ["poems/tiny", "poems/top"]
     assert fitting("edit", "rh") == ["rhyme"]
+    assert fitting("serve", "-t", "rh") == ["rhyme"]
     assert fitting("edit", "poems/top", "base/bo") == ["base/bottom"]
     assert fitting("-p", "/nowhere/at/all", "show", "-t", "d") == []
 

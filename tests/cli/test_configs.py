@@ -113,6 +113,27 @@ def test_show_json_holds_values_origins_and_history(
     assert [each["value"] for each in rate["overrode"]] == [5e-6]
 
 
+@pytest.mark.parametrize("is_json", [True, False])
+def test_show_and_tree_write_files_and_name_the_flag_in_any_order_of_arguments(
+    project: Path, tmp_path: Path, is_json: bool
+) -> None:
+    form = ["--json"] if is_json else []
+    for verb in ("show", "tree"):
+        for number, (before, behind) in enumerate(
+            [
+                (["-p", str(project), "-t", "7b/top"], []),
+                ([], ["-t7b/top", f"--project={project}"]),
+                (["-t", "7b/top"], ["-p", str(project)]),
+            ]
+        ):
+            written = tmp_path / f"{verb}-{number}"
+            given = ["--lr", "1e-6", *form, "-o", str(written)]
+            assert main([*before, verb, *behind, *given]) == 0
+            assert "flag --lr" in written.read_text()
+            assert written.read_text().startswith("{") == is_json
+        assert (tmp_path / f"{verb}-0").read_bytes() == (tmp_path / f"{verb}-2").read_bytes()
+
+
 def test_help_lists_the_flags_of_the_config(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -363,6 +363,8 @@ def _value(typed: _Typed, option: "OptionWords | Flag", current: str) -> Complet
             return Completions(tuple(_configs(typed, current)), "files")
         case "PROJECT":
             return Completions(by_shell="folders")
+        case "NAME" if "--template" in option.spellings:
+            return Completions(tuple(_templates(typed)), "files")
         case value if value in _FILES:
             return Completions(by_shell="files")
         case _:

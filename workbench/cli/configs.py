@@ -125,10 +125,10 @@ def run_show(arguments: list[str]) -> int:
             ("show -t demo -e", "in the editor"),
         ),
     )
+    text, suffix = show_text(read.resolved), "yaml"
     if read.options.json:
-        output.result_json(config_json(read.resolved))
-        return 0
-    give_text(show_text(read.resolved), read.options, name=f"{read.resolved.name}.resolved.yaml")
+        text, suffix = output.as_json(config_json(read.resolved)), "json"
+    give_text(text, read.options, name=f"{read.resolved.name}.resolved.{suffix}")
     return 0
 
 

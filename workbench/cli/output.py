@@ -24,7 +24,12 @@ def result(text: str) -> None:
 
 def result_json(value: object) -> None:
     """Write one JSON value as one line of the result; it may hold no NaN."""
-    result(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json))
+    result(as_json(value))
+
+
+def as_json(value: object) -> str:
+    """Give a value as one line of JSON; it may hold no NaN."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
 
 
 def result_record(record: msgspec.Struct) -> None:

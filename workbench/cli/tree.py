@@ -4,7 +4,6 @@ Invariant: the three forms show the same files and the same replaced values.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,12 +41,13 @@ def run(arguments: list[str]) -> int:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_text_options(parser)
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--format",
         choices=list(FORMATS),
         help="default: that of the file's suffix, else text",
     )
-    parser.add_argument("--json", action="store_true", help="the same as --format json")
+    form.add_argument("--json", action="store_true", help="the same as --format json")
 
 
 def _form(options: argparse.Namespace) -> str:
@@ -65,7 +65,7 @@ def tree_in(form: str, tree: FamilyTree) -> str:
         case "svg":
             return draw(tree)
         case "json":
-            return json.dumps(tree_json(tree), ensure_ascii=False, allow_nan=False)
+            return output.as_json(tree_json(tree))
         case _:
             return tree_text(tree)
 

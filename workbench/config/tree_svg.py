@@ -256,7 +256,7 @@ def _file_box(tree: FamilyTree, file: TreeFile, index: int) -> _Box:
     return _Box(
         ident=f"file-{index + 1}",
         kind="file root" if index == 0 else "file base",
-        title=str(file.path),
+        title=file.shown,
         heading=[("path folder", folder + slash), ("path", name)],
         facts=facts,
         share=num_left / file.num_keys if file.num_keys else None,

@@ -31,7 +31,7 @@ _WAIT_OPTION = dict.fromkeys(_VSCODE_LIKE, "--wait") | {
     "zeditor": "--wait",
     "mate": "--wait",
     "gedit": "--wait",
-    "gnome-text-editor": "--wait",
+    "gnome-text-editor": "--standalone",
     "kate": "--block",
     "gvim": "--nofork",
 }
