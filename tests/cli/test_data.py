@@ -18,7 +18,7 @@ from tests.demo.golden_losses import GOLDEN
 from tests.short_folder import short_folder
 from workbench.cli.main import main
 from workbench.cli.paint import Paint, visible
-from workbench.cli.preview_text import document_lines, mask_bar, token_lines
+from workbench.cli.preview_text import document_lines, mask_bar, share, token_lines
 from workbench.cli.statistics_text import length_lines, share_lines
 from workbench.control.data_records import Bar, Document, Row, Share, Statistics, Token
 from workbench.runs.metrics import MetricsRecord
@@ -450,6 +450,15 @@ def test_the_cut_crosses_the_histogram_where_it_is() -> None:
     assert "33–64" in lines[cut - 1]
     assert "65–90" in lines[cut + 1]
     assert re.search(r"65–90  [▏▎▍▌▋▊▉█] +1$", lines[cut + 1]), "one of a hundred is still seen"
+
+
+@pytest.mark.parametrize(
+    ("part", "shown"),
+    [(0, "0 %"), (0.014, "1.4 %"), (0.34, "34 %"), (0.9999, "99.9 %"), (1, "100 %")],
+)
+def test_a_share_is_rounded_but_never_to_all(part: float, shown: str) -> None:
+    assert share(part, 1) == shown
+    assert share(0, 0) == "0 %"
 
 
 def test_a_share_is_whole_only_if_it_is() -> None:

@@ -23,8 +23,10 @@ _Kind = Literal["target", "context", "padding", "border"]
 
 
 def share(part: float, whole: float) -> str:
-    """Write a share: 34 %, below ten with a decimal: 1.4 %."""
+    """Write a share: 34 %, near nothing and near all with a decimal: 1.4 %, 99.6 %."""
     percent = 100 * part / whole if whole else 0.0
+    if 99.5 <= percent < 100:
+        return f"{min(percent, 99.9):.1f} %"
     return f"{percent:.1f} %" if 0 < percent < 9.95 else f"{percent:.0f} %"
 
 
