@@ -115,6 +115,6 @@ def test_every_conversation_is_used_whole() -> None:
     assert list(prepared.findings) == []
     counts = prepared.num_conversations
     assert (counts.train, counts.validation, counts.test) == (280, 52, 18)
-    assert sum(row.document_starts.size for row in prepared.train.rows) == counts.train
-    assert sum(int(row.targets.sum()) for row in prepared.train.rows) > 5_000
-    assert max(row.ids.size for row in prepared.train.rows) <= config.data.max_length
+    assert sum(row.document_starts.size for row in prepared.train) == counts.train
+    assert sum(int(row.targets.sum()) for row in prepared.train) > 5_000
+    assert max(row.ids.size for row in prepared.train) <= config.data.max_length
