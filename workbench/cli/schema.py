@@ -4,9 +4,8 @@ import argparse
 
 from workbench.cli import output
 from workbench.cli.config_arguments import ConfigArgumentParser, examples_text, typed_path
+from workbench.cli.text_result import write_result
 from workbench.config.json_schema import json_schema, schema_text
-from workbench.errors import RunError
-from workbench.runs.atomic import write_atomically
 
 
 def run(arguments: list[str]) -> int:
@@ -23,22 +22,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object in one line")
     options = parser.parse_args(arguments)
     if options.output is not None:
-        _write(options.output)
+        write_result(typed_path(options.output, "output"), schema_text().rstrip("\n"))
     elif options.json:
         output.result_json(json_schema())
     else:
         output.result(schema_text().rstrip("\n"))
     return 0
-
-
-def _write(path: str) -> None:
-    target = typed_path(path, "output")
-    try:
-        write_atomically(target, schema_text().encode())
-    except OSError as error:
-        raise RunError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(target),
-            remedy="name a file in a folder that can be written",
-        ) from error
-    output.narrate(f"wrote {target}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from workbench.cli import output
 from workbench.cli.config_arguments import typed_path
 from workbench.errors import RunError
-from workbench.jobs.editor import edit_text
 from workbench.runs.atomic import write_atomically
 
 
@@ -34,6 +33,9 @@ def give_text(text: str, options: argparse.Namespace, *, name: str) -> None:
         ConfigError: there is no editor.
     """
     if options.edit:
+        # Here, so that showing a config does not wait for what starts an editor.
+        from workbench.jobs.editor import edit_text
+
         edit_text(f"{text}\n", name, os.environ, tell=output.narrate)
     elif options.output is not None:
         write_result(typed_path(options.output, "output"), text)
