@@ -24,6 +24,8 @@ MAX_DEPTH = 20
 MAX_BYTES = 1 << 20
 """A config is written by hand; more than this is another kind of file."""
 
+_PIECE = 1 << 14
+
 UNREADABLE = object()
 """Stands where a value could not be read and a problem says why."""
 
@@ -71,8 +73,11 @@ class StatedMapping:
 def read_file(path: Path) -> tuple[StatedMapping, list[Problem]]:
     """Read a config file; what cannot be read is left out and named in the problems."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        with path.open("rb", buffering=0) as file:
+            # Room for a MiB is not free: most configs are read in one small piece.
+            content = file.read(_PIECE)
+            while len(content) <= MAX_BYTES and (more := file.read(_PIECE)):
+                content += more
     except OSError as error:
         problem = Problem(
             key="",
