@@ -5,6 +5,7 @@ the tokenizer, never on where files lie or on how rows are cut, packed, mixed an
 does not grow with the text: rows are read by part and number, tokens are written as they come.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -165,7 +166,7 @@ def make_key(inputs: Inputs) -> Generator[Progress, None, str]:
     data, template = inputs.data, inputs.template
     return cache.key_of(
         {
-            "code": hash_code(Path(__file__).parent),
+            "code": _own_code(),
             "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "tokenizer": {name: _hash(inputs.model_folder / name) for name in _TOKENIZER_FILES},
             "llama class": has_llama_class(inputs.model_folder),
@@ -189,6 +190,11 @@ def finish(steps: Generator[Progress, None, Result]) -> Result:
         except StopIteration as end:
             result: Result = end.value
             return result
+
+
+@functools.cache  # what runs is what was there when this process began
+def _own_code() -> str:
+    return hash_code(Path(__file__).parent)
 
 
 def hash_code(folder: Path) -> str:
