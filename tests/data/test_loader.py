@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.data.token_stores import Document, store_of
 from workbench.data.loader import Loader, StepRows, epoch_order
@@ -54,6 +56,34 @@ def test_every_epoch_shows_every_row_once_in_an_order_of_its_own() -> None:
     ]
     assert all(sorted(epoch) == list(range(13)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@given(
+    st.lists(st.integers(2, 40), min_size=1, max_size=40),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(0, 2**31),
+    st.booleans(),
+)
+def test_an_epoch_shows_each_row_once_and_all_of_its_tokens(
+    lengths: list[int], rows_per_step: int, num_microbatches: int, seed: int, shuffle: bool
+) -> None:
+    each = loader(
+        rows_of(lengths),
+        rows_per_step=rows_per_step,
+        num_microbatches=num_microbatches,
+        seed=seed,
+        shuffle=shuffle,
+    )
+    for epoch in range(3):
+        steps = range(epoch * each.steps_per_epoch, (epoch + 1) * each.steps_per_epoch)
+        shown = [each.step(index) for index in steps]
+        assert sorted(number for step in shown for number in seen(step)) == list(
+            range(len(lengths))
+        )
+        assert sum(step.num_tokens for step in shown) == sum(lengths)
+        assert sum(step.num_targets for step in shown) == sum(lengths) - len(lengths)
+        assert [each.row_numbers(index) for index in steps] == [seen(step) for step in shown]
 
 
 def test_a_step_is_a_function_of_its_number_and_the_seed() -> None:

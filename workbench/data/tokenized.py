@@ -295,7 +295,7 @@ def _write(inputs: Inputs, folder: Path) -> Generator[Progress, None, None]:
     job = EncodeJob(
         parts, inputs.model_folder, inputs.template, data.targets, data.roles, data.skip_bad_rows
     )
-    chunks = list(_chunks(inputs.sources, data.split_at))
+    chunks = list(chunks_of(inputs.sources, data.split_at))
     done, total = 0, sum(source.num_rows for source in inputs.sources)
     findings, duplicates = Findings(), Duplicates()
     num_usable: Counter[Split] = Counter()
@@ -340,7 +340,7 @@ def _open(folder: Path, *, is_kept: bool) -> Tokenized:
     )
 
 
-def _chunks(sources: Sequence[Source], split_at: Sequence[float]) -> Iterator[Chunk]:
+def chunks_of(sources: Sequence[Source], split_at: Sequence[float]) -> Iterator[Chunk]:
     """Cut every source into chunks that lie in one part and in one split.
 
     Each source is split by position: rows before ``int(0.80 * n)`` are trained, those before
