@@ -147,6 +147,77 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
         find_config("zzzzzzzz", project=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("16gb", "1gpu_llama_7b/16gb"),
+        ("default", "1gpu_llama_7b/default"),
+        ("DEFAULT.yaml", "1gpu_llama_7b/default"),
+        ("24gb", "1gpu_llama_30b/24gb or 1gpu_llama_70b/24gb"),
+        ("1gpu_llama_7b", "1gpu_llama_7b/8gb"),
+        ("1gpu_llama_70b/", "1gpu_llama_70b/24gb"),
+        ("zb", "pipeline_llama_7b/zb_4gpu or pipeline_llama_7b/zb_6gpu"),
+        ("samantha", "base/samantha"),
+        ("dem", "demo"),
+        ("1gpu_llama_7b/long_contxt", "1gpu_llama_7b/long_context"),
+        ("configs/1gpu_llama_7b/defualt.yaml", "1gpu_llama_7b/default"),
+        ("1gpu_lama_7b/packed", "1gpu_llama_7b/packed"),
+        ("i1f1b_8gpu", "pipeline_llama_7b/i1f1b_6gpu"),
+    ],
+)
+def test_part_of_a_name_is_refused_with_the_names_it_may_mean(typed: str, nearest: str) -> None:
+    with pytest.raises(ConfigProblems) as caught:
+        find_config(typed)
+    (problem,) = caught.value.problems
+    assert problem.remedy.startswith(f"did you mean {nearest}")
+
+
+def test_a_link_counts_as_where_it_lies_and_one_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    configs = tmp_path / "configs"
+    write_configs(
+        tmp_path,
+        {
+            "elsewhere/real.yaml": "extends: beside.yaml\nmodel: {path: tiny}",
+            "configs/beside.yaml": "description: beside the link",
+            "configs/round.yaml": "extends: back.yaml",
+        },
+    )
+    (configs / "linked.yaml").symlink_to(tmp_path / "elsewhere/real.yaml")
+    (configs / "dangling.yaml").symlink_to("nowhere.yaml")
+    (configs / "loop.yaml").symlink_to("loop.yaml")
+    (configs / "back.yaml").symlink_to("round.yaml")
+    resolved = resolve("linked", project=tmp_path)
+    assert resolved.file == configs / "linked.yaml"
+    assert resolved.config.description == "beside the link"
+    assert resolved.config.model.path == str(configs / "tiny")
+    listed = {each.name: each.problem for each in list_configs(tmp_path)}
+    assert listed["linked"] is None
+    for name in ("dangling", "loop"):
+        problem = listed[name]
+        assert problem is not None
+        assert f"{name}.yaml: cannot be read" in problem
+    for name in ("round", "back"):
+        problem = listed[name]
+        assert problem is not None
+        assert "goes in a circle" in problem
+
+
+def test_run_folders_below_the_configs_are_no_configs(tmp_path: Path) -> None:
+    """What a run leaves behind, a resolved config.yaml among it, is not found again as a config."""
+    write_configs(
+        tmp_path,
+        {
+            "configs/mine.yaml": "description: mine",
+            "configs/output/mine-1/config.yaml": dump_config(Config()),
+            "configs/output/mine-1/origins.json": "{}",
+            "configs/output/mine-1/checkpoints/checkpoint-1/more.yaml": "a: b",
+        },
+    )
+    names = [each.name for each in list_configs(tmp_path)]
+    assert "mine" in names
+    assert not any("output" in name for name in names)
+
+
 @pytest.mark.parametrize("name", ["", "/", ".", "configs", "a\0b", "$NOT_SET_AT_ALL/x", "a" * 5000])
 def test_odd_names_are_refused_as_names(name: str) -> None:
     with pytest.raises(ConfigProblems):

@@ -7,7 +7,13 @@ import pytest
 
 from tests.short_folder import short_folder
 from workbench.cli.main import main
-from workbench.config.load import ResolvedConfig, list_configs, resolve, shipped_configs
+from workbench.config.load import (
+    ResolvedConfig,
+    list_configs,
+    offered_flags,
+    resolve,
+    shipped_configs,
+)
 
 # B.1: what Samantha's configs share. A row below states only what it changes.
 SAMANTHA: dict[str, object] = {
@@ -279,6 +285,16 @@ def test_every_named_config_is_shown(name: str, capsys: pytest.CaptureFixture[st
     told = capsys.readouterr()
     assert told.err == ""
     assert "budget_gib:" in told.out
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_every_named_config_offers_the_flags_of_the_reference(name: str) -> None:
+    offered = {spelling for flag in offered_flags(name) for spelling in flag.spellings}
+    assert offered == {
+        "--model", "-M", "--model-id-or-path", "--chat-template", "-C", "--max-steps",
+        "--train-epochs", "--save-strategy", "-S", "--output-dir", "--resume-from-checkpoint",
+        "--save-on-each-node", "--lr", "--warmup-steps", "--log-name",
+    }  # fmt: skip
 
 
 def test_a_config_states_a_memory_budget_and_never_the_name_of_a_card() -> None:

@@ -89,6 +89,10 @@ BASE_FOLDER = "base"
 """Folder of configs that are only extended; ``ls`` leaves it out."""
 
 
+_OF_A_RUN = "origins.json"
+"""Lies beside the resolved config in every run folder: that one is no config to start from."""
+
+
 @dataclass(frozen=True)
 class ResolvedConfig:
     """A config without a mistake, and where each of its values comes from.
@@ -284,6 +288,9 @@ def _by_numbers(path: Path) -> list[tuple[int, str]]:
 def _yaml_files(folder: Path) -> Iterator[Path]:
     # os.walk follows no links, so a link to an output tree or to a parent leads nowhere.
     for where, below, names in os.walk(folder):
+        if _OF_A_RUN in names:  # of one that was started from within configs/
+            below.clear()
+            continue
         below[:] = [name for name in below if not name.startswith((".", "__"))]
         for name in names:
             if name.endswith(".yaml") and not name.startswith("."):
