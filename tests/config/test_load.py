@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -271,6 +272,46 @@ def test_a_broken_config_is_one_line_and_the_others_still_list(tmp_path: Path) -
         assert problem is not None
         assert f"{name}.yaml:{line}" in problem
         assert "\n" not in problem
+
+
+def test_a_config_is_judged_in_a_list_as_it_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the configs of a list share is read, merged and judged once; none may notice."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ASSETS, tmp_path / "configs")
+    write_configs(
+        tmp_path,
+        {
+            # Families that meet in one base, in every order, some with a mistake of their own.
+            "configs/one.yaml": "extends: base/training.yaml\nbatch: {train: 4}",
+            "configs/two.yaml": "extends: base/training.yaml\nbatch: {evaluation: 4}",
+            "configs/both.yaml": "extends: [one.yaml, two.yaml]\ndata: {max_length: 128}",
+            "configs/other_way.yaml": "extends: [two.yaml, one.yaml]\ndata: {max_length: 256}",
+            "configs/again.yaml": "extends: [both.yaml, other_way.yaml]",
+            "configs/wrong.yaml": "extends: both.yaml\nbatch: {train: 0}",
+            "configs/below_wrong.yaml": "extends: wrong.yaml\nbatch: {train: 2}",
+            "configs/bad_flag.yaml": "extends: both.yaml\nargs: {--lr: optimizer.rate}",
+            "configs/below_bad_flag.yaml": "extends: bad_flag.yaml\nargs: {--lr: null}",
+            "configs/late.yaml": "extends: [both.yaml, one.yaml]",
+            "configs/deeper/one.yaml": "extends: ../one.yaml\nmodel: {path: tiny}",
+        },
+    )
+    listed = list_configs(None)
+    broken = [each for each in listed if each.problem is not None]
+    assert len(broken) > 70
+    assert len(listed) - len(broken) > 25
+    for each in listed:
+        assert (each.problem, each.description, each.context) == alone(each.path)
+
+
+def alone(path: Path) -> tuple[str | None, str, int | None]:
+    """Give the first problem, the description and the context of a config that is read by itself."""
+    try:
+        config = resolve(str(path)).config
+    except ConfigProblems as error:
+        return str(error.problems[0]), "", None
+    return None, config.description, config.data.max_length
 
 
 def test_every_shipped_config_resolves() -> None:
