@@ -68,7 +68,7 @@ def test_predictions_are_within_5_percent_of_measured_peaks_and_hardly_ever_unde
     # What is alive is counted, not fitted. It may count more, for not every token was a target.
     assert 0.994 * peak["allocated"] <= predicted.peak <= 1.012 * peak["allocated"]
     context = peak["used_by_driver"] - peak["reserved"]
-    assert context <= CONTEXT_BYTES <= context + 10 * MIB
+    assert context <= CONTEXT_BYTES <= context + 32 * MIB
 
 
 def test_many_shapes_and_forms_were_measured() -> None:

@@ -106,7 +106,7 @@ def test_what_this_version_can_start_is_proposed_beside_what_it_cannot() -> None
 
 
 def test_microbatches_alone_are_enough_where_they_are() -> None:
-    found = estimated(22.0, *PACKED, "batch.microbatches=1")
+    found = estimated(21.0, *PACKED, "batch.microbatches=1")
     (proposal,) = found.proposals
     assert proposal.overrides == {"batch.microbatches": 4}
     assert (proposal.can_start, proposal.changes_training) == (True, False)

@@ -33,12 +33,13 @@ SLOTS = 3
 LIBRARY_BYTES = 64 * MIB
 """Workspaces of cuBLAS and cuBLASLt, 32 MiB each, from torch's allocator."""
 
-# What the reductions of an update take beside its two fp32 copies; twice that beyond 2 GiB, where
-# an fp32 copy no longer has 32-bit offsets. Both read off peaks on an H200, torch 2.11.
+# What the reductions of an update take beside its two fp32 copies, read off peaks on an H200 with
+# torch 2.11; the same for matrices of 60 to 540 million elements, but for one that took twice that.
 _REDUCTION_BYTES = 133 * MIB
-# What torch's allocator (expandable segments) holds without using it: shares fitted to the peaks
-# of 0.6 B to 8 B shapes; blocks of many sizes come and go, and the head's chunk is the largest.
-_GAP_OF_BLOCK, _GAP_OF_HEAD, _GAP_BYTES = 0.07, 0.14, 32 * MIB
+# What torch's allocator (expandable segments) holds without using it, fitted to the peaks of 0.6 B
+# to 8 B shapes: a share of a block's workspace, as tensors of many sizes come and go; and while
+# the head is at work a share of its chunk, whose tensors are the largest of all.
+_GAP_OF_BLOCK, _GAP_OF_HEAD, _GAP_BYTES = 0.07, 0.235, 32 * MIB
 # Rows of the MLP that exist at once where a block is tiled.
 _TILE_ROWS = 2048
 _SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNK_ELEMENTS = 1024, 4096, 1 << 25
@@ -120,11 +121,13 @@ class Phase:
         name: what happens.
         workspace: bytes that exist for it alone.
         with_inputs: block inputs are still kept.
+        gap: bytes that the allocator holds and does not use because of it.
     """
 
     name: str
     workspace: int
     with_inputs: bool = True
+    gap: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +144,7 @@ class DeviceBytes:
         staging: buffers on the way to and from pinned memory, or between stages.
         libraries: workspaces of cuBLAS.
         phases: what each moment takes on top.
-        gap: held by torch's allocator and not used.
+        gap: held by torch's allocator and not used, in every phase.
     """
 
     weights: int
@@ -162,18 +165,23 @@ class DeviceBytes:
 
     @property
     def peak_phase(self) -> Phase:
-        """Give the moment at which most bytes are alive."""
-        return max(self.phases, key=self._at)
+        """Give the moment at which the allocator must hold most."""
+        return max(self.phases, key=lambda phase: self._at(phase) + phase.gap)
 
     @property
     def peak(self) -> int:
         """Give the bytes alive at the worst moment of a step: torch's *allocated*."""
-        return self._at(self.peak_phase)
+        return max(self._at(phase) for phase in self.phases)
 
     @property
     def reserved(self) -> int:
         """Give the bytes torch's allocator holds at its largest: what a card must have."""
-        return self.peak + self.gap
+        return self._at(self.peak_phase) + self.unused
+
+    @property
+    def unused(self) -> int:
+        """Give the bytes that it holds then and does not use."""
+        return self.gap + self.peak_phase.gap
 
 
 def needed_bytes(device: DeviceBytes, *, is_gpu: bool = True) -> int:
@@ -250,23 +258,26 @@ def saved_bytes_per_token(facts: ModelFacts, element: int = 2) -> int:
     return norms + element * (2 * h + 2 * q + 2 * k + 4 * f) + 4 * facts.num_heads
 
 
-def head_bytes(facts: ModelFacts, tokens: int, element: int = 2) -> tuple[int, int]:
+def head_bytes(facts: ModelFacts, tokens: int, element: int = 2) -> int:
     """Give what head and loss of a microbatch take, all its tokens being targets.
 
     A chunk's logits, their fp32 copy and the temporary of its log-sum-exp; for every target its
     row, the row's norm with an fp32 copy, and the gradients of both and of the hidden state.
-
-    Returns:
-        Bytes of logits, and of the rest.
     """
     chunk = min(chunk_rows(facts.vocabulary_size), tokens)
     logits = chunk * facts.vocabulary_size * (8 + (element if element < 4 else 0))
-    return logits, tokens * facts.hidden_size * (4 + 5 * element)
+    return logits + tokens * facts.hidden_size * (4 + 5 * element)
 
 
-def gap_bytes(block: int, head: int) -> int:
-    """Give what torch's allocator holds beside what is alive, from the two largest workspaces."""
-    return round(_GAP_OF_BLOCK * block + _GAP_OF_HEAD * head + _GAP_BYTES)
+def gap_bytes(block: int) -> int:
+    """Give what torch's allocator holds beside what is alive, from a block's workspace."""
+    return round(_GAP_OF_BLOCK * block + _GAP_BYTES)
+
+
+def head_phase(num_bytes: int, *, is_gpu: bool) -> Phase:
+    """Give the moment of head and loss, from what it takes."""
+    gap = round(_GAP_OF_HEAD * num_bytes) if is_gpu else 0
+    return Phase("head and loss", num_bytes, gap=gap)
 
 
 def update_bytes(parameters: int, sum_bytes: int) -> int:
@@ -275,7 +286,7 @@ def update_bytes(parameters: int, sum_bytes: int) -> int:
     The first copy is the gradient, which an fp32 sum is already; later a copy of the weight takes
     its place.
     """
-    reductions = min(16 * parameters, _REDUCTION_BYTES * (2 if 4 * parameters > 1 << 31 else 1))
+    reductions = min(16 * parameters, _REDUCTION_BYTES)
     copies = 8 * parameters
     return copies + reductions if sum_bytes < 4 else max(copies, 4 * parameters + reductions)
 
@@ -296,7 +307,7 @@ def _measured(facts: ModelFacts, form: StepForm) -> DeviceBytes:
     tokens, step_tokens = form.microbatch_tokens, form.step_tokens
     vocabulary = facts.vocabulary_parameters
     block = tokens * recomputed_block_bytes_per_token(facts, element)
-    logits, targets = head_bytes(facts, tokens, element)
+    head = head_bytes(facts, tokens, element)
     largest = max(math.prod(shape) for shape in facts.block_shapes)
     # Gradients laid end to end, sorted, and in fp32; then one fp32 row per distinct id.
     embedding = step_tokens * h * (4 + 2 * element)
@@ -304,7 +315,7 @@ def _measured(facts: ModelFacts, form: StepForm) -> DeviceBytes:
     update_vocabulary = update_bytes(vocabulary, form.sum_bytes)
     phases = [
         Phase("backward of a block", block),
-        Phase("head and loss", logits + targets),
+        head_phase(head, is_gpu=form.is_gpu),
         Phase("update of a block", update_bytes(largest, form.sum_bytes)),
         Phase("gradient of the embedding", embedding, with_inputs=False),
         Phase("update of the embedding", update_vocabulary, with_inputs=False),
@@ -321,7 +332,7 @@ def _measured(facts: ModelFacts, form: StepForm) -> DeviceBytes:
         staging=0,
         libraries=LIBRARY_BYTES if form.is_gpu else 0,
         phases=tuple(phases),
-        gap=gap_bytes(block, logits + targets) if form.is_gpu else 0,
+        gap=gap_bytes(block) if form.is_gpu else 0,
     )
 
 
@@ -351,7 +362,7 @@ def _formula(facts: ModelFacts, form: StepForm) -> DeviceBytes:
     block += 6 * element * min(_TILE_ROWS, tokens) * f + 2 * tokens * h * element
     chunk = min(chunk_rows(facts.vocabulary_size), tokens)
     head = tokens * h * element + chunk * facts.vocabulary_size * element
-    phases = (Phase("backward of a block", block), Phase("head and loss", head))
+    phases = (Phase("backward of a block", block), head_phase(head, is_gpu=form.is_gpu))
     needs_slots = streamed > 0 or form.exact
     return DeviceBytes(
         weights=_weights(facts, form),
@@ -363,7 +374,7 @@ def _formula(facts: ModelFacts, form: StepForm) -> DeviceBytes:
         staging=3 * tokens * h * element if form.pinned_inputs else 0,
         libraries=LIBRARY_BYTES if form.is_gpu else 0,
         phases=phases,
-        gap=gap_bytes(block, head) if form.is_gpu else 0,
+        gap=gap_bytes(block) if form.is_gpu else 0,
     )
 
 

@@ -626,7 +626,7 @@ def _rank_fit(
         Part(labels.sums, device.gradient_sums),
         Part(labels.state, device.optimizer_state),
         Part(f"workspace: {phase.name}", phase.workspace),
-        Part("libraries, unused by the allocator", device.libraries + device.gap),
+        Part("libraries, unused by the allocator", device.libraries + device.unused),
     ]
     keep = (0, 2, 4, 5, 6, 7)
     parts = [part for index, part in enumerate(parts) if index in keep or part.num_bytes]

@@ -21,6 +21,7 @@ from workbench.config.memory_parts import (
     factored_state_bytes,
     gap_bytes,
     head_bytes,
+    head_phase,
     kept_bytes_per_token,
     needed_bytes,
     recomputed_block_bytes_per_token,
@@ -182,10 +183,8 @@ def _rank_bytes(
             3 * element * facts.intermediate_size,
         )
     phases = [Phase("backward of a block", tokens * block)]
-    head = 0
     if has_head:
-        head = sum(head_bytes(facts, tokens, element))
-        phases.append(Phase("head and loss", head))
+        phases.append(head_phase(head_bytes(facts, tokens, element), is_gpu=form.is_gpu))
     largest = max(
         (vocabulary if has_embedding or has_head else 0),
         *(math.prod(shape) for shape in facts.block_shapes),
@@ -208,7 +207,7 @@ def _rank_bytes(
         staging=buffers + staging,
         libraries=LIBRARY_BYTES if form.is_gpu else 0,
         phases=tuple(phases),
-        gap=gap_bytes(tokens * block, head) if form.is_gpu else 0,
+        gap=gap_bytes(tokens * block) if form.is_gpu else 0,
     )
     host = HostBytes(
         process=GPU_PROCESS_BYTES if form.is_gpu else CPU_PROCESS_BYTES,
