@@ -230,17 +230,18 @@ PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     [
         (
             "m.content if m.role != 'user' else ''",
-            r"leaves out .* turn 2 \(user\) says: 'Hello, what",
+            r"leaves out .* turn 2 \(user\) says",
         ),
         ("m.content.split(' is ')[-1]", r"leaves out or changes what turn 2 \(user\)"),
-        ("m.content | upper", r"leaves out or changes what turn 1 \(system\) says: 'Be kind.'"),
-        ("m.content if m.role != 'assistant' else ''", r"turn 3 \(assistant\) says: 'My name"),
+        ("m.content | upper", r"leaves out or changes what turn 1 \(system\) says"),
+        ("m.content if m.role != 'assistant' else ''", r"turn 3 \(assistant\) says"),
     ],
 )
 def test_a_template_that_leaves_something_out_is_refused(said: str, told: str) -> None:
     template = ChatTemplate(CHATML_LIKE.replace("SAID", said) + PROMPT)
     with pytest.raises(DataError, match=told):
         template.mark(conversation())
+    assert template.stop_text in ("<|im_end|>", "")
 
 
 def test_a_template_that_writes_an_answer_elsewhere_is_refused() -> None:
@@ -248,7 +249,7 @@ def test_a_template_that_writes_an_answer_elsewhere_is_refused() -> None:
         "{% for i in [0, 1, 3] %}{{ messages[i].content }}{% endfor %}{% for i in [4, 2] %}"
         "{% generation %}{{ messages[i].content }}{% endgeneration %}{% endfor %}"
     )
-    with pytest.raises(DataError, match=r"misplaces what turn 3 \(assistant\) says: 'My name"):
+    with pytest.raises(DataError, match=r"misplaces what turn 3 \(assistant\) says"):
         ChatTemplate(source).mark(conversation())
 
 

@@ -54,7 +54,7 @@ ESCAPES = [
 
 @pytest.mark.parametrize("source", ESCAPES)
 def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
-    with pytest.raises(DataError, match="line 1: "):
+    with pytest.raises(DataError, match=r"line 1(\) refuses|: is not valid Jinja)"):
         render(source)
 
 
@@ -70,7 +70,7 @@ def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
 )
 def test_a_template_cannot_change_the_conversation(source: str) -> None:
     before = [dict(message) for message in MESSAGES]
-    with pytest.raises(DataError, match="line 1: "):
+    with pytest.raises(DataError, match=r"line 1\) refuses"):
         render(source)
     assert before == MESSAGES
 
@@ -140,14 +140,14 @@ def test_a_long_conversation_is_within_the_bounds() -> None:
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("one\n{{ raise_exception('no system turns') }}", "line 2: .*no system turns"),
-        ("\n\n{{ bos_token + 'x' }}", "line 3: .*'bos_token' is undefined"),
-        ("{% for m in messages %}\n{{ m.name.first }}\n{% endfor %}", "line 2: .*'name'"),
-        ("{% macro m() %}\n{{ 1 / 0 }}{% endmacro %}\n\n{{ m() }}", "line 2: .*division by zero"),
-        ("\n{{ messages[0].content + 1 }}", "line 2: "),
-        ("\n{{ messages | sum }}", "line 2: "),
-        ("\n{{ messages[9].content.x }}", "line 2: .*no element 9"),
-        ("\n{{ 'x' | no_such_filter }}", "line 2: .*no_such_filter"),
+        ("one\n{{ raise_exception('no system turns') }}", r"line 2\).*no system turns"),
+        ("\n\n{{ bos_token + 'x' }}", r"line 3\).*'bos_token' is undefined"),
+        ("{% for m in messages %}\n{{ m.name.first }}\n{% endfor %}", r"line 2\).*'name'"),
+        ("{% macro m() %}\n{{ 1 / 0 }}{% endmacro %}\n\n{{ m() }}", r"line 2\).*division by zero"),
+        ("\n{{ messages[0].content + 1 }}", r"line 2\).*"),
+        ("\n{{ messages | sum }}", r"line 2\).*"),
+        ("\n{{ messages[9].content.x }}", r"line 2\).*no element 9"),
+        ("\n{{ 'x' | no_such_filter }}", "line 2: is not valid Jinja: .*no_such_filter';"),
         ("a\n{% if %}", "line 2: is not valid Jinja"),
         ("a\n\n{% for m in messages %}", "line 3: is not valid Jinja: .*endfor"),
         ("\n{% block a %}{% endblock %}", "line 2: is not valid Jinja: .*no blocks"),

@@ -108,5 +108,5 @@ def test_an_end_of_text_that_is_the_end_of_turn_is_written_once() -> None:
 @pytest.mark.parametrize("name", ["alpaca", "chatml_eos", "llama2", "mistral"])
 def test_a_template_that_needs_an_end_of_text_says_so(name: str) -> None:
     template = ChatTemplate(template_source(name, Path()), {"bos_token": "<s>"})
-    with pytest.raises(DataError, match=r"line \d+: .*'eos_token' is undefined"):
+    with pytest.raises(DataError, match=r"line \d+\) .*'eos_token' is undefined"):
         template.render(as_mappings("one_turn"))

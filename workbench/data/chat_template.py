@@ -32,7 +32,6 @@ Targets = Literal["assistant", "last", "all"]
 # Two texts that differ in every character, to see where a template puts a turn's content.
 _PROBES = ("Zebra", "apple")
 _WHERE = "chat template"
-_SHOWN_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,8 @@ class ChatTemplate:
     def stop_text(self) -> str:
         """What ends an assistant's turn, without whitespace around it; empty if nothing does."""
         messages = [_as_mapping("user", "?"), _as_mapping("assistant", _PROBES[0])]
-        return self.render(messages).rpartition(_PROBES[0])[2].strip()
+        _, found, behind = self.render(messages).rpartition(_PROBES[0])
+        return behind.strip() if found else ""
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Give the tokens of ``stop_text``: one, if the vocabulary has it as a token."""
@@ -339,10 +339,9 @@ def _refuse_losses(text: str, spans: Sequence[_Span], turns: Sequence[Message]) 
             continue
         if _without_space(json.dumps(turn.content, ensure_ascii=False)[1:-1]) in place:
             continue
-        shown = turn.content.strip()[:_SHOWN_CHARACTERS]
         what = "misplaces" if turn.content.strip() in text else "leaves out or changes"
         raise DataError(
-            f"the chat template {what} what turn {turn.turn} ({turn.role}) says: {shown!r}",
+            f"the chat template {what} what turn {turn.turn} ({turn.role}) says",
             where=_WHERE,
             remedy="choose a template that keeps every turn, or correct the row",
         )

@@ -78,7 +78,7 @@ class CompiledTemplate:
                 self._with_rounds = _compile(environment, tree)
         except jinja2.TemplateSyntaxError as error:
             raise DataError(
-                f"is not valid Jinja: {error.message}",
+                f"is not valid Jinja: {(error.message or '').rstrip('.')}",
                 where=f"{_WHERE} line {error.lineno}",
                 remedy="correct the template, or choose a shipped one",
             ) from error
@@ -127,10 +127,11 @@ class CompiledTemplate:
             ValueError,
         ) as error:
             line = _line_of(template, error.__traceback__)
+            place = "" if line is None else f" (line {line})"
             told = str(error) or type(error).__name__
             raise DataError(
-                f"the chat template refuses this conversation: {told}",
-                where=_WHERE if line is None else f"{_WHERE} line {line}",
+                f"the chat template{place} refuses this conversation: {told}",
+                where=_WHERE,
                 remedy=_REMEDY,
             ) from error
 
