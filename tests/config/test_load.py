@@ -306,7 +306,7 @@ def test_a_config_is_judged_in_a_list_as_it_is_alone(
 
 
 def alone(path: Path) -> tuple[str | None, str, int | None]:
-    """Give the first problem, the description and the context of a config that is read by itself."""
+    """Give first problem, description and context of a config that is read by itself."""
     try:
         config = resolve(str(path)).config
     except ConfigProblems as error:
