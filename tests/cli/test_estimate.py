@@ -246,6 +246,18 @@ def test_the_newest_run_with_the_same_settings_is_the_basis(
     assert "measured" not in told
 
 
+def test_prepared_data_gives_the_steps_of_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["-t", "demo", "data.max_length=200"]
+    assert "workbench data prepare -t demo" in said(capsys, *typed)[1]
+    assert main(["data", "prepare", *typed]) == 0
+    capsys.readouterr()
+    _, found = as_json(capsys, *typed)
+    time = found["time"]
+    assert isinstance(time, dict)
+    assert time["steps_per_epoch"] >= 1
+    assert "steps, " in said(capsys, *typed)[1]
+
+
 # ---- before a start ------------------------------------------------------------------------------
 
 
@@ -258,6 +270,7 @@ def memory_checks(*texts: str, starts: bool = True) -> list[Check]:
 def test_preflight_says_that_a_small_run_fits_the_host() -> None:
     (check,) = memory_checks("training.device=cpu")
     assert check.state == "ok"
+    assert check.message.startswith("host memory 1.")
     assert "FITS" in check.message
 
 

@@ -290,7 +290,8 @@ def check_memory(
     much is a warning: ``check_memory_again`` decides once the data is prepared.
     """
     found, machine = estimate_of_start(resolved, facts, output_root(project), counts, starts=starts)
-    told = f"{total_words(found)}, peak in: {found.fit.worst.peak_phase}"
+    kind = "GPU memory" if found.fit.is_gpu else "host memory"
+    told = f"{kind} {total_words(found)}, peak in: {found.fit.worst.peak_phase}"
     remedy = _memory_remedy(found, resolved)
     free = machine.gpu_free_bytes if found.fit.is_gpu else None
     if found.verdict == "will_not_fit":
