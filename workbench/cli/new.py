@@ -5,6 +5,7 @@ Invariant: what is written resolves, to exactly the parent with the changes aske
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -74,13 +75,10 @@ def run(arguments: list[str]) -> int:
         output.result_json({"name": name, "file": str(target), "extends": str(parent)})
         return 0
     output.result(seen_from_here(target))
-    of_project = "" if project is None else f"-p {read.options.project} "
-    for told in (
-        f"see it:    workbench {of_project}show -t {name}",
-        f"change it: workbench {of_project}edit -t {name}",
-        f"train:     workbench {of_project}train -t {name}",
-    ):
-        output.narrate(told)
+    before = [] if project is None else ["-p", read.options.project]
+    for told, verb in (("see it", "show"), ("change it", "edit"), ("train", "train")):
+        command = shlex.join(["workbench", *before, verb, "-t", name])
+        output.narrate(f"{told + ':':<10} {command}")
     return 0
 
 
