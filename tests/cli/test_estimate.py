@@ -241,7 +241,8 @@ def test_the_newest_run_with_the_same_settings_is_the_basis(
         )
     status, told = said(capsys, "-t", "demo", "training.device=cpu")
     assert status == 0
-    assert "measured run demo-2: 2.00 GiB, predicted 1." in told
+    assert "measured run demo-2: 2.00 GiB, predicted 0." in told
+    assert "TOTAL, measured" in told
     status, told = said(capsys, "-t", "demo", "training.device=cpu", "batch.train=4")
     assert "measured" not in told
 
@@ -270,7 +271,7 @@ def memory_checks(*texts: str, starts: bool = True) -> list[Check]:
 def test_preflight_says_that_a_small_run_fits_the_host() -> None:
     (check,) = memory_checks("training.device=cpu")
     assert check.state == "ok"
-    assert check.message.startswith("host memory 1.")
+    assert check.message.startswith("host memory 0.")
     assert "FITS" in check.message
 
 

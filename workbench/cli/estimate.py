@@ -191,7 +191,8 @@ def _part_lines(found: Estimate) -> list[str]:
     total, rest = total_words(found).split(" ", 1)
     if budget is None:
         rest += "; add --gpu-gib GIB, or set memory.budget_gib"
-    return [*lines, f"  {'TOTAL'.ljust(width)}  {total:>9} {rest}"]
+    label = "TOTAL" if found.total == rank.total else "TOTAL, measured"
+    return [*lines, f"  {label.ljust(width)}  {total:>9} {rest}"]
 
 
 def bar(share: float, cells: int) -> str:

@@ -380,7 +380,7 @@ def _formula(facts: ModelFacts, form: StepForm) -> DeviceBytes:
 
 # ---- host and disk -----------------------------------------------------------------------------
 
-GPU_PROCESS_BYTES, CPU_PROCESS_BYTES = 3 * GIB, GIB
+GPU_PROCESS_BYTES, CPU_PROCESS_BYTES = 3 * GIB, 512 * MIB
 """A rank before it holds anything: Python, torch, its libraries, tokenizer, mapped rows."""
 
 
