@@ -208,7 +208,8 @@ def _facts(found: Estimate, resolved: ResolvedConfig) -> Iterator[list[str]]:
     yield ["peak in", fit.worst.peak_phase]
     yield ["budget", fit.budget_source]
     here = "" if fit.host_available is None else f" of {_gib(fit.host_available)} GiB here"
-    yield ["host memory", f"{_gib(fit.host_needed)} GiB{here}{_host_words(fit.worst)}"]
+    each = "; per rank" if len(fit.ranks) > 1 else ""
+    yield ["host memory", f"{_gib(fit.host_needed)} GiB{here}{_host_words(fit.worst, each)}"]
     one = found.checkpoint_bytes
     kept = f", {size(one * found.num_checkpoints)} with those kept, the best and a new one"
     yield ["disk", f"{size(one)} per checkpoint" + (kept if found.num_checkpoints else "")]
@@ -228,7 +229,7 @@ def _facts(found: Estimate, resolved: ResolvedConfig) -> Iterator[list[str]]:
     yield ["rates", found.rates.basis]
 
 
-def _host_words(rank: RankFit) -> str:
+def _host_words(rank: RankFit, each: str) -> str:
     host = rank.host
     parts = [
         (host.weights, "streamed weights"),
@@ -239,7 +240,7 @@ def _host_words(rank: RankFit) -> str:
         (host.training, "the training itself"),
     ]
     told = [f"{_gib(num_bytes)} {words}" for num_bytes, words in parts if num_bytes]
-    return f" ({', '.join(told)})" if told else ""
+    return f" ({', '.join(told)}{each})" if told else ""
 
 
 def _lever_cells(lever: Lever) -> list[str]:
