@@ -44,6 +44,19 @@ def test_the_demo_is_listed_and_resolves_from_a_wheel(installed: Path, tmp_path:
     assert str(REPOSITORY) not in shown.stdout
 
 
+def test_an_installed_workbench_completes_and_makes_configs(
+    installed: Path, tmp_path: Path
+) -> None:
+    words = ("zsh", "3", "workbench", "show", "-t", "dem")
+    completed = run_installed(installed, "__complete", *words, cwd=tmp_path)
+    assert "demo" in completed.stdout.splitlines(), completed.stderr
+    made = run_installed(installed, "new", "-t", "demo", "mine", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    text = (tmp_path / "configs" / "mine.yaml").read_text()
+    assert f"$schema={installed}" in text
+    assert "\nextends: demo.yaml\n" in text
+
+
 @pytest.mark.parametrize(
     "name",
     [
