@@ -65,8 +65,9 @@ test-gpu: setup
 startup: setup
 	$(RUN) benchmarks/startup.py
 
-# Draw the snapshots anew; read their difference before you commit it.
+# Draw the snapshots anew, and the table of what can be typed; read their difference before you commit it.
 snapshots: setup
+	$(RUN) -m workbench.cli.verb_table
 	$(RUN) -m pytest tests/tui -k snapshot --snapshot-update
 
 clean:

@@ -1,6 +1,7 @@
 """tree: the same files and overrides as text, as a picture, for machines."""
 
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -240,6 +241,28 @@ def test_no_line_of_text_is_wider_than_its_box() -> None:
             assert reach <= right, spans
             num_lines += bool(spans)
     assert num_lines > 30
+
+
+def test_names_that_no_xml_may_hold_are_drawn_with_a_mark_in_their_place(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"odd \xff\x07 <name>")
+    write_configs(
+        folder,
+        {
+            "configs/a.yaml": """
+                extends: b.yaml
+                data: {sources: {"o\\x07<&>": {path: x.json}}}
+            """,
+            "configs/b.yaml": 'data: {sources: {"o\\x07<&>": {path: y.json}}}',
+        },
+    )
+    for form in ("svg", "text"):
+        written = tmp_path / f"tree.{form}"
+        given = ["-t", str(folder / "configs/a.yaml"), "--format", form, "-o", str(written)]
+        assert main(["tree", *given]) == 0
+    drawing = ElementTree.parse(tmp_path / "tree.svg")
+    keys = {group.attrib.get("data-key") for group in drawing.iter(f"{SVG}g")}
+    assert "data.sources.o\ufffd<&>.path" in keys
+    assert b"odd \xff" in (tmp_path / "tree.text").read_bytes()
 
 
 def test_every_shipped_config_can_be_drawn() -> None:

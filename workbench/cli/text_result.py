@@ -50,7 +50,8 @@ def write_result(path: Path, text: str) -> None:
         RunError: the file cannot be written.
     """
     try:
-        write_atomically(path, f"{text}\n".encode())
+        # A path may hold bytes that are no UTF-8; they are written as they are.
+        write_atomically(path, f"{text}\n".encode(errors="surrogateescape"))
     except OSError as error:
         raise RunError(
             f"cannot be written: {error.strerror or error}",

@@ -301,7 +301,7 @@ def edit_text(
     path = folder / name
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(errors="surrogateescape"))
         command = editor.command([path], wait=kept is None)
         if kept is not None:
             tell(f"opened in {command.name}: {path}")
