@@ -1,8 +1,9 @@
 """How long `workbench ls` takes over 500 configs, and `workbench show` over one of them.
 
-The configs are made in a temporary folder: families of nine that extend a base of their family, which
-extends the shipped ones, as a project has them after a year of trials; one in twenty-five is broken.
-Each measurement is the whole of a fresh process, from before it is made until it has ended. Usage:
+The configs are made in a temporary folder: families of ten, of which nine extend the first, which
+extends the shipped bases, as a project has them after a year of trials; one in twenty-five has a
+typo. Each measurement is the whole of a fresh process, from before it is made until it has ended.
+Usage:
 
     python benchmarks/configs.py [--configs 500] [--runs 11] [--json]
 """

@@ -158,6 +158,8 @@ def resolve_plain(text: str) -> object:
     Raises:
         ValueError: a number that is not finite, or too large for 64 bits.
     """
+    if text[:1].isalpha() and text[0] not in "nNtTfF":
+        return text  # as most names and words are: no null, no boolean, no number
     if _NULL.fullmatch(text):
         return None
     if _BOOLEAN.fullmatch(text):
