@@ -51,7 +51,7 @@ from workbench.data.prepare import PreparedData, Progress, prepare_in_steps
 VOCABULARY_SIZE = 32_000
 NUM_WORDS = 30_000
 MEAN_TOKENS = 500
-TOKENS_PER_WORD = 1.13  # of this language by this tokenizer, so that the mean is met
+TOKENS_PER_WORD = 1.31  # of this language by this tokenizer, so that the mean is met
 CONTEXT = 4096
 METHODS = ("none", "greedy", "first_fit", "best_fit")
 TOKENIZER_SAMPLE = 10_000
