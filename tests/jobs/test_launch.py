@@ -1,12 +1,14 @@
 """A launch that fails leaves neither process nor folder."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.short_folder import short_folder
-from workbench.config.load import ResolvedConfig, parse_overrides, resolve
+from workbench.config.load import ResolvedConfig, parse_overrides, resolve, shipped_configs
 from workbench.errors import ControlError, RefusedError
 from workbench.jobs.launch import launch, start_supervisor, write_run
 from workbench.jobs.preflight import Check, preflight
@@ -89,3 +91,32 @@ def test_a_gpu_that_is_not_there_is_an_error(
     assert (found["device"].state, found["device"].exit_status) == ("error", 2)
     assert "training.device: cpu" in found["device"].remedy
     assert "data" not in found, "the data is read only when all else is sound"
+
+
+def test_absent_weights_are_named_and_older_ones_beside_them_too(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(shipped_configs() / "demo" / "model", model)
+    resolved = demo(f"model.path={model}", "model.weights=load")
+
+    def message() -> str:
+        (check,) = [
+            each
+            for each in preflight(resolved)
+            if isinstance(each, Check) and each.name == "model" and each.state == "error"
+        ]
+        return f"{check.message}; {check.remedy}"
+
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", shards, strict=True))})
+    )
+    (model / shards[0]).touch()
+    assert message() == (
+        f"model folder {model}: lacks weight files: model-00002-of-00002.safetensors; "
+        "download them (safetensors), or set model.weights: random"
+    )
+    (model / "model.safetensors.index.json").unlink()
+    (model / "pytorch_model.bin").touch()
+    assert message().startswith(
+        f"model folder {model}: lacks weight files: model.safetensors; its .bin weights are"
+    )

@@ -136,7 +136,8 @@ def step_lines(found: Statistics, paint: Paint, width: int) -> Iterator[str]:
     if found.split == "train":
         yield f"  {found.steps_per_epoch:,} steps per epoch, {found.num_steps:,} in the run"
     else:
-        yield f"  batches that hold every row: {found.steps_per_epoch:,}, evaluated: {found.num_steps:,}"
+        batches = f"{found.steps_per_epoch:,}, evaluated: {found.num_steps:,}"
+        yield f"  batches that hold every row: {batches}"
 
 
 def _table(rows: list[list[str]], paint: Paint, left: tuple[int, ...] = ()) -> Iterator[str]:

@@ -159,10 +159,12 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
         )
         return
     if missing:
+        has_older = next(folder.glob("*.bin"), None) is not None
+        beside = "; its .bin weights are not read" if has_older else ""
         yield Check(
             "model",
             "error",
-            f"model folder {folder}: lacks weight files: {', '.join(missing)}",
+            f"model folder {folder}: lacks weight files: {', '.join(missing)}{beside}",
             "download them (safetensors), or set model.weights: random",
         )
     if not (folder / "tokenizer.json").is_file():
