@@ -276,6 +276,12 @@ def test_a_data_path_that_is_not_there_may_be_an_id_on_the_hub(
     assert source.path == str(tmp_path / "other/data")
 
 
+def test_a_role_that_is_called_like_a_key_of_a_path_is_no_path(tmp_path: Path) -> None:
+    write_configs(tmp_path, {"configs/a.yaml": "data: {roles: {path: user, resume: assistant}}"})
+    roles = resolve("a", project=tmp_path).config.data.roles
+    assert roles == {"path": "user", "resume": "assistant"}
+
+
 def test_words_that_are_no_paths_stay_words(tmp_path: Path) -> None:
     write_configs(
         tmp_path,

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from workbench.config import remedies
-from workbench.config.flags import is_data_path
+from workbench.config.flags import is_data_path, is_path
 from workbench.config.hub_id import looks_like_hub_id
 from workbench.config.inherit import (
     DEFAULT_ORIGIN,
@@ -202,7 +202,7 @@ class Walk:
         """Give the value of a key that a file states; MISSING where there is none to give."""
         if isinstance(entry, Leaf):
             if key.accepts(entry.value):
-                return self._accepted(path, entry, key.default)
+                return self._accepted(path, entry)
             if entry.value is UNREADABLE:
                 self.found.mistaken.add(".".join(path))
                 return key.default
@@ -219,17 +219,17 @@ class Walk:
         )
         return key.default
 
-    def _accepted(self, path: tuple[str, ...], leaf: Leaf, default: object) -> object:
+    def _accepted(self, path: tuple[str, ...], leaf: Leaf) -> object:
         """Give a value of the right type, made absolute where it is a path."""
-        value = leaf.value
-        if isinstance(value, str) and self._templates is not None and path[-1] in _MAY_BE_PATHS:
+        value, key = leaf.value, ".".join(path)
+        if isinstance(value, str) and self._templates is not None and _may_be_path(key):
             try:
-                value = _located(".".join(path), value, leaf.origin, self._templates)
+                value = _located(key, value, leaf.origin, self._templates)
             except _NotLocatedError as error:
                 self._mistake(path, leaf, error.what, error.remedy)
                 # Complete for the rules between keys, which look at no path.
                 value = leaf.value
-        self._leaf(path, leaf if value == leaf.value else replace(leaf, value=value))
+        self.found.leaves[key] = leaf if value == leaf.value else replace(leaf, value=value)
         return value
 
     def _leaf(self, path: tuple[str, ...], leaf: Leaf) -> None:
@@ -258,8 +258,9 @@ class Walk:
         )
 
 
-_MAY_BE_PATHS = {"path", "output_dir", "resume", "chat_template"}
-"""Last words of the keys that name a file or folder."""
+def _may_be_path(key: str) -> bool:
+    """Say whether a key names a file or folder, or a word in its place."""
+    return is_path(key) or key in ("checkpoints.resume", "data.chat_template")
 
 
 class _NotLocatedError(Exception):
