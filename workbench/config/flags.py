@@ -351,8 +351,7 @@ def is_path(key: str) -> bool:
 
 def is_data_path(key: str) -> bool:
     """Say whether a key names where a data set lies; it may be an id on the hub, too."""
-    parts = key.split(".")
-    return parts[:2] == ["data", "sources"] and parts[3:] == ["path"]
+    return key.startswith("data.sources.") and key.split(".")[3:] == ["path"]
 
 
 def did_you_mean(wrong: str, names: Sequence[str]) -> str:
