@@ -61,3 +61,12 @@ def test_errors_are_raised_with_the_first_and_their_number() -> None:
     assert str(caught.value) == (
         "data.json row 2: has no text (and 1 more error in the data); correct the row"
     )
+
+
+def test_a_last_line_says_no_more_of_the_others_than_is_true() -> None:
+    findings = Findings()
+    for number in range(13):
+        what = f"has {number} tokens"
+        findings.add("long", Finding("warning", f"data.json row {number}", what, "cut it"))
+    *_, last = findings.shown()
+    assert (last.where, last.what) == ("3 more, up to data.json row 12", "much the same")

@@ -101,11 +101,11 @@ def test_fitting_and_packing_equal_cutting_each_document_by_hand(
             found.append((ids.tolist(), is_target.tolist()))
     assert sorted(found) == sorted(expected)
     assert rows.num_targets == sum(sum(is_target) for _, is_target in expected)
-    assert fitted.num_cut_tokens == num_cut
-    assert (fitted.num_truncated, fitted.num_split) == (
+    assert fitted.cut.lengths.sum() == num_cut
+    assert (len(fitted.cut), fitted.split.size) == (
         (num_long, 0) if overlong == "truncate" else (0, num_long)
     )
-    assert (fitted.num_short, fitted.num_without_targets) == (num_short, num_without_targets)
+    assert (len(fitted.short), len(fitted.without_targets)) == (num_short, num_without_targets)
 
 
 @given(st.lists(st.integers(1, CAPACITY), max_size=60), st.sampled_from(METHODS))
@@ -207,7 +207,15 @@ def test_the_first_token_of_each_document_in_a_row_is_no_target() -> None:
 def test_an_overlong_document_is_cut_and_counted() -> None:
     fitted = fit_documents(documents([10, 25]), 10, "truncate", 0)
     assert fitted.pieces.lengths.tolist() == [10, 10]
-    assert (fitted.num_truncated, fitted.num_cut_tokens, fitted.num_split) == (1, 15, 0)
+    assert (fitted.cut.documents.tolist(), fitted.cut.lengths.tolist()) == ([1], [15])
+    assert fitted.split.size == 0
+
+
+def test_what_is_cut_off_counts_its_first_token_among_its_targets() -> None:
+    tokens = store_of([(np.arange(8, dtype=np.int32), np.arange(8) >= 5)])
+    for max_length, num_targets in ((4, 3), (5, 3), (6, 2), (7, 1)):
+        cut = fit_documents(tokens, max_length, "truncate", 0).cut
+        assert (cut.begins.tolist(), cut.num_targets.tolist()) == ([max_length], [num_targets])
 
 
 def test_an_overlong_document_is_split_when_asked_and_no_token_is_lost() -> None:
@@ -215,11 +223,11 @@ def test_an_overlong_document_is_split_when_asked_and_no_token_is_lost() -> None
     assert fitted.pieces.lengths.tolist() == [10, 10, 10, 5]
     assert fitted.pieces.begins.tolist() == [0, 10, 20, 30]
     assert fitted.pieces.num_targets.tolist() == [9, 9, 9, 4]
-    assert (fitted.num_split, fitted.num_truncated, fitted.num_cut_tokens) == (1, 0, 0)
+    assert (fitted.split.tolist(), len(fitted.cut)) == ([1], 0)
 
 
 def test_short_documents_and_pieces_without_targets_are_dropped_and_counted() -> None:
     late = (np.arange(20, dtype=np.int32), np.arange(20) >= 15)
     fitted = fit_documents(store_of([document(15), document(16), late]), 10, "split", 6)
     assert fitted.pieces.lengths.tolist() == [10, 10, 6, 10]
-    assert (fitted.num_short, fitted.num_without_targets) == (1, 1)
+    assert (len(fitted.short), len(fitted.without_targets)) == (1, 1)

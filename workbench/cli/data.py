@@ -186,19 +186,20 @@ def _num_findings(findings: Sequence[Finding], done: Done | None) -> tuple[int, 
 
 
 def finding_lines(findings: Sequence[Finding], paint: Paint, width: int) -> Iterator[str]:
-    """Give findings, those that say the same under one heading with all their places."""
-    for (severity, what, remedy), group in itertools.groupby(
-        findings, key=lambda found: (found.severity, found.what, found.remedy)
+    """Give findings: under one remedy all that have it, under one heading all that say the same."""
+    for (severity, remedy), alike in itertools.groupby(
+        findings, key=lambda found: (found.severity, found.remedy)
     ):
         yield ""
         mark = paint("✗", "bad") if severity == "error" else paint("!", "warn")
-        places = [visible(found.where) for found in group]
-        said = visible(what) if len(places) > 1 else f"{places[0]}: {visible(what)}"
-        first, *others = broken(said, width - 2)
-        yield f"{mark} {first}"
-        yield from (f"  {line}" for line in others)
-        if len(places) > 1:
-            yield from (f"    {place}" for place in places)
+        for what, group in itertools.groupby(alike, key=lambda found: found.what):
+            places = [visible(found.where) for found in group]
+            said = visible(what) if len(places) > 1 else f"{places[0]}: {visible(what)}"
+            first, *others = broken(said, width - 2)
+            yield f"{mark} {first}"
+            yield from (f"  {line}" for line in others)
+            if len(places) > 1:
+                yield from (f"    {place}" for place in places)
         first, *others = broken(visible(remedy), width - 4)
         yield paint(f"  → {first}", "quiet")
         yield from (paint(f"    {line}", "quiet") for line in others)

@@ -80,10 +80,11 @@ class Findings:
                 yield from of_severity[: limit if rest > 1 else None]
                 if rest > 1:
                     last = of_severity[-1]
+                    says_same = all(found.what == last.what for found in of_severity)
                     yield Finding(
                         last.severity,
-                        where=f"{rest} more, up to {last.where}",
-                        what=last.what,
+                        where=f"{rest:,} more, up to {last.where}",
+                        what=last.what if says_same else "much the same",
                         remedy=last.remedy,
                     )
 

@@ -174,19 +174,17 @@ class Fitted:
 
     Attributes:
         pieces: none longer than the limit, none without a target.
-        num_truncated: documents whose end was cut off.
-        num_cut_tokens: tokens lost that way.
-        num_split: documents that became several.
-        num_short: documents or pieces dropped for being shorter than the minimum.
-        num_without_targets: documents or pieces dropped because nothing trainable is left.
+        cut: ends that were cut off; all of their targets are counted, also the first token.
+        split: (documents,) int64, documents that became several.
+        short: documents or pieces dropped for being shorter than the minimum.
+        without_targets: documents or pieces dropped because nothing trainable is left.
     """
 
     pieces: Pieces
-    num_truncated: int = 0
-    num_cut_tokens: int = 0
-    num_split: int = 0
-    num_short: int = 0
-    num_without_targets: int = 0
+    cut: Pieces
+    split: NDArray[np.int64]
+    short: Pieces
+    without_targets: Pieces
 
 
 def fit_documents(
@@ -195,7 +193,7 @@ def fit_documents(
     overlong: Literal["truncate", "split"],
     min_length: int,
 ) -> Fitted:
-    """Bring every document to at most ``max_length`` tokens, counting all that is lost.
+    """Bring every document to at most ``max_length`` tokens, keeping account of all that is lost.
 
     Nothing is copied: what is left are spans. With ``max_length`` 10, a document of 25 tokens
     becomes the span [0, 10) by truncate, and [0, 10), [10, 20), [20, 25) by split.
@@ -207,28 +205,33 @@ def fit_documents(
         min_length: shorter documents and pieces are dropped; 0 or 1 keeps all.
     """
     lengths = np.diff(tokens.offsets)
-    is_overlong = lengths > max_length
-    num_overlong = int(is_overlong.sum())
+    longer = np.flatnonzero(lengths > max_length)
+    none = np.empty(0, dtype=np.int64)
     num_pieces = np.ones(lengths.size, dtype=np.int64)
     if overlong == "split":
-        num_pieces[is_overlong] = -(-lengths[is_overlong] // max_length)
+        num_pieces[longer] = -(-lengths[longer] // max_length)
     documents = np.repeat(np.arange(lengths.size, dtype=np.int64), num_pieces)
     firsts = np.cumsum(num_pieces) - num_pieces
     number_in_document = np.arange(documents.size, dtype=np.int64) - firsts[documents]
     begins = tokens.offsets[documents] + number_in_document * max_length
     ends = np.minimum(begins + max_length, tokens.offsets[documents + 1])
-    num_targets = _count_targets(tokens.targets, begins, ends)
-    is_long_enough = (ends - begins) >= min_length
-    kept = is_long_enough & (num_targets > 0)
-    truncates = overlong == "truncate"
+    pieces = Pieces(documents, begins, ends, _count_targets(tokens.targets, begins, ends))
+    is_short = pieces.lengths < min_length
+    has_targets = pieces.num_targets > 0
     return Fitted(
-        Pieces(documents, begins, ends, num_targets).take(kept),
-        num_truncated=num_overlong if truncates else 0,
-        num_cut_tokens=int((lengths[is_overlong] - max_length).sum()) if truncates else 0,
-        num_split=0 if truncates else num_overlong,
-        num_short=int((~is_long_enough).sum()),
-        num_without_targets=int((is_long_enough & (num_targets == 0)).sum()),
+        pieces.take(~is_short & has_targets),
+        cut=_ends_of(tokens, longer if overlong == "truncate" else none, max_length),
+        split=longer if overlong == "split" else none,
+        short=pieces.take(is_short),
+        without_targets=pieces.take(~is_short & ~has_targets),
     )
+
+
+def _ends_of(tokens: TokenStore, documents: NDArray[np.int64], max_length: int) -> Pieces:
+    """Give what documents hold behind their first ``max_length`` tokens."""
+    begins, ends = tokens.offsets[documents] + max_length, tokens.offsets[documents + 1]
+    num_targets = _count_targets(tokens.targets, begins, ends) + tokens.targets[begins]
+    return Pieces(documents, begins, ends, num_targets)
 
 
 def _count_targets(

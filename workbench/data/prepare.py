@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from workbench.config.model_facts import read_model_facts
 from workbench.config.schema.config import Config
-from workbench.config.schema.data import DataSection
 from workbench.data.chat_template import ChatTemplate
 from workbench.data.findings import Finding, Findings
-from workbench.data.packing import MIN_PACKED_TOKENS, Fitted, Rows, fit_documents, pack
+from workbench.data.losses import losses
+from workbench.data.packing import MIN_PACKED_TOKENS, Rows, fit_documents, pack
 from workbench.data.token_store import TokenStore
 from workbench.data.tokenized import (
     Inputs,
@@ -155,11 +155,12 @@ def _lay_out(
     num_embeddings = read_model_facts(inputs.model_folder).vocabulary_size
     _check_vocabulary(summary.highest_id, num_embeddings, inputs.model_folder, findings)
     _warn_of_spaces(tokenizer, inputs.model_folder, findings)
+    train = _lay_rows(tokenized.train, inputs, "training", findings)
     validation = _lay_rows(tokenized.validation, inputs, "validation", findings)
     if config.evaluation.every_steps and not len(validation) and not findings.num_errors:
         _warn_of_no_validation(findings)
     return PreparedData(
-        train=_lay_rows(tokenized.train, inputs, "training", findings),
+        train=train,
         validation=validation,
         num_conversations=NumConversations(summary.train, summary.validation, summary.test),
         findings=findings,
@@ -243,7 +244,8 @@ def _lay_rows(store: TokenStore, inputs: Inputs, split: str, findings: Findings)
     data = inputs.data
     min_length = 0 if data.packing == "none" else MIN_PACKED_TOKENS
     fitted = fit_documents(store, data.max_length, data.overlong, min_length)
-    _report_losses(fitted, len(store), data, split, findings)
+    for kind, finding in losses(fitted, store, inputs.parts, data, split):
+        findings.add(kind, finding)
     if split == "training" and not len(fitted.pieces) and not findings.num_errors:
         findings.add(
             "empty",
@@ -278,40 +280,3 @@ def _warn_of_no_validation(findings: Findings) -> None:
             "move data.split_at, add conversations, or set evaluation.every_steps: 0",
         ),
     )
-
-
-def _report_losses(
-    fitted: Fitted, num_documents: int, data: DataSection, split: str, findings: Findings
-) -> None:
-    of = f"of {num_documents} {split} conversations"
-    longer = f"{of} are longer than {data.max_length} tokens"
-    losses = (
-        (
-            fitted.num_truncated,
-            "data.max_length",
-            f"{fitted.num_truncated} {longer}; {fitted.num_cut_tokens} tokens are cut off",
-            "raise data.max_length, or set data.overlong: split",
-        ),
-        (
-            fitted.num_split,
-            "data.max_length",
-            f"{fitted.num_split} {longer} and become several",
-            "raise data.max_length to keep them whole",
-        ),
-        (
-            fitted.num_short,
-            "data.packing",
-            f"{fitted.num_short} {of} have fewer than {MIN_PACKED_TOKENS} tokens and are dropped",
-            "set data.packing: none to keep them",
-        ),
-        (
-            fitted.num_without_targets,
-            "data.max_length",
-            f"{fitted.num_without_targets} {of} have nothing to train within {data.max_length} "
-            "tokens and are dropped",
-            "raise data.max_length, or set data.overlong: split",
-        ),
-    )
-    for number, where, what, remedy in losses:
-        if number:
-            findings.add(what, Finding("warning", where, what, remedy))

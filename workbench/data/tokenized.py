@@ -42,7 +42,17 @@ _PACKAGES = ("tokenizers", "jinja2")
 # Modules of this package that neither tokens nor their files depend on; the key has all others, so
 # that a version of workbench with another rule never finds what the old rule made.
 _BEHIND_THE_TOKENS = frozenset(
-    ("__main__", "batch", "loader", "packing", "prepare", "preview", "statistics", "turns")
+    (
+        "__main__",
+        "batch",
+        "loader",
+        "losses",
+        "packing",
+        "prepare",
+        "preview",
+        "statistics",
+        "turns",
+    )
 )
 _TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE)
 _CHUNK_ROWS = 1024
