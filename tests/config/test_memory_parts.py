@@ -21,6 +21,7 @@ from workbench.config.memory_parts import (
     factored_state_bytes,
     host_bytes,
     kept_bytes_per_token,
+    microbatch_counts,
     needed_bytes,
     sum_bytes_of,
 )
@@ -198,6 +199,12 @@ def test_a_checkpoint_holds_weights_and_statistics() -> None:
     one = checkpoint_bytes(MISTRAL, weight_bytes=2)
     assert 2 * MISTRAL.num_parameters < one < 2.15 * MISTRAL.num_parameters
     assert checkpoint_bytes(MISTRAL, weight_bytes=2, exact=True) > 1.9 * one
+
+
+def test_equal_parts_of_any_number_of_rows_are_found_at_once() -> None:
+    for rows in range(1, 200):
+        assert microbatch_counts(rows) == [part for part in range(1, rows + 1) if rows % part == 0]
+    assert len(microbatch_counts(10**9)) == 100
 
 
 def test_the_fewest_microbatches_that_fit_are_chosen() -> None:

@@ -14,6 +14,7 @@ from workbench.config.model_facts import (
     read_model_facts,
 )
 from workbench.errors import RunError
+from workbench.model.families import read_dimensions
 
 MISTRAL_7B: dict[str, object] = {
     "model_type": "mistral",
@@ -123,6 +124,12 @@ def test_the_families_that_train_are_those_of_the_decoder() -> None:
         ({"hidden_size": "4096"}, "hidden_size"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"num_attention_heads": True}, "num_attention_heads"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1,000,000,000,000"),
+        ({"hidden_size": 10**12}, "hidden_size"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads 5 does not divide"),
+        ({"num_key_value_heads": 64}, "num_key_value_heads 64 does not divide"),
+        ({"hidden_size": 4100}, "hidden_size 4100 is no multiple"),
+        ({"head_dim": 99}, "a head of 99 is odd"),
     ],
 )
 def test_a_field_that_cannot_be_is_named(
@@ -130,6 +137,25 @@ def test_a_field_that_cannot_be_is_named(
 ) -> None:
     with pytest.raises(RunError, match=named):
         read_model_facts(write(tmp_path, MISTRAL_7B | change))
+
+
+def test_what_is_nested_too_deep_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(RunError, match="is not JSON"):
+        read_model_facts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_key_value_heads": 5}, {"hidden_size": 4100}, {"head_dim": 99}]
+)
+def test_heads_that_are_refused_are_those_that_the_decoder_refuses(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    folder = write(tmp_path, MISTRAL_7B | change)
+    with pytest.raises(RunError):
+        read_model_facts(folder)
+    with pytest.raises(RunError):
+        read_dimensions(folder)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

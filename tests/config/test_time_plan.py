@@ -4,7 +4,7 @@ import pytest
 
 from tests.config.test_memory_parts import MEASURED, shape
 from workbench.config.known_models import KNOWN_MODELS
-from workbench.config.memory_parts import StepForm
+from workbench.config.memory_parts import OptimizerName, StepForm
 from workbench.config.time_plan import (
     CARDS,
     Recompute,
@@ -99,3 +99,35 @@ def test_streaming_costs_nothing_until_the_link_is_slower_than_the_products() ->
     # 29 GB go up in a step of a 7B, whatever its tokens are.
     blocks = 2 * 2 * 32 * facts.block_parameters
     assert step_seconds(facts, streamed, slow, 700) == pytest.approx(blocks / 2e9)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "exact", "recompute", "gigabytes"),
+    [
+        # 6.98 B streamed parameters twice up; low bits of all 7.24 B; 8 bytes of moments each.
+        ("adafactor", False, "full", 27.92),
+        ("adafactor", True, "full", 27.92 + 14.48),
+        ("adamw", True, "full", 27.92 + 14.48 + 55.84),
+        # What is kept of 4,096 tokens goes up beside the weights: 262,144 bytes of each in all
+        # blocks, or 1,183,744.
+        ("adafactor", False, "pinned full", 27.92 + 1.07),
+        ("adafactor", False, "pinned selective", 27.92 + 4.85),
+    ],
+)
+def test_everything_that_is_not_on_the_gpu_passes_the_link(
+    optimizer: OptimizerName, exact: bool, recompute: str, gigabytes: float
+) -> None:
+    form = StepForm(
+        rows=1,
+        row_length=4096,
+        microbatches=1,
+        resident_fraction=0.0,
+        optimizer=optimizer,
+        exact=exact,
+        pinned_inputs=recompute.startswith("pinned"),
+        recompute="selective" if recompute.endswith("selective") else "full",
+    )
+    # A link so slow that the way up decides.
+    rates = rates_of(gpu_name="NVIDIA H200", link_gbps=0.1)
+    seconds = step_seconds(KNOWN_MODELS["mistral-7b"], form, rates, 4096)
+    assert seconds * 0.1 == pytest.approx(gigabytes, rel=0.002)

@@ -463,7 +463,8 @@ def sum_bytes_of(wanted: SumDtype, weight_bytes: int, microbatches: int) -> int:
 
 def microbatch_counts(rows: int) -> list[int]:
     """Give the numbers of equal parts that rows can be cut into, ascending."""
-    return [count for count in range(1, rows + 1) if rows % count == 0]
+    small = [count for count in range(1, math.isqrt(rows) + 1) if rows % count == 0]
+    return sorted({*small, *(rows // count for count in small)})
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ TRAINABLE_FAMILIES = ("llama", "mistral")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+# No decoder comes near these; a number beyond them is a slip, and would be counted up to.
+_MOST_BLOCKS, _LARGEST_NUMBER = 10_000, 1 << 28
+
 # What a config.json means by leaving a key out: transformers writes none for its own defaults.
 _DEFAULTS: dict[str, dict[str, int | None]] = {
     "llama": {"max_position_embeddings": 2048, "num_key_value_heads": None},
@@ -158,7 +161,7 @@ def _read_facts(path: Path) -> ModelFacts:
         raise RunError(
             f"cannot be read: {error.strerror}", where=str(path), remedy="check its permissions"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"is not JSON: {error}", where=str(path), remedy="download it anew"
         ) from error
@@ -191,6 +194,13 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
                 where=where,
                 remedy="download config.json anew",
             )
+        most = _MOST_BLOCKS if name == "num_hidden_layers" else _LARGEST_NUMBER
+        if value > most:
+            raise RunError(
+                f"{name} is {value:,}, more than any model has",
+                where=where,
+                remedy="download config.json anew",
+            )
         return value
 
     def optional(name: str) -> int | None:
@@ -200,7 +210,7 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
     defaults = _DEFAULTS[family]
     hidden_size, num_heads = number("hidden_size"), number("num_attention_heads")
     has_window = family == "mistral" or stated.get("use_sliding_window") is True
-    return ModelFacts(
+    facts = ModelFacts(
         family=family,
         num_layers=number("num_hidden_layers"),
         hidden_size=hidden_size,
@@ -215,6 +225,27 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         biased=_biased(family, stated),
         query_key_norm=family == "qwen3",
     )
+    _check_heads(facts, states_head_size=stated.get("head_dim") is not None, where=where)
+    return facts
+
+
+def _check_heads(facts: ModelFacts, *, states_head_size: bool, where: str) -> None:
+    """Refuse heads that no decoder can be built from, as the decoder does.
+
+    Raises:
+        RunError: what does not divide, or an odd head.
+    """
+    heads, groups = facts.num_heads, facts.num_key_value_heads
+    has_own_size = states_head_size or facts.family == "qwen3"
+    if heads % groups:
+        what = f"num_key_value_heads {groups} does not divide num_attention_heads {heads}"
+    elif not has_own_size and facts.hidden_size % heads:
+        what = f"hidden_size {facts.hidden_size} is no multiple of num_attention_heads {heads}"
+    elif facts.head_size % 2:
+        what = f"a head of {facts.head_size} is odd, and rotary positions need pairs"
+    else:
+        return
+    raise RunError(what, where=where, remedy="download config.json anew")
 
 
 def _biased(family: str, stated: dict[str, object]) -> tuple[str, ...]:
@@ -241,7 +272,14 @@ def missing_weight_files(folder: Path | str) -> list[str]:
         return [] if is_file(folder / SINGLE) else [SINGLE]
     try:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise RunError(
             "is no index of weight files", where=str(index), remedy="download it anew"
         ) from error

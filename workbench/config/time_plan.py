@@ -9,7 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.config.memory_parts import StepForm
+from workbench.config.memory_parts import (
+    StepForm,
+    kept_bytes_per_token,
+    optimizer_state_bytes,
+)
 from workbench.config.model_facts import ModelFacts
 
 Recompute = Literal["full", "all", "selective", "none"]
@@ -172,7 +176,8 @@ def step_seconds(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: f
     """Give the seconds of a layer-major step: the longest of compute, copies up, copies down.
 
     A streamed block goes up for forward and for backward and down once it is updated; low bits and
-    moments go both ways in backward; pinned block inputs go down in forward and up in backward.
+    moments go both ways in backward; pinned block inputs, and what is kept beside them, go down in
+    forward and up in backward.
     """
     flop = form.step_tokens * training_flop_per_token(facts, seen_tokens, form.recompute)
     launches = facts.num_layers * form.microbatches * _LAUNCH_SECONDS if form.is_gpu else 0.0
@@ -180,9 +185,13 @@ def step_seconds(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: f
     update = facts.num_parameters * _UPDATE_BYTES / rates.memory
     streamed = (facts.num_layers - form.resident_blocks(facts.num_layers)) * facts.block_parameters
     beside = 2 * facts.num_parameters if form.exact else 0
+    if form.optimizer != "adafactor":
+        beside += optimizer_state_bytes(facts, form.optimizer, streamed)
     inputs = 0
     if form.pinned_inputs:
-        inputs = facts.num_layers * form.step_tokens * facts.hidden_size * form.weight_bytes
+        kept = facts.hidden_size * form.weight_bytes
+        kept += kept_bytes_per_token(facts, form.recompute, form.weight_bytes)
+        inputs = facts.num_layers * form.step_tokens * kept
     up = (2 * streamed * form.weight_bytes + beside + inputs) / rates.link
     down = (streamed * form.weight_bytes + beside + inputs) / rates.link
     return max(flop / _reached(facts, rates) + update + launches, up, down)

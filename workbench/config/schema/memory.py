@@ -11,7 +11,7 @@ class MemorySection(Section, frozen=True):
     """What may lie on the GPU, and what waits in pinned host RAM."""
 
     budget_gib: Annotated[
-        Annotated[float, Meta(gt=0.0)] | None,
+        Annotated[float, Meta(gt=0.0, le=100_000.0)] | None,
         Meta(description="GiB of GPU memory a rank may take; null: what is free on the card"),
     ] = None
     resident_fraction: Annotated[
