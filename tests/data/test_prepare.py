@@ -124,6 +124,17 @@ def test_what_is_lost_to_the_length_is_told(chatml_folder: Path) -> None:
     assert split.train.num_targets > prepared.train.num_targets
 
 
+def test_all_data_sets_that_cannot_be_opened_are_told_at_once(chatml_folder: Path) -> None:
+    config = config_of(chatml_folder, rows_of(4))
+    sources = {name: SourceSection(path=f"/nowhere/{name}.json") for name in ("a", "b", "c")}
+    data = msgspec.structs.replace(config.data, sources={**config.data.sources, **sources})
+    with pytest.raises(DataError) as caught:
+        run(msgspec.structs.replace(config, data=data), chatml_folder)
+    assert caught.value.where == "/nowhere/a.json"
+    others = "(nor can these be used: /nowhere/b.json, /nowhere/c.json)"
+    assert caught.value.what == f"there is no such file or folder {others}"
+
+
 def test_all_bad_rows_are_told_at_once_with_row_and_turn(chatml_folder: Path) -> None:
     rows = rows_of(12)
     rows[1] = {"conversations": [{"from": "human", "value": "Hello?"}]}
@@ -143,7 +154,21 @@ def test_all_bad_rows_are_told_at_once_with_row_and_turn(chatml_folder: Path) ->
     with pytest.raises(DataError, match=r"row 2: has no assistant turn.* \(and 3 more errors"):
         run(config_of(chatml_folder, rows), chatml_folder)
     skipping = findings_of(config_of(chatml_folder, rows, skip_bad_rows=True), chatml_folder)
-    assert [finding.severity for finding in skipping] == ["warning"] * 4
+    assert {finding.severity for finding in skipping} == {"warning"}
+    *rows_skipped, total = skipping
+    assert [finding.where for finding in rows_skipped] == [where for _, where in found]
+    assert not any("skip_bad_rows" in finding.remedy for finding in rows_skipped)
+    assert (total.where, total.what[:9]) == ("data.skip_bad_rows", "4 of 12 r")
+
+
+def test_a_row_that_can_be_read_and_not_be_trained_is_not_counted(chatml_folder: Path) -> None:
+    untrained_row = row()
+    untrained_row["conversations"][1]["train"] = False
+    config = config_of(
+        chatml_folder, [*rows_of(4), untrained_row], split_at=[1.0, 1.0], skip_bad_rows=True
+    )
+    prepared = run(config, chatml_folder)
+    assert prepared.num_conversations.train == len(prepared.train) == 4
 
 
 def test_a_finding_that_repeats_is_shown_a_few_times_and_counted(chatml_folder: Path) -> None:
@@ -273,7 +298,8 @@ def test_sources_of_different_weight_share_no_row_and_come_as_often_as_they_weig
     assert [stream.weight for stream in rows.streams] == [1.0, 0.5]
     files = [{name.split()[0] for name in rows.where(index)} for index in range(len(rows))]
     borders = rows.streams[0].num_rows
-    assert files == [{"data.json"}] * borders + [{"rare.json"}] * rows.streams[1].num_rows
+    assert all(names <= {"first/data.json", "again/data.json"} for names in files[:borders])
+    assert files[borders:] == [{"rare.json"}] * rows.streams[1].num_rows
     # Evaluations see everything once, whatever it weighs in training.
     assert [stream.weight for stream in prepared.validation.streams] == [1.0]
     assert len(prepared.lengths_validation) == 4 + 7 + 4

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from workbench.config.schema.data import SourceSection
 from workbench.data.raw_rows import Part, RawRow
-from workbench.data.sources import Source, open_source
+from workbench.data.sources import Source, named_apart, open_source
 from workbench.errors import DataError
 
 
@@ -464,6 +464,26 @@ def test_all_files_that_cannot_be_used_are_told_at_once(tmp_path: Path) -> None:
     assert error.what == (
         "is not JSON: a comma behind the last entry at column 3 (c.json:1, d.parquet are no better)"
     )
+
+
+def test_files_of_one_name_in_several_data_sets_are_named_with_their_data_set(
+    tmp_path: Path,
+) -> None:
+    sources = []
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        for file in ("train.json", f"only_{name}.json"):
+            write_json(tmp_path / name / file, [message(1)])
+        marked = tmp_path / name / "train.json"
+        marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes())
+        sources.append(open_source(name, SourceSection(path=str(tmp_path / name))))
+    apart = named_apart(sources)
+    assert [[part.where(0) for part in source.parts] for source in apart] == [
+        ["only_x.json row 1", "x/train.json row 1"],
+        ["only_y.json row 1", "y/train.json row 1"],
+    ]
+    assert [source.findings[0].where for source in apart] == ["x/train.json", "y/train.json"]
+    assert named_apart(sources[:1]) == sources[:1]
 
 
 def test_only_a_data_set_of_the_hub_has_splits(tmp_path: Path) -> None:

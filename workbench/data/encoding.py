@@ -6,7 +6,7 @@ passes between them, and what comes back are arrays and findings in the order of
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 
 from workbench.data.chat_template import ChatTemplate, Rendered, Targets, to_tokens
 from workbench.data.duplicates import Split, digest
-from workbench.data.findings import Finding, Severity
+from workbench.data.findings import Finding
 from workbench.data.formats import (
+    DROPPING,
     ROW_REMEDY,
     BadRowError,
     Complaint,
@@ -80,9 +81,9 @@ class EncodedBatch:
     Attributes:
         chunk: that they belong to.
         num_rows: rows read.
-        num_usable: those that are conversations.
+        num_usable: those that can be used; of the test split, those that are conversations.
         documents: those that can be trained on, as tokens; none of the test split.
-        digests: row and hash of each usable one, to tell those that say the same.
+        digests: row and hash of each conversation, to tell those that say the same.
         findings: with their kinds, in the order of the rows.
         ends_chunk: no other of its chunk follows.
     """
@@ -123,7 +124,6 @@ class Encoder:
         self._job = job
         self._tokenizer = load_tokenizer(job.model_folder)
         self._template = ChatTemplate(job.template, self._tokenizer.special_tokens)
-        self._severity: Severity = "warning" if job.skip_bad_rows else "error"
         signs = sorted(self._tokenizer.texts_of_special_tokens)
         self._signs = re.compile("|".join(map(re.escape, signs))) if signs else None
 
@@ -171,7 +171,7 @@ class Encoder:
         try:
             rendered = self._template.mark(conversation, self._job.targets)
         except DataError as error:
-            finding = Finding(self._severity, conversation.where, error.what, error.remedy)
+            finding = self._refused(conversation.where, error.what, error.remedy)
             batch.findings.append((error.what, finding))
             return
         batch.rendered.append((number, conversation, rendered))
@@ -179,17 +179,28 @@ class Encoder:
 
     def _convert(self, row: RawRow, batch: _Batch) -> Conversation | None:
         if row.problem is not None:
-            finding = Finding(self._severity, row.where, row.problem, row.remedy or ROW_REMEDY)
+            finding = self._refused(row.where, row.problem, row.remedy or ROW_REMEDY)
             batch.findings.append(("broken row", finding))
             return None
         form = self._job.parts[batch.chunk.part].form
         try:
             conversation, notes = convert(row.value, form, self._job.roles, row.where)
         except BadRowError as error:
-            batch.findings += _told(error.complaints, row.where, self._severity)
+            for complaint in error.complaints:
+                place = _place(complaint, row.where)
+                finding = self._refused(place, complaint.what, complaint.remedy)
+                batch.findings.append((complaint.kind, finding))
             return None
-        batch.findings += _told(notes, row.where, "warning")
+        for note in notes:
+            finding = Finding("warning", _place(note, row.where), note.what, note.remedy)
+            batch.findings.append((note.kind, finding))
         return conversation
+
+    def _refused(self, where: str, what: str, remedy: str) -> Finding:
+        """Tell of a row that cannot be used: what to do, unless it is dropped as was asked."""
+        if self._job.skip_bad_rows:
+            return Finding("warning", where, what, remedy.removesuffix(DROPPING))
+        return Finding("error", where, what, remedy)
 
     def _warn_of_signs(self, conversation: Conversation, batch: _Batch) -> None:
         """Report text that will be read as special tokens."""
@@ -222,7 +233,7 @@ class Encoder:
                 rows.append(number)
             else:
                 what, remedy = flaw
-                finding = Finding(self._severity, conversation.where, what, remedy)
+                finding = self._refused(conversation.where, what, remedy)
                 batch.findings.append((what, finding))
         lengths = np.array([each.size for each in ids], dtype=np.int64)
         documents = Documents(
@@ -234,7 +245,7 @@ class Encoder:
         return EncodedBatch(
             batch.chunk,
             batch.num_rows,
-            len(batch.digests),
+            len(batch.digests) if batch.chunk.split == "test" else len(rows),
             documents,
             tuple(batch.digests),
             tuple(batch.findings),
@@ -242,12 +253,8 @@ class Encoder:
         )
 
 
-def _told(
-    complaints: Sequence[Complaint], where: str, severity: Severity
-) -> Iterator[tuple[str, Finding]]:
-    for complaint in complaints:
-        place = where if complaint.turn is None else f"{where} turn {complaint.turn}"
-        yield complaint.kind, Finding(severity, place, complaint.what, complaint.remedy)
+def _place(complaint: Complaint, where: str) -> str:
+    return where if complaint.turn is None else f"{where} turn {complaint.turn}"
 
 
 def _flaw(*, has_targets: bool, stops: int | bool) -> tuple[str, str] | None:

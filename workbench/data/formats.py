@@ -63,8 +63,10 @@ _TURN_KEYS: Mapping[Format, tuple[str, str]] = {
 }
 _PAIR: tuple[Role, Role] = ("user", "assistant")
 _KEYS_NAMED = 6
-ROW_REMEDY = "correct the row, or drop it with data.skip_bad_rows"
-_TURN_REMEDY = "correct the turn, or drop the row with data.skip_bad_rows"
+# What remedies end with, where dropping the row is one.
+DROPPING = ", or drop the row with data.skip_bad_rows"
+ROW_REMEDY = f"correct the row{DROPPING}"
+_TURN_REMEDY = f"correct the turn{DROPPING}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def convert(
             Complaint(
                 "no assistant turn",
                 "has no assistant turn, so there is nothing to learn from it",
-                "add one, or drop the row with data.skip_bad_rows",
+                f"add one{DROPPING}",
             )
         )
     if complaints:
@@ -189,7 +191,7 @@ def _check_form(row: object, form: Format) -> None:
         raise _bad_row(
             "another form",
             f"is a row of form {other} (it has {_KEYS[other]!r}), and its file is read as {form}",
-            "give each form a file of its own, or drop the row with data.skip_bad_rows",
+            f"give each form a file of its own{DROPPING}",
         )
     keys = ", ".join(repr(name) for name in list(row)[:_KEYS_NAMED])
     stated = f"its keys are {keys}" if row else "it is an empty object"
@@ -255,7 +257,7 @@ def _message(turn: object, form: Format, roles: Mapping[str, Role], number: int)
         raise refused(
             f"role {stated}",
             f"role {stated!r} is unknown",
-            f"map it under data.roles{_near_role(stated)}, or drop the row with data.skip_bad_rows",
+            f"map it under data.roles{_near_role(stated)}{DROPPING}",
         )
     for key in ("tool_calls", "function_call"):
         if turn.get(key):
@@ -434,7 +436,7 @@ def _merge(messages: list[Message]) -> tuple[list[Message], list[Complaint]]:
                     Complaint(
                         "repeated speaker",
                         f"follows another {message.role} turn, but only one of them is trained",
-                        "give both the same 'train', or drop the row with data.skip_bad_rows",
+                        f"give both the same 'train'{DROPPING}",
                         message.turn,
                     )
                 ]

@@ -11,9 +11,10 @@ apart is an error. What is read:
 """
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from workbench.config.hub_id import looks_like_hub_id
 from workbench.config.schema.data import SourceSection
@@ -85,6 +86,34 @@ def open_source(name: str, source: SourceSection) -> Source:
             remedy="give a file with rows, or null to drop this data set",
         )
     return opened
+
+
+def named_apart(sources: Sequence[Source]) -> list[Source]:
+    """Put the name of the data set before file names that several data sets have.
+
+    Args:
+        sources: of one config; "a.json" of the data sets x and y becomes "x/a.json", "y/a.json".
+    """
+    owners: dict[str, set[str]] = {}
+    for source in sources:
+        for part in source.parts:
+            owners.setdefault(part.label, set()).add(source.name)
+    shared = {label for label, names in owners.items() if len(names) > 1}
+    return [_relabelled(source, shared) for source in sources] if shared else list(sources)
+
+
+def _relabelled(source: Source, labels: Set[str]) -> Source:
+    """Put a data set's name before some of its labels, in parts and findings."""
+
+    def named(label: str) -> str:
+        return f"{source.name}/{label}" if label in labels else label
+
+    parts: list[Any] = list(source.parts)  # dataclasses all of them, which a protocol cannot say
+    return replace(
+        source,
+        parts=tuple(replace(part, label=named(part.label)) for part in parts),
+        findings=tuple(replace(found, where=named(found.where)) for found in source.findings),
+    )
 
 
 # ---- from paths and ids to files -------------------------------------------------------------

@@ -28,7 +28,7 @@ from workbench.data.encode_processes import encode_in_processes
 from workbench.data.encoding import Chunk, EncodedBatch, EncodeJob, Encoder
 from workbench.data.findings import Finding, Findings
 from workbench.data.raw_rows import Part
-from workbench.data.sources import Source, open_source
+from workbench.data.sources import Source, named_apart, open_source
 from workbench.data.token_store import TokenStore, TokenStoreWriter, open_token_store
 from workbench.data.tokenizer import (
     SPECIAL_TOKENS_FILE,
@@ -146,15 +146,39 @@ def open_inputs(
         raise DataError(
             "names no data set", where="data.sources", remedy="give one a name and a path"
         )
-    sources = []
+    sources: list[Source] = []
+    errors: list[DataError] = []
     for number, (name, section) in enumerate(stated):
         yield Progress("reading", number, len(stated))
-        source = open_source(name, section)
+        try:
+            sources.append(open_source(name, section))
+        except DataError as error:
+            errors.append(error)
+    _raise_first(errors)
+    sources = named_apart(sources)
+    for source in sources:
         for finding in source.findings:
             findings.add(finding.what, finding)
-        sources.append(source)
     yield Progress("reading", len(stated), len(stated))
     return Inputs(tuple(sources), data, model_folder, template)
+
+
+def _raise_first(errors: Sequence[DataError]) -> None:
+    """Raise the first of several errors, with the places of the others.
+
+    Raises:
+        DataError: there is an error.
+    """
+    if len(errors) > 1:
+        first, *others = errors
+        places = ", ".join(error.where for error in others)
+        raise DataError(
+            f"{first.what} (nor can these be used: {places})",
+            where=first.where,
+            remedy=first.remedy,
+        ) from first
+    if errors:
+        raise errors[0]
 
 
 def make_key(inputs: Inputs) -> Generator[Progress, None, str]:
@@ -324,12 +348,14 @@ def _write(inputs: Inputs, folder: Path) -> Generator[Progress, None, None]:
                 repeated = duplicates.seen_hash(digest, where, split)
                 if repeated is not None:
                     findings.add(*repeated)
-            num_usable[split] += len(batch.digests)
+            num_usable[split] += batch.num_usable
             if split != "test":
                 writer = train if split == "train" else validation
                 writer.append(batch.chunk.part, batch.documents)
             done += batch.num_rows
             yield Progress("tokenizing", done, total)
+    if data.skip_bad_rows and num_usable.total() < total:
+        findings.add("dropped rows", _dropped(total - num_usable.total(), total))
     summary = Summary(
         train=num_usable["train"],
         validation=num_usable["validation"],
@@ -338,6 +364,15 @@ def _write(inputs: Inputs, folder: Path) -> Generator[Progress, None, None]:
     )
     (folder / _SUMMARY).write_bytes(msgspec.json.encode(summary))
     (folder / _FINDINGS).write_bytes(findings.encode())
+
+
+def _dropped(number: int, total: int) -> Finding:
+    return Finding(
+        "warning",
+        "data.skip_bad_rows",
+        f"{number:,} of {total:,} rows cannot be used as they are, and are dropped",
+        "correct them to train on them too",
+    )
 
 
 def _open(folder: Path, *, is_kept: bool) -> Tokenized:
