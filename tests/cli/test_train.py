@@ -136,7 +136,7 @@ def test_a_disk_without_room_for_a_checkpoint_exits_4(
     for path in (shipped_configs() / "demo" / "model").iterdir():
         (model / path.name).write_bytes(path.read_bytes())
     stated = json.loads((model / "config.json").read_text())
-    stated["num_hidden_layers"] = 10**9
+    stated |= {"num_hidden_layers": 10_000, "intermediate_size": 1 << 28}
     (model / "config.json").write_text(json.dumps(stated))
     status, told = refused(capsys, workplace, "--model", str(model))
     assert status == 4

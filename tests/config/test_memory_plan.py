@@ -112,6 +112,35 @@ def test_microbatches_alone_are_enough_where_they_are() -> None:
     assert (proposal.can_start, proposal.changes_training) == (True, False)
 
 
+def test_a_family_that_cannot_be_trained_is_offered_nothing_to_start() -> None:
+    found = estimated(20.0, *PACKED, model="qwen3-8b")
+    assert found.verdict == "will_not_fit"
+    assert found.levers
+    assert not any(lever.can_start for lever in found.levers)
+    assert not any(proposal.can_start for proposal in found.proposals)
+
+
+def test_a_lever_says_what_the_planner_moves_beside_it() -> None:
+    found = estimated(18.0, *PACKED)
+    words = {lever.overrides.get("memory.resident_fraction"): lever.words for lever in found.levers}
+    assert words[0.75] == "stream 8 of 32 blocks, inputs pinned"
+    assert words[0.5] == "stream 16 of 32 blocks"
+    both = estimated(22.8, "data.max_length=512", model="llama-2-13b")
+    assert both.levers[0].overrides == {"memory.block_inputs": "pinned"}
+    assert both.levers[0].words.endswith("of 40 blocks streamed")
+
+
+def test_something_is_proposed_even_where_streaming_everything_is_not_enough() -> None:
+    config = config_of("1gpu_llama_7b/8gb")
+    facts, machine = KNOWN_MODELS["llama-30b"], Machine()
+    found = estimate(config, facts, machine=machine)
+    assert found.verdict == "will_not_fit"
+    (proposal,) = found.proposals
+    assert (proposal.changes_training, proposal.can_start) == (True, False)
+    again = fit(with_overrides(config, proposal.overrides), facts, machine)
+    assert again.worst.total == proposal.total <= 7.2 * GIB
+
+
 def test_fp32_on_the_cpu_is_held_against_host_memory() -> None:
     config = config_of("base/training", "training.device=cpu", "model.dtype=float32")
     small = KNOWN_MODELS["smollm2-135m"]

@@ -13,10 +13,11 @@ from typing import Literal
 
 import msgspec
 
-from workbench.config.checks import refused_at_start
+from workbench.config.checks import check_model, not_in_this_version
 from workbench.config.memory_parts import (
     CONTEXT_BYTES,
     GIB,
+    MIB,
     Choice,
     DeviceBytes,
     HostBytes,
@@ -302,7 +303,9 @@ def basis_words(found: Estimate) -> str:
 def lever_words(lever: Lever) -> str:
     """Say what a lever does, saves and costs, and how it is pulled."""
     keys = " ".join(f"{key}={value}" for key, value in lever.overrides.items())
-    return f"{lever.words} ({keys}) takes {lever.saved_bytes / GIB:,.2f} GiB off"
+    saved = lever.saved_bytes
+    amount = f"{saved / GIB:,.2f} GiB" if saved >= 0.1 * GIB else f"{saved / MIB:,.1f} MiB"
+    return f"{lever.words} ({keys}) takes {amount} off"
 
 
 def estimate(
@@ -403,13 +406,6 @@ def fit(config: Config, facts: ModelFacts, machine: Machine, counts: Counts | No
     how = _fit_pipeline if config.training.engine == "pipeline" else _fit_layer_major
     form, ranks, seconds, notes = how(config, facts, row_length, budget, is_gpu, rates, seen)
     needed = sum(rank.host.total for rank in ranks)
-    if (
-        machine.host_bytes is not None
-        and needed > machine.host_bytes
-        and machine.gpu_name is None
-        and is_gpu
-    ):
-        notes = (*notes, "this host has less memory than that; it has no GPU and is not judged")
     if counts is None and not is_row_certain(config):
         notes = (*notes, f"rows taken to be data.max_length = {row_length:,} tokens long")
     return Fit(
@@ -422,19 +418,47 @@ def fit(config: Config, facts: ModelFacts, machine: Machine, counts: Counts | No
         host_needed=needed,
         seconds=seconds,
         step_tokens=form.step_tokens,
-        notes=notes,
+        notes=(
+            *notes,
+            *_machine_notes(config, machine, needed, is_gpu=is_gpu),
+            *_obstacles(config, facts),
+        ),
         host_decides=not is_gpu or machine.gpu_name is not None,
         host_available=machine.host_bytes,
     )
+
+
+def _machine_notes(
+    config: Config, machine: Machine, host_needed: int, *, is_gpu: bool
+) -> Iterator[str]:
+    """Say what was taken for granted of the machine."""
+    if is_gpu:
+        available = machine.host_bytes
+        if machine.gpu_name is None and available is not None and host_needed > available:
+            yield "this host has less memory than that; it has no GPU and is not judged"
+    elif machine.budget_gib is not None:
+        yield "training.device is cpu, so that the budget of a GPU does not count"
+    elif config.training.device == "auto":
+        yield "no GPU here and no budget: the CPU is taken to train; --gpu-gib asks about a GPU"
+
+
+def _obstacles(config: Config, facts: ModelFacts) -> Iterator[str]:
+    """Say what keeps a config from being started with this model, apart from its bytes."""
+    for problem in check_model(config, facts):
+        yield f"{problem.key}: {problem.what}; {problem.remedy}"
+    for problem in not_in_this_version(config):
+        yield f"{problem.key}: {problem.what} yet"
+    if not facts.is_trainable:
+        yield f"this version cannot train {facts.family}{' with biases' * bool(facts.biased)} yet"
 
 
 def _budget(config: Config, machine: Machine, *, is_gpu: bool) -> tuple[int | None, str]:
     if not is_gpu:
         return machine.host_bytes, "host memory"
     if machine.budget_gib is not None:
-        return int(machine.budget_gib * GIB), "--gpu-gib"
+        return max(1, int(machine.budget_gib * GIB)), "--gpu-gib"
     if config.memory.budget_gib is not None:
-        return int(config.memory.budget_gib * GIB), "memory.budget_gib"
+        return max(1, int(config.memory.budget_gib * GIB)), "memory.budget_gib"
     return machine.gpu_free_bytes, "free on the GPU"
 
 
@@ -655,15 +679,15 @@ def with_overrides(config: Config, overrides: Mapping[str, object]) -> Config:
     return config
 
 
-def _can_start(config: Config) -> bool:
-    """Say whether an engine is there for a config; keys left open do not matter."""
-    open_keys = ("model.path", "data.sources")
-    return all(problem.key in open_keys for problem in refused_at_start(config))
+def _can_start(config: Config, facts: ModelFacts) -> bool:
+    """Say whether this version trains a model so; keys left open do not matter."""
+    return next(_obstacles(config, facts), None) is None
 
 
 _CHANGE_TRAINING = (
     "data.max_length",
     "batch.train",
+    "memory.sum_dtype",
     "model.dtype",
     "optimizer.name",
     "optimizer.rounding",
@@ -690,16 +714,33 @@ def _levers(
             continue
         levers.append(
             Lever(
-                words=words,
+                words=words + _planned_beside(found, now, overrides, facts),
                 overrides=overrides,
                 saved_bytes=saved,
                 time_ratio=_time_ratio(found, now),
                 changes_training=any(key in _CHANGE_TRAINING for key in overrides),
-                can_start=_can_start(changed),
+                can_start=_can_start(changed, facts),
                 verdict=found.verdict,
             )
         )
     return sorted(levers, key=lambda lever: (lever.changes_training, round(lever.time_ratio, 2)))
+
+
+def _planned_beside(
+    found: Fit, now: Fit, overrides: Mapping[str, object], facts: ModelFacts
+) -> str:
+    """Say what the planner moved of its own accord, as its bytes are counted too."""
+    if not isinstance(found.form, StepForm) or not isinstance(now.form, StepForm):
+        return ""
+    words = ""
+    streamed = facts.num_layers - found.form.resident_blocks(facts.num_layers)
+    streams_more = found.form.resident_fraction < now.form.resident_fraction
+    if streams_more and "memory.resident_fraction" not in overrides:
+        words += f", {streamed} of {facts.num_layers} blocks streamed"
+    pins_more = found.form.pinned_inputs and not now.form.pinned_inputs
+    if pins_more and "memory.block_inputs" not in overrides:
+        words += ", inputs pinned"
+    return words
 
 
 def _time_ratio(found: Fit, now: Fit) -> float:
@@ -734,6 +775,8 @@ def _single_levers(
         yield "keep factored statistics alone", {"optimizer.name": "adafactor"}
     if config.model.dtype == "float32":
         yield "weights of 16 bits", {"model.dtype": "bfloat16"}
+    if form.sum_bytes == 4 and form.weight_bytes == 2:
+        yield "gradient sums of 16 bits", {"memory.sum_dtype": "bfloat16"}
     length = config.data.max_length
     if length // 2 >= _SHORTEST_ROW:
         words = f"rows of {length // 2:,} tokens in place of {length:,}"
@@ -753,7 +796,10 @@ def _proposals(
     counts: Counts | None,
     now: Fit,
 ) -> Iterator[Proposal]:
-    """Find what fits: without changing training, and, where that cannot start yet, what can."""
+    """Find what fits: without changing training, and, where that cannot start yet, what can.
+
+    Where neither is found, anything.
+    """
     gentle = _first_that_fits(
         config, facts, machine, counts, now, _gentle_candidates(config, facts, now)
     )
@@ -764,6 +810,11 @@ def _proposals(
     firm = _first_that_fits(config, facts, machine, counts, now, _firm_candidates(config))
     if firm is not None and firm.can_start:
         yield firm
+    elif gentle is None:
+        least = _least_candidates(config, now)
+        last = _first_that_fits(config, facts, machine, counts, now, least)
+        if last is not None:
+            yield last
 
 
 def _first_that_fits(
@@ -787,7 +838,7 @@ def _first_that_fits(
             verdict=found.verdict,
             time_ratio=_time_ratio(found, now),
             changes_training=any(key in _CHANGE_TRAINING for key in overrides),
-            can_start=_can_start(changed),
+            can_start=_can_start(changed, facts),
         )
         if found.verdict == "fits" or proposal.can_start:
             return proposal
@@ -843,6 +894,7 @@ def _firm_candidates(config: Config) -> Iterator[dict[str, object]]:
         yield dict(base)
     rows, length = config.batch.train, config.data.max_length
     yield base | {"batch.microbatches": rows}
+    yield base | {"batch.microbatches": rows, "memory.sum_dtype": "bfloat16"}
     while length // 2 >= _SHORTEST_ROW:
         length //= 2
         yield base | {"batch.microbatches": rows, "data.max_length": length}
@@ -853,3 +905,27 @@ def _firm_candidates(config: Config) -> Iterator[dict[str, object]]:
             "batch.microbatches": rows,
             "data.max_length": length,
         }
+
+
+def _least_candidates(config: Config, now: Fit) -> Iterator[dict[str, object]]:
+    """Give combinations for what only fits with everything moved away and less trained at once."""
+    base: dict[str, object] = {"memory.sum_dtype": "bfloat16"}
+    if config.memory.recompute not in ("auto", "full"):
+        base["memory.recompute"] = "auto"
+    if now.is_gpu:
+        base["memory.block_inputs"] = "pinned"
+    if isinstance(now.form, StepForm):
+        base["batch.microbatches"] = config.batch.train
+        if now.is_gpu:
+            base["memory.resident_fraction"] = 0.0
+    if config.optimizer.name != "adafactor":
+        base["optimizer.name"] = "adafactor"
+    if config.optimizer.rounding == "exact":
+        base["optimizer.rounding"] = "stochastic"
+    if config.model.dtype == "float32":
+        base["model.dtype"] = "bfloat16"
+    yield dict(base)
+    length = config.data.max_length
+    while length // 2 >= _SHORTEST_ROW:
+        length //= 2
+        yield base | {"data.max_length": length}
