@@ -16,7 +16,7 @@ from workbench.cli.main import main
 from workbench.config.known_models import KNOWN_MODELS
 from workbench.config.load import parse_overrides, resolve, shipped_configs
 from workbench.config.memory_parts import GIB
-from workbench.jobs.fit import estimate_of_start, find_model
+from workbench.jobs.fit import estimate_of_start, find_model, machine_here, usable_gpus
 from workbench.jobs.preflight import Check, preflight
 from workbench.runs.create import create_run, plan_run
 from workbench.runs.environment import Surroundings
@@ -109,7 +109,9 @@ def test_what_would_not_fit_exits_4_with_a_config_that_fits(
     assert len(ready) == 1
     assert [line for line in lines if line.startswith("workbench new")]
     again = shlex.split(ready[0])[2:]
-    assert said(capsys, *again, "--gpu-gib", "19")[0] == 0
+    assert "memory.budget_gib=19.0" in again
+    assert "training needs the model's folder: --model DIR" in told
+    assert said(capsys, *again)[0] == 0
 
 
 def test_the_child_config_that_is_proposed_can_be_made_and_fits(
@@ -134,7 +136,7 @@ def test_json_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     )  # fmt: skip
     assert (status, found["verdict"], found["budget_source"]) == (4, "will_not_fit", "--gpu-gib")
     assert found["budget_bytes"] == int(15.2 * GIB)
-    (rank,) = found["ranks"]  # type: ignore[misc]
+    rank = found["ranks"][0]  # type: ignore[index]
     assert sum(part["bytes"] for part in rank["parts"]) == found["total_bytes"]
     assert "150 TFLOP/s as stated" in found["time"]["rates"]  # type: ignore[index]
     assert found["levers"]
@@ -156,7 +158,9 @@ def test_a_pipeline_shows_one_row_per_rank(capsys: pytest.CaptureFixture[str]) -
         (["-t", "1gpu_llama_7b/packed"], "mistral-7b"),
         (["-t", "1gpu_llama_7b/packed", "-M", "mistral-8b"], "did you mean mistral-7b"),
         (["-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", "--gpu-gib", "0"], "not above 0"),
-        (["-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", "--tflops", "fast"], "--tflops"),
+        (["-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", "--gpu-gib", "nan"], "not above 0"),
+        (["-t", "demo", "--gpu-gib", "1e300"], "at most 100,000"),
+        (["-t", "demo", "--tflops", "fast"], "--tflops: 'fast' is not a number"),
         (["-t", "1gpu_llama_7b/packd", "-M", "mistral-7b"], "did you mean"),
         (["-M", "mistral-7b"], "no config is named"),
         (["-t", "1gpu_llama_7b/packed", "-M", "/dev/null"], "is not there"),
@@ -176,6 +180,39 @@ def test_families_that_cannot_be_trained_are_estimated_with_a_note(
     status, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", "qwen3-0.6b")
     assert status == 0
     assert "this version cannot train qwen3 yet" in told
+    status, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", "qwen3-8b", "--gpu-gib", "20")
+    assert status == 4
+    assert "workbench new" in told
+    assert "workbench train" not in told
+
+
+def test_what_keeps_a_config_from_starting_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    _, told = said(
+        capsys, "-t", "1gpu_llama_7b/8gb", "-M", "tinyllama-1.1b", "data.max_length=4096"
+    )
+    assert "data.max_length: the model takes 2048 positions, not 4096; set" in told
+    assert "streaming weights from host memory is not in this version yet" in told
+    _, told = said(capsys, "-t", "pipeline_llama_7b/zb_6gpu", "-M", "mistral-7b")
+    assert "the pipeline engine is not in this version yet" in told
+
+
+def test_what_is_assumed_of_a_machine_without_a_gpu_is_noted(
+    capsys: pytest.CaptureFixture[str], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(workplace))
+    assumed = "no GPU here and no budget: the CPU is taken to train"
+    assert assumed in said(capsys, "-t", "demo")[1]
+    assert assumed not in said(capsys, "-t", "demo", "--gpu-gib", "8")[1]
+    _, told = said(capsys, "-t", "demo", "training.device=cpu", "--gpu-gib", "8")
+    assert "the budget of a GPU does not count" in told
+
+
+@pytest.mark.parametrize("gib", ["1e-9", "100000"])
+def test_budgets_of_any_size_are_judged(capsys: pytest.CaptureFixture[str], gib: str) -> None:
+    status, told = said(capsys, "-t", "demo", "--gpu-gib", gib)
+    assert (status, "WON'T FIT" in told) == ((4, True) if gib == "1e-9" else (0, False))
+    # Levers of a small model are not nothing in GiB.
+    assert "-0.00" not in told
 
 
 def test_an_estimate_loads_neither_torch_nor_numpy(tmp_path: Path) -> None:
@@ -262,9 +299,9 @@ def test_prepared_data_gives_the_steps_of_an_epoch(capsys: pytest.CaptureFixture
 # ---- before a start ------------------------------------------------------------------------------
 
 
-def memory_checks(*texts: str, starts: bool = True) -> list[Check]:
+def memory_checks(*texts: str, devices: str | None = None) -> list[Check]:
     resolved = resolve("demo", overrides=parse_overrides(texts))
-    found = list(preflight(resolved, starts=starts))
+    found = list(preflight(resolved, devices=devices))
     return [each for each in found if isinstance(each, Check) and each.name == "memory"]
 
 
@@ -288,6 +325,53 @@ def test_preflight_refuses_what_does_not_fit_the_free_memory(card: Path) -> None
     (check,) = memory_checks("memory.budget_gib=22.8")
     assert (check.state, check.exit_status) == ("error", 4)
     assert "512.0 MiB free" in check.message
+
+
+TWO_CARDS = """#!/bin/sh
+echo '0, NVIDIA H200, 143771, 300, 580.1'
+echo '1, NVIDIA GeForce RTX 4090, 24564, 20480, 580.1'
+"""
+
+
+def test_preflight_looks_at_the_gpu_that_is_named(
+    card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card.write_text(TWO_CARDS)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    # Rank 0 takes the first GPU, however full it is.
+    (check,) = memory_checks("memory.budget_gib=22.8")
+    assert (check.state, check.exit_status) == ("error", 4)
+    assert "300.0 MiB free" in check.message
+    (check,) = memory_checks("memory.budget_gib=22.8", devices="1")
+    assert check.state == "ok"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    (check,) = memory_checks("memory.budget_gib=22.8")
+    assert check.state == "ok"
+
+
+def test_a_gpu_that_is_not_here_is_a_mistake(card: Path) -> None:
+    card.write_text(TWO_CARDS)
+    found = list(preflight(resolve("demo"), devices="5"))
+    (error,) = [each for each in found if isinstance(each, Check) and each.state == "error"]
+    assert (error.name, error.exit_status) == ("device", 2)
+    assert str(error) == "-d/--devices: GPU 5 is not here; name one of 0, 1, or leave it out"
+
+
+def test_gpus_are_those_that_a_rank_would_see(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card.write_text(TWO_CARDS)
+
+    def seen(devices: str | None) -> list[object]:
+        return [gpu["index"] for gpu in usable_gpus(devices)]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert seen(None) == [0, 1]
+    assert seen("cuda:1,0") == [1, 0]
+    for variable, expected in (("1", [1]), ("", []), ("1,7,0", [1]), ("GPU-4f", [0, 1])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+        assert seen(None) == expected
+        assert seen("0") == [0]
+    assert machine_here("1,0", ranks=2).gpu_free_bytes == 300 << 20
+    assert machine_here("1,0").gpu_name == "NVIDIA GeForce RTX 4090"
 
 
 def test_preflight_warns_when_it_is_tight_and_names_a_lever(card: Path) -> None:

@@ -93,6 +93,10 @@ def test_the_environment_says_only_what_was_not_said(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     added = torchrun_command(Config(), run, devices="1", environment={}).environment
     assert added["CUDA_VISIBLE_DEVICES"] == "1"
+    assert added["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    ordered = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    added = torchrun_command(Config(), run, devices="1", environment=ordered).environment
+    assert "CUDA_DEVICE_ORDER" not in added
     assert int(added["OMP_NUM_THREADS"]) >= 1
     config = msgspec.structs.replace(
         Config(), training=msgspec.structs.replace(Config().training, device="cpu")

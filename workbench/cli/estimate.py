@@ -6,7 +6,7 @@ status 4 means that it would not fit.
 
 import argparse
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from workbench.cli.config_arguments import (
     read_config_arguments,
 )
 from workbench.cli.narration import size
+from workbench.config.inherit import is_folder
 from workbench.config.load import ResolvedConfig
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import (
@@ -36,6 +37,7 @@ from workbench.jobs.fit import (
     estimate_of_start,
     find_model,
     machine_here,
+    num_ranks,
     prepared_counts,
 )
 from workbench.jobs.preflight import output_root
@@ -44,6 +46,9 @@ EXAMPLES = (
     ("estimate -t 1gpu_llama_7b/packed -M mistral-7b", "a model by name, without any file"),
     ("estimate -t demo --gpu-gib 7.2 data.max_length=2048", "another budget, other values"),
 )
+
+# GiB, TFLOP/s or GB/s: beyond any machine, and small enough to be counted in bytes.
+_MOST = 100_000
 
 _BAR_CELLS = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -62,7 +67,7 @@ def run(arguments: list[str]) -> int:
     resolved, options = read.resolved, read.options
     name, facts = find_model(resolved)
     machine = replace(
-        machine_here(),
+        machine_here(options.devices, num_ranks(resolved.config)),
         budget_gib=options.gpu_gib,
         tflops=options.tflops,
         link_gbps=options.link_gbps,
@@ -84,6 +89,9 @@ def run(arguments: list[str]) -> int:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "-d", "--devices", metavar="GPUS", help="GPUs to hold it against; default: all"
+    )
+    parser.add_argument(
         "--gpu-gib", type=_above_0, metavar="GIB", help="budget in place of memory.budget_gib"
     )
     parser.add_argument(
@@ -96,9 +104,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _above_0(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {_MOST:,}")
     return value
 
 
@@ -122,13 +133,13 @@ def estimate_lines(
     yield from output.columns(list(_facts(found, resolved)))
     for note in found.fit.notes:
         yield f"note: {note}"
-    if not facts.is_trainable:
-        yield f"note: this version cannot train {facts.family} yet"
     if found.levers:
         yield ""
         yield "levers, cheapest first:"
+        shown = _in_gib if found.fit.worst.total >= 2 * GIB else size
         yield from output.columns(
-            [["  " + each for each in _lever_cells(lever)] for lever in found.levers], right=(1,)
+            [["  " + each for each in _lever_cells(lever, shown)] for lever in found.levers],
+            right=(1,),
         )
     for proposal in found.proposals:
         yield ""
@@ -138,7 +149,9 @@ def estimate_lines(
         yield "no config of this model was found that fits"
 
 
-def dry_run_lines(resolved: ResolvedConfig, project: Path | None) -> list[str]:
+def dry_run_lines(
+    resolved: ResolvedConfig, project: Path | None, devices: str | None = None
+) -> list[str]:
     """Give the parts of what a start would take; [] where that cannot be said."""
     try:
         _, facts = find_model(resolved)
@@ -146,7 +159,7 @@ def dry_run_lines(resolved: ResolvedConfig, project: Path | None) -> list[str]:
         return []
     counts = prepared_counts(resolved)
     root = output_root(project)
-    found, _ = estimate_of_start(resolved, facts, root, counts, starts=False)
+    found, _ = estimate_of_start(resolved, facts, root, counts, starts=False, devices=devices)
     ranks = _rank_lines(found) if len(found.fit.ranks) > 1 else []
     return [*ranks, *_part_lines(found), f"  {basis_words(found)}"]
 
@@ -243,13 +256,13 @@ def _host_words(rank: RankFit, each: str) -> str:
     return f" ({', '.join(told)}{each})" if told else ""
 
 
-def _lever_cells(lever: Lever) -> list[str]:
+def _lever_cells(lever: Lever, shown: Callable[[int], str]) -> list[str]:
     marks = ["changes training"] if lever.changes_training else []
     if not lever.can_start:
-        marks.append("not in this version yet")
+        marks.append("cannot start yet")
     return [
         lever.words,
-        f"-{_gib(lever.saved_bytes)} GiB",
+        f"-{shown(lever.saved_bytes)}",
         f"{_time_words(lever.time_ratio)} time per token",
         VERDICT_WORDS[lever.verdict],
         ", ".join(marks),
@@ -269,21 +282,30 @@ def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfi
         f"this fits ({kind}{start}): {_gib(proposal.total)} GiB, {verdict}, "
         f"{_time_words(proposal.time_ratio)} time per token"
     )
-    typed = _typed(resolved)
-    overrides = _key_values(proposal.overrides)
-    rest = " ".join([*typed, *overrides])
+    overrides = dict(proposal.overrides)
+    if found.fit.budget_source == "--gpu-gib" and found.fit.budget_bytes is not None:
+        # Without it the child would be held against the budget of its parent.
+        overrides["memory.budget_gib"] = found.fit.budget_bytes / GIB
+    rest = " ".join([*_typed(resolved, set(overrides)), *_key_values(overrides)])
     name = resolved.name.rsplit("/", 1)[-1]
     if proposal.can_start:
         yield f"  workbench train -t {shlex.quote(resolved.name)} {rest}"
     yield f"  workbench new -t {shlex.quote(resolved.name)} {shlex.quote(name)}_fits {rest}"
+    if proposal.can_start and not is_folder(Path(str(resolved.config.model.path))):
+        yield "  training needs the model's folder: --model DIR"
 
 
-def _typed(resolved: ResolvedConfig) -> list[str]:
-    """Give the flags and key=value that a config was resolved with, quoted for a shell."""
+def _typed(resolved: ResolvedConfig, replaced: set[str]) -> list[str]:
+    """Give the flags and key=value that a config was resolved with, quoted for a shell.
+
+    Args:
+        resolved: the config.
+        replaced: keys that get another value.
+    """
     words = []
     for key, leaf in resolved.leaves.items():
         source = leaf.origin.source
-        if leaf.origin.file is not None:
+        if leaf.origin.file is not None or key in replaced:
             continue
         if source.startswith("flag "):
             value = leaf.value
@@ -301,6 +323,10 @@ def _key_values(overrides: Mapping[str, object]) -> list[str]:
 
 def _gib(num_bytes: float) -> str:
     return f"{num_bytes / GIB:,.2f}"
+
+
+def _in_gib(num_bytes: float) -> str:
+    return f"{_gib(num_bytes)} GiB"
 
 
 def _seconds(seconds: float) -> str:

@@ -47,7 +47,9 @@ def passed(resolved: ResolvedConfig, options: Any) -> int:  # noqa: ANN401 - arg
     status = 0
     starts = not getattr(options, "dry_run", False)
     with Preparing() as preparing:
-        for found in preflight(resolved, project=options.project, starts=starts):
+        for found in preflight(
+            resolved, project=options.project, devices=options.devices, starts=starts
+        ):
             if isinstance(found, Progress):
                 preparing.show(found)
                 continue

@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
     if status := passed(read.resolved, options):
         return status
     if options.dry_run:
-        for line in dry_run_lines(read.resolved, options.project):
+        for line in dry_run_lines(read.resolved, options.project, options.devices):
             output.narrate(line)
         folder, command = write_run(
             read.resolved,

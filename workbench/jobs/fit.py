@@ -4,6 +4,9 @@ The arithmetic is ``config/memory_plan``; here is only what has to be looked up.
 is written, and no worker is started but the one that knows the cache of prepared data.
 """
 
+import itertools
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,24 +16,71 @@ from workbench.config.known_models import KNOWN_MODELS, known_model
 from workbench.config.load import ResolvedConfig
 from workbench.config.memory_plan import Estimate, Machine, with_overrides
 from workbench.config.model_facts import ModelFacts, read_model_facts
+from workbench.config.schema.config import Config
 from workbench.control.data_records import Counts
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import data_worker
+from workbench.jobs.torchrun_command import visible_devices
 from workbench.runs.environment import available_host_bytes, list_gpus
 from workbench.runs.measured import measured_run
 
 
-def machine_here() -> Machine:
-    """Look at this machine: the GPU with most free memory, and the host memory that can be had."""
+def usable_gpus(devices: str | None) -> list[dict[str, object]]:
+    """Give the GPUs that a start would see, in the order of its ranks.
+
+    Args:
+        devices: ``-d/--devices``; None: those in ``CUDA_VISIBLE_DEVICES``, else all.
+
+    Raises:
+        ConfigError: a GPU is named that is not here, and others are.
+    """
+    gpus = {str(gpu["index"]): gpu for gpu in list_gpus()}
+    if devices is None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None or not re.fullmatch(r"\s*(\d+\s*(,\s*\d+\s*)*)?", visible):
+            return list(gpus.values())
+        named = [name.strip() for name in visible.split(",")]
+        # CUDA reads the list up to the first that it does not know.
+        return [gpus[name] for name in itertools.takewhile(gpus.__contains__, named)]
+    named = visible_devices(devices).split(",")
+    if not all(name.isdigit() for name in named):
+        return list(gpus.values())
+    if not gpus:
+        return []
+    for name in named:
+        if name not in gpus:
+            raise ConfigError(
+                f"GPU {name} is not here",
+                where="-d/--devices",
+                remedy=f"name one of {', '.join(gpus)}, or leave it out",
+            )
+    return [gpus[name] for name in named]
+
+
+def machine_here(devices: str | None = None, ranks: int = 1) -> Machine:
+    """Look at this machine: the GPU that has least free of those that ranks get, and host memory.
+
+    Args:
+        devices: as ``usable_gpus`` takes them.
+        ranks: of the config; each takes the next GPU.
+
+    Raises:
+        ConfigError: as ``usable_gpus``.
+    """
+    host = available_host_bytes()
     gpus = [
         (free if type(free := gpu.get("free_bytes")) is int else 0, str(gpu["name"]))
-        for gpu in list_gpus()
+        for gpu in usable_gpus(devices)[:ranks]
     ]
-    host = available_host_bytes()
     if not gpus:
         return Machine(host_bytes=host)
-    free, name = max(gpus)
+    free, name = min(gpus)
     return Machine(gpu_name=name, gpu_free_bytes=free or None, host_bytes=host)
+
+
+def num_ranks(config: Config) -> int:
+    """Count the ranks of a config."""
+    return config.pipeline.ranks * config.pipeline.replicas
 
 
 def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
@@ -111,6 +161,7 @@ def estimate_of_start(
     counts: memory_plan.Counts | None = None,
     *,
     starts: bool = True,
+    devices: str | None = None,
 ) -> tuple[Estimate, Machine]:
     """Estimate what a start here and now would take: without a GPU, the CPU trains.
 
@@ -121,11 +172,15 @@ def estimate_of_start(
         counts: of its prepared data.
         starts: False for a dry run: where there is no GPU, a config with a budget for one is meant
             for another host, and is held against that budget.
+        devices: GPUs as the user names them.
 
     Returns:
         The estimate, and the machine it was held against.
+
+    Raises:
+        ConfigError: a GPU is named that is not here.
     """
-    machine = machine_here()
+    machine = machine_here(devices, num_ranks(resolved.config))
     if starts and resolved.config.training.device == "auto" and machine.gpu_name is None:
         on_cpu = with_overrides(resolved.config, {"training.device": "cpu"})
         resolved = replace(resolved, config=on_cpu)

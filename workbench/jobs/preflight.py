@@ -22,14 +22,14 @@ from workbench.config.model_facts import (
     missing_weight_files,
     read_model_facts,
 )
+from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
 from workbench.control.address import check_length, new_address
 from workbench.errors import WorkbenchError
 from workbench.jobs import data_worker
 from workbench.jobs.data_worker import Done, Finding, Progress
-from workbench.jobs.fit import counts_for_plan, estimate_of_start
+from workbench.jobs.fit import counts_for_plan, estimate_of_start, num_ranks, usable_gpus
 from workbench.runs.create import PlannedRun, plan_run
-from workbench.runs.environment import list_gpus
 from workbench.runs.registry import state_folder
 
 CheckState = Literal["ok", "warning", "error"]
@@ -66,7 +66,11 @@ def output_root(project: Path | None) -> Path:
 
 
 def preflight(
-    resolved: ResolvedConfig, *, project: Path | None = None, starts: bool = True
+    resolved: ResolvedConfig,
+    *,
+    project: Path | None = None,
+    devices: str | None = None,
+    starts: bool = True,
 ) -> Iterator[Check | Progress]:
     """Check everything that can be known before a process starts.
 
@@ -77,19 +81,22 @@ def preflight(
     Args:
         resolved: the config.
         project: folder whose ``output`` holds the numbered runs.
+        devices: GPUs as the user names them; None: all.
         starts: False for a dry run, which may name an engine that is not built: a warning then.
     """
     num_errors = 0
-    for check in _quick_checks(resolved, project, starts):
+    for check in _quick_checks(resolved, project, devices, starts):
         num_errors += check.state == "error"
         yield check
     if num_errors == 0:
         done = yield from check_data(resolved)
         if done is not None:
-            yield from check_memory_again(resolved, project, done, starts=starts)
+            yield from check_memory_again(resolved, project, done, devices, starts=starts)
 
 
-def _quick_checks(resolved: ResolvedConfig, project: Path | None, starts: bool) -> Iterator[Check]:
+def _quick_checks(
+    resolved: ResolvedConfig, project: Path | None, devices: str | None, starts: bool
+) -> Iterator[Check]:
     config = resolved.config
     problems = at_origins(list(left_open(config)), resolved)
     not_built = at_origins(list(not_in_this_version(config)), resolved)
@@ -123,9 +130,13 @@ def _quick_checks(resolved: ResolvedConfig, project: Path | None, starts: bool) 
         yield Check("socket", "error", f"{error.where}: {error.what}", error.remedy)
     if planned is not None and facts is not None:
         yield from _check_disk(resolved, planned, facts)
-    yield from _check_device(resolved)
+    try:
+        yield _check_device(config, devices)
+    except WorkbenchError as error:
+        yield _error("device", error)
+        return
     if facts is not None:
-        yield from check_memory(resolved, facts, project, starts=starts)
+        yield from check_memory(resolved, facts, project, devices=devices, starts=starts)
 
 
 def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
@@ -258,24 +269,30 @@ def _size(num_bytes: int) -> str:
     return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
 
 
-def _check_device(resolved: ResolvedConfig) -> Iterator[Check]:
-    device = resolved.config.training.device
+def _check_device(config: Config, devices: str | None) -> Check:
+    """Look for the device that is to train.
+
+    Raises:
+        ConfigError: a GPU is named that is not here.
+    """
+    device, cores = config.training.device, len(os.sched_getaffinity(0))
     if device == "cpu":
-        yield Check("device", "ok", f"CPU, {len(os.sched_getaffinity(0))} cores")
-        return
-    gpus = list_gpus()
+        return Check("device", "ok", f"CPU, {cores} cores")
+    gpus = usable_gpus(devices)[: num_ranks(config)]
     if gpus:
         names = ", ".join(f"GPU {gpu['index']} {gpu['name']}" for gpu in gpus)
-        yield Check("device", "ok", names)
-    elif device == "cuda":
-        yield Check(
+        return Check("device", "ok", names)
+    if device == "cuda":
+        return Check(
             "device",
             "error",
             "training.device is cuda, and nvidia-smi finds no GPU",
             "install the driver, or set training.device: cpu",
         )
-    else:
-        yield Check("device", "ok", f"no GPU: CPU, {len(os.sched_getaffinity(0))} cores")
+    if devices is not None:
+        what = f"-d/--devices: names {devices}, and nvidia-smi finds no GPU: the CPU would train"
+        return Check("device", "warning", what, "leave it out, or install the driver")
+    return Check("device", "ok", f"no GPU: CPU, {cores} cores")
 
 
 def check_memory(
@@ -284,6 +301,7 @@ def check_memory(
     project: Path | None,
     counts: memory_plan.Counts | None = None,
     *,
+    devices: str | None = None,
     starts: bool = True,
 ) -> Iterator[Check]:
     """Hold what a step takes against the budget, the free GPU, or the host where the CPU trains.
@@ -291,7 +309,9 @@ def check_memory(
     Where rows may be shorter than ``data.max_length`` and their lengths are not known yet, too
     much is a warning: ``check_memory_again`` decides once the data is prepared.
     """
-    found, machine = estimate_of_start(resolved, facts, output_root(project), counts, starts=starts)
+    found, machine = estimate_of_start(
+        resolved, facts, output_root(project), counts, starts=starts, devices=devices
+    )
     kind = "GPU memory" if found.fit.is_gpu else "host memory"
     told = f"{kind} {total_words(found)}, peak in: {found.fit.worst.peak_phase}"
     remedy = _memory_remedy(found, resolved)
@@ -312,14 +332,19 @@ def check_memory(
 
 
 def check_memory_again(
-    resolved: ResolvedConfig, project: Path | None, done: Done, *, starts: bool = True
+    resolved: ResolvedConfig,
+    project: Path | None,
+    done: Done,
+    devices: str | None = None,
+    *,
+    starts: bool = True,
 ) -> Iterator[Check]:
     """Decide by the longest row of the data what could not be decided without it."""
     counts = counts_for_plan(done.counts)
     if is_row_certain(resolved.config) or counts is None or resolved.config.model.path is None:
         return
     facts = read_model_facts(resolved.config.model.path)
-    for check in check_memory(resolved, facts, project, counts, starts=starts):
+    for check in check_memory(resolved, facts, project, counts, devices=devices, starts=starts):
         if check.state == "error" or counts.longest_row < resolved.config.data.max_length:
             yield check
 

@@ -175,6 +175,9 @@ def _environment(
     added: dict[str, str] = {}
     if devices is not None:
         added["CUDA_VISIBLE_DEVICES"] = visible_devices(devices)
+        if "CUDA_DEVICE_ORDER" not in already:
+            # CUDA counts the fastest first; people name the numbers that nvidia-smi shows.
+            added["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if "OMP_NUM_THREADS" not in already:
         # torchrun sets 1 for several ranks; the cores are theirs to share.
         cores = len(os.sched_getaffinity(0))
