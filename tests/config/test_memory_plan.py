@@ -245,6 +245,10 @@ def test_a_measured_run_comes_before_the_formula() -> None:
     assert found.verdict == "fits"
     assert found.seconds_per_step == pytest.approx(16384 / 4096)
     assert basis_words(found) == "measured run mine-3: 19.00 GiB, predicted 20.00 (-5.0%)"
+    cut_otherwise = dataclasses.replace(run, microbatches=found.fit.form.microbatches + 1)
+    on_the_cpu = dataclasses.replace(run, gpu_reserved_bytes=None)
+    for other in (cut_otherwise, on_the_cpu):
+        assert estimate(config, MISTRAL, measured=other) == estimate(config, MISTRAL)
     slow = estimate(config, MISTRAL, measured=dataclasses.replace(run, gpu_reserved_bytes=23 * GIB))
     assert slow.verdict == "will_not_fit"
 

@@ -97,6 +97,7 @@ class MeasuredRun:
         predicted_bytes: what its plan had predicted of that.
         host_peak_bytes: its peak.
         tokens_per_second: of its last metrics; None without any.
+        microbatches: parts of its steps; None where not known.
     """
 
     name: str
@@ -104,6 +105,7 @@ class MeasuredRun:
     predicted_bytes: int | None
     host_peak_bytes: int | None
     tokens_per_second: float | None
+    microbatches: int | None = None
 
 
 @dataclass(frozen=True)
@@ -323,15 +325,18 @@ def estimate(
         facts: of the model.
         machine: what it is held against.
         counts: of its prepared data.
-        measured: a run of the same settings.
+        measured: a run of the same settings; left out where it was on another kind of device, or
+            where another budget cuts the step otherwise.
     """
     machine = machine or Machine()
     found = fit(config, facts, machine, counts)
+    if measured is not None and not _is_same_form(measured, found):
+        measured = None
     total = found.worst.total
     if measured is not None:
-        if found.is_gpu and measured.gpu_reserved_bytes is not None:
+        if measured.gpu_reserved_bytes is not None:
             total = measured.gpu_reserved_bytes + CONTEXT_BYTES
-        elif not found.is_gpu and measured.host_peak_bytes is not None:
+        elif measured.host_peak_bytes is not None:
             total = measured.host_peak_bytes
     verdict = found.verdict_of(total)
     seconds = found.seconds
@@ -361,6 +366,12 @@ def estimate(
         if verdict == "will_not_fit"
         else (),
     )
+
+
+def _is_same_form(measured: MeasuredRun, found: Fit) -> bool:
+    """Say whether a run was made as a config would run here."""
+    has_same_device = (measured.gpu_reserved_bytes is not None) == found.is_gpu
+    return has_same_device and measured.microbatches in (None, found.form.microbatches)
 
 
 def is_row_certain(config: Config) -> bool:

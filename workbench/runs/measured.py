@@ -53,7 +53,7 @@ def measured_run(resolved: ResolvedConfig, output_root: Path) -> MeasuredRun | N
             continue
         with contextlib.suppress(ConfigProblems):
             if _settings(read_resolved(run.config)) == _settings(resolved.config):
-                return _measured(run, plan.get("predicted"), measured)
+                return _measured(run, plan, measured)
     return None
 
 
@@ -70,7 +70,9 @@ def _read_plan(path: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _measured(run: RunFolder, predicted: object, measured: Mapping[str, object]) -> MeasuredRun:
+def _measured(
+    run: RunFolder, plan: Mapping[str, object], measured: Mapping[str, object]
+) -> MeasuredRun:
     def number(values: object, key: str) -> int | None:
         found = values.get(key) if isinstance(values, Mapping) else None
         return found if type(found) is int else None
@@ -79,7 +81,8 @@ def _measured(run: RunFolder, predicted: object, measured: Mapping[str, object])
     return MeasuredRun(
         name=run.name,
         gpu_reserved_bytes=number(measured, "peak_gpu_reserved_bytes"),
-        predicted_bytes=number(predicted, "reserved"),
+        predicted_bytes=number(plan.get("predicted"), "reserved"),
         host_peak_bytes=number(measured, "peak_host_bytes"),
         tokens_per_second=metrics.tokens_per_second if metrics else None,
+        microbatches=number(plan, "microbatches"),
     )
