@@ -387,7 +387,7 @@ def test_rows_that_may_be_shorter_are_judged_when_the_data_is_known(card: Path) 
     # Made to lie between what rows of 256 tokens take and what the longest conversation takes.
     resolved = resolve("demo", overrides=parse_overrides(texts))
     _, facts = find_model(resolved)
-    most = estimate_of_start(resolved, facts, Path("output"))[0].total / GIB
+    most = estimate_of_start(resolved, facts, Path("output"), machine=machine_here()).total / GIB
     checks = memory_checks(*texts, f"memory.budget_gib={most - 0.001}", "batch.microbatches=1")
     assert checks[0].state == "warning"
     assert "if a row is 256 tokens long" in checks[0].message

@@ -159,7 +159,8 @@ def dry_run_lines(
         return []
     counts = prepared_counts(resolved)
     root = output_root(project)
-    found, _ = estimate_of_start(resolved, facts, root, counts, starts=False, devices=devices)
+    machine = machine_here(devices, num_ranks(resolved.config))
+    found = estimate_of_start(resolved, facts, root, counts, machine=machine, starts=False)
     ranks = _rank_lines(found) if len(found.fit.ranks) > 1 else []
     return [*ranks, *_part_lines(found), f"  {basis_words(found)}"]
 

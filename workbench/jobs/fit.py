@@ -7,6 +7,7 @@ is written, and no worker is started but the one that knows the cache of prepare
 import itertools
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,14 +68,18 @@ def machine_here(devices: str | None = None, ranks: int = 1) -> Machine:
     Raises:
         ConfigError: as ``usable_gpus``.
     """
+    return machine_of(usable_gpus(devices)[:ranks])
+
+
+def machine_of(gpus: Sequence[Mapping[str, object]]) -> Machine:
+    """Give a machine by the GPUs of its ranks: that with least free stands for all of them."""
     host = available_host_bytes()
-    gpus = [
-        (free if type(free := gpu.get("free_bytes")) is int else 0, str(gpu["name"]))
-        for gpu in usable_gpus(devices)[:ranks]
-    ]
     if not gpus:
         return Machine(host_bytes=host)
-    free, name = min(gpus)
+    free, name = min(
+        (free if type(free := gpu.get("free_bytes")) is int else 0, str(gpu["name"]))
+        for gpu in gpus
+    )
     return Machine(gpu_name=name, gpu_free_bytes=free or None, host_bytes=host)
 
 
@@ -160,9 +165,9 @@ def estimate_of_start(
     output_root: Path,
     counts: memory_plan.Counts | None = None,
     *,
+    machine: Machine,
     starts: bool = True,
-    devices: str | None = None,
-) -> tuple[Estimate, Machine]:
+) -> Estimate:
     """Estimate what a start here and now would take: without a GPU, the CPU trains.
 
     Args:
@@ -170,19 +175,11 @@ def estimate_of_start(
         facts: of its model.
         output_root: where numbered run folders lie.
         counts: of its prepared data.
+        machine: where it starts.
         starts: False for a dry run: where there is no GPU, a config with a budget for one is meant
             for another host, and is held against that budget.
-        devices: GPUs as the user names them.
-
-    Returns:
-        The estimate, and the machine it was held against.
-
-    Raises:
-        ConfigError: a GPU is named that is not here.
     """
-    machine = machine_here(devices, num_ranks(resolved.config))
     if starts and resolved.config.training.device == "auto" and machine.gpu_name is None:
         on_cpu = with_overrides(resolved.config, {"training.device": "cpu"})
         resolved = replace(resolved, config=on_cpu)
-    found = estimate_here(resolved, facts, output_root, machine=machine, counts=counts)
-    return found, machine
+    return estimate_here(resolved, facts, output_root, machine=machine, counts=counts)

@@ -6,7 +6,7 @@ an error, the run folder can be written and a supervisor can be started.
 
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from workbench.config import memory_parts, memory_plan
 from workbench.config.checks import check_model, left_open, not_in_this_version
 from workbench.config.inherit import is_file
 from workbench.config.load import ResolvedConfig, at_origins
-from workbench.config.memory_plan import Estimate, is_row_certain, lever_words, total_words
+from workbench.config.memory_plan import Estimate, Machine, is_row_certain, lever_words, total_words
 from workbench.config.model_facts import (
     TRAINABLE_FAMILIES,
     ModelFacts,
@@ -28,7 +28,14 @@ from workbench.control.address import check_length, new_address
 from workbench.errors import WorkbenchError
 from workbench.jobs import data_worker
 from workbench.jobs.data_worker import Done, Finding, Progress
-from workbench.jobs.fit import counts_for_plan, estimate_of_start, num_ranks, usable_gpus
+from workbench.jobs.fit import (
+    counts_for_plan,
+    estimate_of_start,
+    machine_here,
+    machine_of,
+    num_ranks,
+    usable_gpus,
+)
 from workbench.runs.create import PlannedRun, plan_run
 from workbench.runs.registry import state_folder
 
@@ -131,12 +138,14 @@ def _quick_checks(
     if planned is not None and facts is not None:
         yield from _check_disk(resolved, planned, facts)
     try:
-        yield _check_device(config, devices)
+        gpus = usable_gpus(devices)[: num_ranks(config)]
     except WorkbenchError as error:
         yield _error("device", error)
         return
+    yield _check_device(config, gpus, devices)
     if facts is not None:
-        yield from check_memory(resolved, facts, project, devices=devices, starts=starts)
+        machine = machine_of(gpus)
+        yield from check_memory(resolved, facts, project, machine=machine, starts=starts)
 
 
 def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
@@ -269,16 +278,13 @@ def _size(num_bytes: int) -> str:
     return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
 
 
-def _check_device(config: Config, devices: str | None) -> Check:
-    """Look for the device that is to train.
-
-    Raises:
-        ConfigError: a GPU is named that is not here.
-    """
+def _check_device(
+    config: Config, gpus: Sequence[Mapping[str, object]], devices: str | None
+) -> Check:
+    """Judge the device that is to train, by the GPUs that ranks would get."""
     device, cores = config.training.device, len(os.sched_getaffinity(0))
     if device == "cpu":
         return Check("device", "ok", f"CPU, {cores} cores")
-    gpus = usable_gpus(devices)[: num_ranks(config)]
     if gpus:
         names = ", ".join(f"GPU {gpu['index']} {gpu['name']}" for gpu in gpus)
         return Check("device", "ok", names)
@@ -301,7 +307,7 @@ def check_memory(
     project: Path | None,
     counts: memory_plan.Counts | None = None,
     *,
-    devices: str | None = None,
+    machine: Machine,
     starts: bool = True,
 ) -> Iterator[Check]:
     """Hold what a step takes against the budget, the free GPU, or the host where the CPU trains.
@@ -309,8 +315,8 @@ def check_memory(
     Where rows may be shorter than ``data.max_length`` and their lengths are not known yet, too
     much is a warning: ``check_memory_again`` decides once the data is prepared.
     """
-    found, machine = estimate_of_start(
-        resolved, facts, output_root(project), counts, starts=starts, devices=devices
+    found = estimate_of_start(
+        resolved, facts, output_root(project), counts, machine=machine, starts=starts
     )
     kind = "GPU memory" if found.fit.is_gpu else "host memory"
     told = f"{kind} {total_words(found)}, peak in: {found.fit.worst.peak_phase}"
@@ -344,7 +350,9 @@ def check_memory_again(
     if is_row_certain(resolved.config) or counts is None or resolved.config.model.path is None:
         return
     facts = read_model_facts(resolved.config.model.path)
-    for check in check_memory(resolved, facts, project, counts, devices=devices, starts=starts):
+    # Preparing may have taken minutes: what is free is looked at anew.
+    machine = machine_here(devices, num_ranks(resolved.config))
+    for check in check_memory(resolved, facts, project, counts, machine=machine, starts=starts):
         if check.state == "error" or counts.longest_row < resolved.config.data.max_length:
             yield check
 
