@@ -50,6 +50,7 @@ def session(sources: list[dict[str, Any]], home: Path, **environment: str) -> li
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "Retry" not in done.stderr, "the hub's library says so when it tries again and again"
     outcomes = json.loads(done.stdout)  # and not a line more: a worker answers there
     assert isinstance(outcomes, list)
     assert len(outcomes) == len(sources)
@@ -173,6 +174,19 @@ def test_the_hub_is_asked_once_and_its_cache_does_offline(hub: Hub, tmp_path: Pa
             "folder MIRROR",
         ]
     assert hub.requests == []
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_no_more_and_its_cache_does(tmp_path: Path) -> None:
+    write_talks(tmp_path / "hub" / "me" / "talks")
+    wanted: list[dict[str, Any]] = [{"path": "me/talks"}, {"path": "me/talks", "files": [FILE]}]
+    others: list[dict[str, Any]] = [{"path": "me/other"}, {"path": "me/other", "files": [FILE]}]
+    with serving(tmp_path / "hub") as hub:
+        fetched = session(wanted, tmp_path / "home", HF_ENDPOINT=hub.url)
+    again = session([*wanted, *others], tmp_path / "home", HF_ENDPOINT=hub.url)
+    assert again[:2] == fetched
+    for _, what, remedy in again[2:]:
+        assert what.endswith("it is not on this machine, and the hub cannot be reached from here")
+        assert remedy.startswith("correct the path; or run `hf download me/other ")
 
 
 def test_what_the_hub_refuses_is_told_with_what_to_do(hub: Hub, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ if what == "work":
 elif what == "die":
     sys.stderr.write("ImportError: no such thing\\n" * 20000)
     sys.exit(3)
+elif what == "be killed":
+    os.kill(os.getpid(), 9)
 elif what == "babble":
     print("hello")
 elif what == "no end":
@@ -63,6 +65,13 @@ def test_every_record_is_given_in_order() -> None:
 def test_a_worker_that_dies_is_a_mistake_with_its_last_words() -> None:
     with pytest.raises(RunError, match="ended with status 3: ImportError: no such thing"):
         list(worker(do="die"))
+
+
+def test_a_worker_that_is_killed_is_told_with_the_likely_cause() -> None:
+    with pytest.raises(RunError) as caught:
+        list(worker(do="be killed"))
+    assert caught.value.what == "was ended by signal 9 (Killed) without a word"
+    assert caught.value.remedy == "look whether memory ran out, and start it again"
 
 
 def test_a_line_that_is_no_record_is_a_mistake() -> None:

@@ -18,6 +18,9 @@ from workbench.errors import DataError
 
 MIRROR = "WORKBENCH_HUB_MIRROR"
 
+_CONNECT_SECONDS = 10.0  # as the hub's library
+_NO_CONNECTION = frozenset({"ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError"})
+
 
 @dataclass(frozen=True)
 class HubSplit:
@@ -51,6 +54,7 @@ def fetch_files(hub_id: str, files: Sequence[str], where: str) -> list[Path]:
                 raise _no_file(hub_id, name, held, where)
         return [mirrored / name for name in files]
     hub = _import_hub()
+    _settle_reach(hub)
     # What the libraries' cache holds is enough when either of them is told to stay offline.
     offline = hub.constants.HF_HUB_OFFLINE or _is_set("HF_DATASETS_OFFLINE")
     fetched = []
@@ -82,6 +86,8 @@ def load_split(hub_id: str, files: Sequence[str], split: str | None, where: str)
     """
     datasets = _import_datasets()
     mirrored = _in_mirror(hub_id)
+    if mirrored is None and not datasets.config.HF_HUB_OFFLINE:
+        datasets.config.HF_HUB_OFFLINE = not _settle_reach(_import_hub())
     with _explained(hub_id, where):
         splits = datasets.load_dataset(
             str(mirrored or hub_id), data_files=list(files) or None, keep_in_memory=False
@@ -161,6 +167,28 @@ def _import_hub() -> Any:  # noqa: ANN401  the library has no types for what is 
     if huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
     return huggingface_hub
+
+
+def _settle_reach(hub: Any) -> bool:  # noqa: ANN401  the library has no types
+    """Say whether the hub can be reached; if not, this process is offline from now on.
+
+    The libraries would try for half a minute before they look into their own cache. Only a
+    connection that cannot be made counts, twice: whoever answers late is left to their patience.
+    """
+    if hub.constants.HF_HUB_OFFLINE:
+        return False
+    if _is_set("HF_DATASETS_OFFLINE"):
+        return True  # nothing is asked: each of the libraries knows what it was told
+    for _ in range(2):
+        try:
+            hub.get_session().head(hub.constants.ENDPOINT, timeout=_CONNECT_SECONDS)
+        except Exception as error:  # noqa: BLE001 - of a library that goes by several names
+            if not {kind.__name__ for kind in type(error).__mro__} & _NO_CONNECTION:
+                return True
+        else:
+            return True
+    hub.constants.HF_HUB_OFFLINE = True
+    return False
 
 
 def _import_datasets() -> Any:  # noqa: ANN401  the library has no types

@@ -62,6 +62,11 @@ class Source:
         return sum(part.num_rows for part in self.parts)
 
 
+def is_of_hub(source: SourceSection) -> bool:
+    """Say whether a data set is named by its id on the hub, in place of a path."""
+    return not Path(source.path).is_absolute() and looks_like_hub_id(source.path)
+
+
 def open_source(name: str, source: SourceSection) -> Source:
     """Find and open what a data set consists of.
 
@@ -74,7 +79,7 @@ def open_source(name: str, source: SourceSection) -> Source:
             of no known form; the hub does not give it; or there is no row at all.
     """
     findings: list[Finding] = []
-    if not Path(source.path).is_absolute() and looks_like_hub_id(source.path):
+    if is_of_hub(source):
         parts = _open_hub(name, source, findings)
     else:
         parts = _open_path(name, source, findings)

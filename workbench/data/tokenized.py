@@ -28,7 +28,7 @@ from workbench.data.encode_processes import encode_in_processes
 from workbench.data.encoding import Chunk, EncodedBatch, EncodeJob, Encoder
 from workbench.data.findings import Finding, Findings
 from workbench.data.raw_rows import Part
-from workbench.data.sources import Source, named_apart, open_source
+from workbench.data.sources import Source, is_of_hub, named_apart, open_source
 from workbench.data.token_store import TokenStore, TokenStoreWriter, open_token_store
 from workbench.data.tokenizer import (
     SPECIAL_TOKENS_FILE,
@@ -65,7 +65,10 @@ _SUMMARY, _FINDINGS = "summary.json", "findings.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far preparing is: reading and hashing (files), tokenizing (rows), packing."""
+    """How far preparing is: reading and hashing (files), tokenizing (rows), packing.
+
+    Of the hub's answer ``total`` is 0: nothing says how long it takes.
+    """
 
     stage: str
     done: int
@@ -149,7 +152,10 @@ def open_inputs(
     sources: list[Source] = []
     errors: list[DataError] = []
     for number, (name, section) in enumerate(stated):
-        yield Progress("reading", number, len(stated))
+        if is_of_hub(section):
+            yield Progress(f"asking the hub for {section.path}", 0, 0)
+        else:
+            yield Progress("reading", number, len(stated))
         try:
             sources.append(open_source(name, section))
         except DataError as error:
@@ -280,13 +286,15 @@ def tokenize(inputs: Inputs, key: str, findings: Findings) -> Generator[Progress
         DataError: a file cannot be read any more or changes while it is read, a process died, or
             there is no space anywhere.
     """
+    where = "the cache of prepared data"
     try:
+        where = str(cache.cache_folder())
         with cache.filling(cache.cache_folder(), key) as filling:
             yield from _write(inputs, filling.folder)
             _refuse_changes(inputs, key)
             return _open(filling.finish(), is_kept=True)
     except OSError as error:
-        findings.add("no cache", _cannot_be_kept(error))
+        findings.add("no cache", _cannot_be_kept(error, where))
     folder: Path | None = None
     try:
         folder = Path(tempfile.mkdtemp(prefix="workbench-data-"))
@@ -314,10 +322,10 @@ def _refuse_changes(inputs: Inputs, key: str) -> None:
         )
 
 
-def _cannot_be_kept(error: OSError) -> Finding:
+def _cannot_be_kept(error: OSError, where: str) -> Finding:
     return Finding(
         "warning",
-        str(error.filename or "the cache of prepared data"),
+        str(error.filename or where),
         f"prepared data cannot be kept: {error.strerror or error}; every start tokenizes anew",
         "free space there, or set XDG_CACHE_HOME to a folder that can be written",
     )

@@ -6,6 +6,7 @@ leaves, the worker's stdin is closed and the worker is gone.
 
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,11 +85,7 @@ def run_worker(
             diagnostics.seek(0)
             said = diagnostics.read()[-_LAST_STDERR_BYTES:].decode("utf-8", errors="replace")
             last = said.strip().rsplit("\n", 1)[-1]
-            raise RunError(
-                f"ended with status {status}: {last}",
-                where=where,
-                remedy="run it by hand to see more",
-            )
+            raise _died(status, last, where)
     finally:
         with suppress(BrokenPipeError):
             process.stdin.close()
@@ -96,6 +93,20 @@ def run_worker(
         process.wait()
         process.stdout.close()
         diagnostics.close()
+
+
+def _died(status: int, last_words: str, where: str) -> RunError:
+    """Say how a worker ended that should not have, by signal or by its own status."""
+    said = f": {last_words}" if last_words else " without a word"
+    if status < 0:
+        return RunError(
+            f"was ended by signal {-status} ({signal.strsignal(-status)}){said}",
+            where=where,
+            remedy="look whether memory ran out, and start it again",
+        )
+    return RunError(
+        f"ended with status {status}{said}", where=where, remedy="run it by hand to see more"
+    )
 
 
 def _lines(descriptor: int) -> Iterator[bytes | None]:
