@@ -1,6 +1,8 @@
 """ls and show: what they print."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,16 @@ def test_ls_shows_name_gpus_context_description_and_the_mistake_of_a_broken_conf
     assert lines["7b/top"].split(maxsplit=3)[1:] == ["1", "4,096", "a small one: 7b"]
     assert "broken.yaml:2 optimizer.learning_rte: no such key; did you mean" in lines["broken"]
     assert not any(name.startswith("base/") for name in lines)
+
+
+def test_ls_does_not_wait_for_the_writer_of_a_named_pipe(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(project / "configs" / "pipe.yaml")
+    assert main(["ls", "-p", str(project)]) == 0
+    shown = capsys.readouterr().out
+    assert "pipe.yaml: cannot be read: is a named pipe" in shown
+    assert "7b/top" in shown
 
 
 def test_ls_json_is_one_list(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,3 +164,33 @@ def test_help_lists_the_flags_of_the_config(
     assert "      What it is called" in lines
     assert main(["show", "--help"]) == 0
     assert "add -t CONFIG" in capsys.readouterr().out
+
+
+def test_a_result_goes_through_a_link_and_into_a_pipe_and_replaces_neither(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = ["show", "-t", "7b/top", "-p", str(project), "-o"]
+    target, link, pipe = tmp_path / "target.yaml", tmp_path / "link.yaml", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert main([*shown, str(link)]) == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith("# 7b/top")
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    assert main([*shown, str(pipe)]) == 0
+    reader.join(20)
+    assert read == [target.read_text()]
+    assert pipe.is_fifo()
+    capsys.readouterr()
+
+
+def test_a_folder_is_no_file_to_write_into(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    for folder in (".", "configs", ""):
+        assert main(["tree", "-t", "7b/top", f"--output={folder}"]) == 2
+        assert "Is a directory" in capsys.readouterr().err

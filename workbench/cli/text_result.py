@@ -46,12 +46,19 @@ def give_text(text: str, options: argparse.Namespace, *, name: str) -> None:
 def write_result(path: Path, text: str) -> None:
     """Write a text into a file and say so.
 
+    A link stays a link, its file is written. What is no file (``/dev/null``, ``/dev/stdout``, a
+    named pipe) is written to, never replaced.
+
     Raises:
         RunError: the file cannot be written.
     """
+    # A path may hold bytes that are no UTF-8; they are written as they are.
+    content = f"{text}\n".encode(errors="surrogateescape")
     try:
-        # A path may hold bytes that are no UTF-8; they are written as they are.
-        write_atomically(path, f"{text}\n".encode(errors="surrogateescape"))
+        if path.is_file() or not path.exists():
+            write_atomically(Path(os.path.realpath(path)), content)
+        else:
+            path.write_bytes(content)
     except OSError as error:
         raise RunError(
             f"cannot be written: {error.strerror or error}",

@@ -10,7 +10,9 @@ Knows nothing of keys and their types. Invariant: nothing in a file is ever run 
 """
 
 import contextlib
+import errno
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +75,9 @@ class StatedMapping:
 def read_file(path: Path) -> tuple[StatedMapping, list[Problem]]:
     """Read a config file; what cannot be read is left out and named in the problems."""
     try:
+        # Opening a named pipe would wait for its writer.
+        if stat.S_ISFIFO(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "is a named pipe")
         with path.open("rb", buffering=0) as file:
             # Room for a MiB is not free: most configs are read in one small piece.
             content = file.read(_PIECE)
