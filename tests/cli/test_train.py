@@ -177,3 +177,14 @@ def test_the_help_lists_the_flags_of_the_config(capsys: pytest.CaptureFixture[st
     told = capsys.readouterr().out
     for word in ("--dry-run", "--detach", "--devices", "--max-steps", "training.max_steps"):
         assert word in told
+
+
+def test_another_number_of_ranks_is_refused_before_the_data_are_read(
+    capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    # The data are not there either: whoever is told of them has waited for the preflight.
+    rows = "data.sources={demo: {path: not_there.jsonl}}"
+    status, told = refused(capsys, workplace, rows, "--", "--nnodes", "3")
+    assert status == 2
+    assert "3 x 1 ranks make 3, the config needs 1" in told
+    assert "not_there" not in told

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from torch.distributed.run import get_args_parser
 
 from workbench.config.schema.config import Config
 from workbench.errors import ConfigError
@@ -64,6 +65,11 @@ def test_a_given_rendezvous_takes_the_place_of_the_standalone_one(tmp_path: Path
         (["--nproc-per-node", "2"], "2, the config needs 1"),
         (["--nproc-per-node=2", "--nnodes=3"], "6, the config needs 1"),
         (["--nnodes", "2"], "2, the config needs 1"),
+        (["--nnodes", "1:2"], "make 1 to 2, the config needs 1"),
+        (["--nnodes", "two"], "--nnodes two is no number"),
+        (["--nproc-per-node", "all"], "--nproc-per-node all is no number"),
+        (["--max-restart", "2"], "did you mean --max-restarts"),
+        (["--lr", "2"], "--lr is no option of torchrun"),
         (["-"], "no option"),
     ],
 )
@@ -72,6 +78,29 @@ def test_what_cannot_follow_the_dashes_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=what):
         torchrun_command(Config(), RunFolder(tmp_path), extra=extra)
+
+
+@pytest.mark.parametrize("extra", [["--nnodes", "1:1"], ["--nproc-per-node", "gpu"]])
+def test_as_many_ranks_as_the_config_needs_may_be_said_in_other_words(
+    tmp_path: Path, extra: list[str]
+) -> None:
+    command = torchrun_command(Config(), RunFolder(tmp_path), extra=extra, environment={})
+    assert options_of(command.arguments)[extra[0]] == extra[1]
+
+
+def test_every_option_of_torchrun_can_be_given() -> None:
+    offered = [
+        action
+        for action in get_args_parser()._actions
+        if action.option_strings
+        and not {"-h", "-m", "--no-python", "--run-path"}.intersection(action.option_strings)
+    ]
+    assert len(offered) > 20
+    for action in offered:
+        for spelling in action.option_strings:
+            extra = [spelling] if action.nargs == 0 else [spelling, "7"]
+            name = max(action.option_strings, key=len).replace("_", "-")
+            assert parse_extra(extra) == {name: None if action.nargs == 0 else "7"}
 
 
 def test_values_may_be_negative_numbers_and_hold_equal_signs() -> None:

@@ -13,7 +13,7 @@ from workbench.cli.estimate import dry_run_lines
 from workbench.cli.follow import follow, passed
 from workbench.cli.narration import ending_lines
 from workbench.jobs.launch import launch, write_run
-from workbench.jobs.torchrun_command import parse_extra, visible_devices
+from workbench.jobs.torchrun_command import read_extra, visible_devices
 
 
 def run(arguments: list[str]) -> int:
@@ -86,7 +86,7 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
 
 
 def read_options(read: ConfigArguments) -> argparse.Namespace:
-    """Check what needs no file: GPUs, torchrun's arguments, the project's path.
+    """Check what needs no model and no data: GPUs, torchrun's arguments, the project's path.
 
     Raises:
         ConfigError: one of them is not what it should be.
@@ -94,6 +94,6 @@ def read_options(read: ConfigArguments) -> argparse.Namespace:
     options = read.options
     if options.devices is not None:
         visible_devices(options.devices)
-    parse_extra(read.torchrun_arguments)
+    read_extra(read.resolved.config, read.torchrun_arguments)
     options.project = project_folder(options.project)
     return options

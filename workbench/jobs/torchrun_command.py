@@ -4,6 +4,7 @@ What the user gives after ``--`` is merged option by option, and the user's valu
 that was computed is lost because one option was given. Knows torchrun's options, starts nothing.
 """
 
+import difflib
 import os
 import re
 import shlex
@@ -20,6 +21,35 @@ _WHERE = "arguments after --"
 
 # torchrun's options that take no value.
 _SWITCHES = frozenset({"--standalone", "--virtual-local-rank"})
+_WITH_VALUE = frozenset(
+    [
+        "--nnodes",
+        "--nproc-per-node",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
+        "--rdzv-id",
+        "--rdzv-conf",
+        "--max-restarts",
+        "--monitor-interval",
+        "--start-method",
+        "--event-log-handler",
+        "--role",
+        "--log-dir",
+        "--redirects",
+        "--tee",
+        "--local-ranks-filter",
+        "--duplicate-stdout-filters",
+        "--duplicate-stderr-filters",
+        "--node-rank",
+        "--master-addr",
+        "--master-port",
+        "--local-addr",
+        "--logs-specs",
+        "--numa-binding",
+        "--signals-to-handle",
+        "--shutdown-timeout",
+    ]
+)
 _SHORT = {"-t": "--tee", "-r": "--redirects"}
 _WHAT_IS_RUN = frozenset({"-m", "--module", "--no-python", "--run-path", "-h", "--help"})
 # Any of these says that the user arranges the meeting of several hosts.
@@ -73,8 +103,7 @@ def torchrun_command(
     """
     environment = os.environ if environment is None else environment
     num_ranks = config.pipeline.ranks * config.pipeline.replicas
-    given = parse_extra(extra)
-    _check_ranks(given, num_ranks)
+    given = read_extra(config, extra)
     options: dict[str, str | None] = {"--nproc-per-node": str(num_ranks)}
     if not _RENDEZVOUS.intersection(given):
         # A port of its own for each job; the address keeps torchrun from asking a name server.
@@ -89,13 +118,24 @@ def torchrun_command(
     return TorchrunCommand(tuple(arguments), _environment(devices, ranks_here, environment))
 
 
+def read_extra(config: Config, extra: Sequence[str]) -> dict[str, str | None]:
+    """Read torchrun options as ``parse_extra`` does, and hold them against the config.
+
+    Raises:
+        ConfigError: something that torchrun does not take, or another number of ranks.
+    """
+    given = parse_extra(extra)
+    _check_ranks(given, config.pipeline.ranks * config.pipeline.replicas)
+    return given
+
+
 def parse_extra(extra: Sequence[str]) -> dict[str, str | None]:
     """Read torchrun options: their values by full name, None for a switch.
 
     ``["--max-restarts=2", "--standalone"]`` gives {"--max-restarts": "2", "--standalone": None}.
 
     Raises:
-        ConfigError: something that is no option, lacks its value, or says what is run.
+        ConfigError: something that is no option of torchrun, lacks its value, or says what is run.
     """
     options: dict[str, str | None] = {}
     waiting = list(extra)
@@ -119,6 +159,13 @@ def parse_extra(extra: Sequence[str]) -> dict[str, str | None]:
                 remedy="give options only, such as --max-restarts 2",
             )
         name = _SHORT.get(name, name)
+        if name not in _SWITCHES | _WITH_VALUE:
+            near = difflib.get_close_matches(name, _SWITCHES | _WITH_VALUE, n=1)
+            raise ConfigError(
+                f"{name} is no option of torchrun",
+                where=_WHERE,
+                remedy=f"did you mean {near[0]}?" if near else "give one such as --max-restarts 2",
+            )
         if name in _SWITCHES:
             options[name] = None
         elif has_value:
@@ -152,14 +199,24 @@ def visible_devices(devices: str) -> str:
 
 
 def _check_ranks(given: Mapping[str, str | None], num_ranks: int) -> None:
+    """Refuse another number of ranks; what auto, cpu and gpu come to, only the hosts know."""
     nodes = given.get("--nnodes") or "1"
     here = given.get("--nproc-per-node") or str(num_ranks)
-    if not here.isdigit() or not nodes.isdigit():
-        return
-    total = int(nodes) * int(here)
-    if total != num_ranks:
+    if not re.fullmatch(r"[0-9]+(:[0-9]+)?", nodes):
+        raise ConfigError(f"--nnodes {nodes} is no number", where=_WHERE, remedy="write --nnodes 2")
+    if not re.fullmatch(r"[0-9]+|auto|cpu|gpu", here):
         raise ConfigError(
-            f"{nodes} x {here} ranks make {total}, the config needs {num_ranks}",
+            f"--nproc-per-node {here} is no number",
+            where=_WHERE,
+            remedy="give a number, auto, cpu or gpu",
+        )
+    if not here.isdigit():
+        return
+    totals = [int(count) * int(here) for count in nodes.split(":")]
+    if any(total != num_ranks for total in totals):
+        raise ConfigError(
+            f"{nodes} x {here} ranks make {' to '.join(map(str, totals))}, "
+            f"the config needs {num_ranks}",
             where=_WHERE,
             remedy="change --nnodes or --nproc-per-node, or pipeline.ranks",
         )
