@@ -175,6 +175,7 @@ def test_the_project_may_be_another_folder_and_need_not_have_configs_yet(
         (["a", "batch.train=many"], 2, "expected a whole number"),
         (["a", "batch.trian=3"], 2, "did you mean train?"),
         (["a", "--lrr", "3"], 2, "did you mean --lr?"),
+        ([""], 2, "cannot be the name of a config"),
         ([".hidden/a"], 2, "cannot be the name of a config"),
         (["a/../../../b"], 2, "cannot be the name of a config"),
         (["a", "extends=b"], 2, "cannot be set beside the files"),

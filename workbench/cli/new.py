@@ -109,8 +109,8 @@ def target_of(name: str, project: Path | None) -> Path:
     if path.suffix != ".yaml":
         path = path.with_name(f"{path.name}.yaml") if path.name else path
     parts = path.parts if not is_path else (path.name,)
-    for part in parts:
-        if part.startswith(".") or not part.isprintable() or part == ".yaml":
+    for part in parts or ("",):
+        if not part or part.startswith(".") or not part.isprintable() or part == ".yaml":
             raise ConfigError(
                 "cannot be the name of a config",
                 where=f"NAME {name!r}",
