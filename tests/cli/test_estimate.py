@@ -379,6 +379,11 @@ def test_preflight_warns_when_it_is_tight_and_names_a_lever(card: Path) -> None:
     (check,) = memory_checks("memory.budget_gib=1.01", "model.dtype=float32")
     assert check.state == "warning"
     assert "TIGHT" in check.message
+    assert "takes" in check.remedy
+    assert "MiB off" in check.remedy
+    (check,) = memory_checks("memory.budget_gib=0.9", "model.dtype=float32")
+    assert check.state == "warning"
+    assert "which is still tight" in check.remedy
 
 
 def test_rows_that_may_be_shorter_are_judged_when_the_data_is_known(card: Path) -> None:

@@ -79,7 +79,7 @@ class Counts:
     Attributes:
         longest_row: tokens of the longest training row.
         steps_per_epoch: of the config's batch.
-        mean_document: tokens of a document, on average over tokens; None where not known.
+        mean_document: tokens of a document on average; None where not known.
     """
 
     longest_row: int

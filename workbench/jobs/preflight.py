@@ -370,6 +370,8 @@ def _memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
         if proposal.can_start:
             keys = " ".join(f"{key}={value}" for key, value in proposal.overrides.items())
             return f"set {keys}, which fits; {more}"
+    if found.verdict == "tight" and usable:
+        return f"{lever_words(usable[0])}, which is still tight; {more}"
     return f"no setting of this version makes more room; {more}"
 
 
