@@ -128,6 +128,20 @@ async def test_the_filter_finds_names_descriptions_keys_and_values(
         await wait_until(pilot, lambda: len(names(screen)) > 3)
 
 
+async def test_the_cursor_goes_to_the_name_most_like_what_is_typed(
+    surroundings: Surroundings,
+) -> None:
+    async with on_configs(surroundings) as (pilot, screen):
+        config_list = screen.query_one("#config-list", ConfigList)
+        await choose(pilot, screen, "pipeline_llama_7b/zb_6gpu")
+        await pilot.press("slash", *"demo")
+        await wait_until(pilot, lambda: names(screen) == ["demo", "demo_pipeline"])
+        assert config_list.current is not None
+        assert config_list.current.name == "demo"
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: screen.resolution and screen.resolution.name == "demo")
+
+
 async def test_a_filter_without_a_match_says_how_to_clear_it(surroundings: Surroundings) -> None:
     async with on_configs(surroundings) as (pilot, screen):
         await pilot.press("slash", *"zzz")

@@ -307,6 +307,15 @@ class ConfigsScreen(WorkbenchScreen):
             self._show_keys()
         else:
             self._show_list()
+            self._go_to_best()
+
+    def _go_to_best(self) -> None:
+        """Put the cursor on the config whose name is most like what is typed in the filter."""
+        words = self.query_one("#config-filter", FilterField).value.split()
+        config_list = self.query_one("#config-list", ConfigList)
+        names = [row.name for row in config_list.rows if not row.is_folder]
+        if words and names:
+            config_list.choose(max(names, key=lambda name: sum(score(w, name) or 0 for w in words)))
 
     @on(FilterField.Left)
     def _filter_left(self) -> None:
