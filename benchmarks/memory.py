@@ -14,12 +14,10 @@ import sys
 import time
 
 import torch
-from throughput import SHAPES, dimensions, random_rows
+from throughput import SHAPES, dimensions, make_engine, random_rows
 
 from workbench.training.engine.plan import GIB, choose_plan
-from workbench.training.engine.step import LayerMajorEngine
 from workbench.training.engine.weight_store import ResidentStore
-from workbench.training.optimizer.adafactor import Adafactor
 
 # tokens of a row, rows of a step, microbatches
 GRID = {
@@ -68,23 +66,7 @@ def measure(shape: str, device: torch.device) -> list[dict[str, object]]:
             row_length=row,
             budget_bytes=1 << 40,  # whatever it takes: the point is to see how much
         )
-        optimizer = Adafactor(
-            {name: tuple(tensor.shape) for name, tensor in store.named_tensors()},
-            device=device,
-            seed=0,
-            weight_decay=1e-3,
-            stochastic_rounding=True,
-        )
-        engine = LayerMajorEngine(
-            dims=dims,
-            store=store,
-            optimizer=optimizer,
-            sum_dtype=getattr(torch, plan.sum_dtype),
-            attention="auto",
-            clip_norm=None,
-            dtype=torch.bfloat16,
-            device=device,
-        )
+        engine = make_engine(dims, store, plan, torch.bfloat16, device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         seconds = []
@@ -112,7 +94,7 @@ def measure(shape: str, device: torch.device) -> list[dict[str, object]]:
         }
         print(json.dumps(record), flush=True)
         records.append(record)
-        del engine, optimizer
+        del engine
         gc.collect()
         torch.cuda.empty_cache()
     return records

@@ -104,6 +104,33 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 10 * 2 * size**3 / (time.perf_counter() - begin)
 
 
+def make_engine(
+    dims: Dimensions,
+    store: ResidentStore,
+    plan: Plan,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> LayerMajorEngine:
+    """The engine of a run with shipped settings, over weights that are there."""
+    optimizer = Adafactor(
+        {name: tuple(tensor.shape) for name, tensor in store.named_tensors()},
+        device=device,
+        seed=0,
+        weight_decay=1e-3,
+        stochastic_rounding=True,
+    )
+    return LayerMajorEngine(
+        dims=dims,
+        store=store,
+        optimizer=optimizer,
+        sum_dtype=getattr(torch, plan.sum_dtype),
+        attention="auto",
+        clip_norm=None,
+        dtype=dtype,
+        device=device,
+    )
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -136,23 +163,7 @@ def main() -> None:
     )
     store = ResidentStore(dims, dtype, device)
     store.load(random_weights(dims, 0, dtype))
-    optimizer = Adafactor(
-        {name: tuple(tensor.shape) for name, tensor in store.named_tensors()},
-        device=device,
-        seed=0,
-        weight_decay=1e-3,
-        stochastic_rounding=True,
-    )
-    engine = LayerMajorEngine(
-        dims=dims,
-        store=store,
-        optimizer=optimizer,
-        sum_dtype=getattr(torch, plan.sum_dtype),
-        attention="auto",
-        clip_norm=None,
-        dtype=dtype,
-        device=device,
-    )
+    engine = make_engine(dims, store, plan, dtype, device)
     seconds = []
     num_tokens = options.rows * options.row
     for number in range(1, options.steps + 4):
