@@ -209,6 +209,26 @@ def test_what_is_cut_off_is_told_where_it_is_cut(capsys: pytest.CaptureFixture[s
     assert "never seen" not in out
 
 
+def test_rows_that_are_cut_stand_under_one_remedy_and_a_preview_shows_two_of_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, out, _ = told(capsys, "check", "-t", "demo", "data.max_length=60")
+    assert status == 0
+    first, others = out.split("  → raise data.max_length, or set data.overlong: split\n", 1)
+    assert "of 280 training conversations are longer than 60 tokens" in first
+    cut = re.findall(r"^! .* has \d+ tokens; the last \d+\s", first, flags=re.MULTILINE)
+    assert len(cut) >= 10
+    assert "more, up to" in first
+    assert "much the same" in first
+    assert "has nothing to train" not in others
+    assert "workbench data check -t demo data.max_length=60 --all shows every one" in others
+    _, out, _ = told(capsys, "preview", "-t", "demo", "data.max_length=60", "-n", "1")
+    before, _, rows = out.partition("Data preview")
+    assert 0 < len(re.findall(r" has \d+ tokens; the last", before)) <= 4, "two of each split"
+    number = json.loads(told(capsys, "check", "-t", "demo", "data.max_length=60", "--json")[1])
+    assert f"--all shows all {number['num_warnings']} findings" in rows
+
+
 def test_tokens_are_listed_with_the_reason_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = told(capsys, "preview", "-t", "demo", "--tokens", "--document", "5")
     assert status == 0

@@ -471,6 +471,11 @@ class _Page:
             yield f"the {self.read.options.split} split has no rows"
         elif self.has_errors:
             yield f"{self.paint('✗', 'bad')} a run is refused until the errors are mended"
+        if self.done is not None and self.done.num_hidden:
+            yield ""
+            yield f"workbench data check -t {shlex.quote(self.read.resolved.name)} --all shows " + (
+                f"all {self.done.num_errors + self.done.num_warnings:,} findings"
+            )
 
 
 def _preview_json(read: ConfigArguments, records: Iterator[AnyRecord]) -> int:

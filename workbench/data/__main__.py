@@ -31,7 +31,7 @@ from workbench.control.data_records import (
 )
 from workbench.data import prepare
 from workbench.data.chat_template import ChatTemplate
-from workbench.data.findings import Findings
+from workbench.data.findings import SHOWN_PER_KIND, Findings
 from workbench.data.prepare import PreparedData, prepare_in_steps
 from workbench.data.preview import Preview
 from workbench.data.statistics import loader_of, statistics
@@ -39,6 +39,7 @@ from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, DataError, WorkbenchError
 
 _LEFT_ALONE = 130
+_SHOWN_IN_BRIEF = 2
 _MODES = ("check", "prepare", "preview", "counts")
 
 
@@ -48,6 +49,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     Attributes:
         config: resolved.
         all: show every finding, not only the first of each kind.
+        brief: show still fewer, for who asks about something else.
         split: to preview.
         step: of the run, from 1.
         num_rows: of the step; None gives all of them.
@@ -57,6 +59,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
 
     config: Config
     all: bool = False
+    brief: bool = False
     split: Split = "train"
     step: int = 1
     num_rows: int | None = None
@@ -77,10 +80,11 @@ def main(arguments: Sequence[str]) -> int:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
         if mode == "counts":
             return _count(request)
-        prepared = _prepare(request)
+        limit = None if request.all else _SHOWN_IN_BRIEF if request.brief else SHOWN_PER_KIND
+        prepared = _prepare(request, limit)
         if mode == "preview" and not _preview(request, prepared):
             return 2
-        return _end(request, prepared)
+        return _end(request, prepared, limit)
     except WorkbenchError as error:
         _say(Finding(severity="error", where=error.where, what=error.what, remedy=error.remedy))
         return 2
@@ -116,8 +120,13 @@ def _template(config: Config) -> str:
     return template_source(config.data.chat_template, _model_folder(config))
 
 
-def _prepare(request: Request) -> PreparedData:
-    """Prepare the data, telling how far it is and then what is wrong with it."""
+def _prepare(request: Request, limit: int | None) -> PreparedData:
+    """Prepare the data, telling how far it is and then what is wrong with it.
+
+    Args:
+        request: names the config.
+        limit: findings of a kind that are told; None tells all.
+    """
     config = request.config
     prepared = None
     for item in prepare_in_steps(config, _model_folder(config), _template(config)):
@@ -126,17 +135,16 @@ def _prepare(request: Request) -> PreparedData:
         else:
             prepared = item
     assert prepared is not None, "the last item is the data"
-    for finding in _shown(prepared.findings, everything=request.all):
+    for finding in _shown(prepared.findings, limit):
         _say(finding)
     return prepared
 
 
-def _shown(findings: Findings, *, everything: bool) -> list[Finding]:
+def _shown(findings: Findings, limit: int | None) -> list[Finding]:
     """Give findings, errors first, those of a kind together."""
-    chosen = findings.shown(None) if everything else findings.shown()
     return [
         Finding(severity=found.severity, where=found.where, what=found.what, remedy=found.remedy)
-        for found in chosen
+        for found in findings.shown(limit)
     ]
 
 
@@ -169,10 +177,10 @@ def _count(request: Request) -> int:
     if prepared is None:
         _say(Done(prepared=False))
         return 0
-    return _end(request, prepared)
+    return _end(request, prepared, None)
 
 
-def _end(request: Request, prepared: PreparedData) -> int:
+def _end(request: Request, prepared: PreparedData, limit: int | None) -> int:
     """Say what it came to; give the exit status."""
     findings = prepared.findings
     num_findings, num_errors = len(list(findings)), findings.num_errors
@@ -183,7 +191,7 @@ def _end(request: Request, prepared: PreparedData) -> int:
             counts=_counts(prepared, request.config),
             num_errors=num_errors,
             num_warnings=num_findings - num_errors,
-            num_hidden=num_findings - len(_shown(findings, everything=request.all)),
+            num_hidden=num_findings - len(_shown(findings, limit)),
             cache=None if folder is None else str(folder),
             cache_bytes=0 if folder is None else _size(folder),
             was_cached=prepared.was_cached,

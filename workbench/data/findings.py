@@ -14,7 +14,7 @@ from workbench.errors import DataError
 
 Severity = Literal["error", "warning"]
 
-_SHOWN_PER_KIND = 10
+SHOWN_PER_KIND = 10
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Findings:
             finding: to keep.
         """
         known = self._by_kind.setdefault(kind, [])
-        if finding not in known[-_SHOWN_PER_KIND:]:
+        if finding not in known[-SHOWN_PER_KIND:]:
             known.append(finding)
 
     def update(self, others: "Findings") -> None:
@@ -66,7 +66,7 @@ class Findings:
         for findings in self._by_kind.values():
             yield from findings
 
-    def shown(self, limit: int | None = _SHOWN_PER_KIND) -> Iterator[Finding]:
+    def shown(self, limit: int | None = SHOWN_PER_KIND) -> Iterator[Finding]:
         """Give the first findings of each kind, errors first, the last saying how many follow.
 
         Args:

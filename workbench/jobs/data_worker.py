@@ -56,18 +56,19 @@ _MODULE = "workbench.data"
 
 
 def check(
-    resolved: ResolvedConfig, *, shows_all: bool = False
+    resolved: ResolvedConfig, *, shows_all: bool = False, is_brief: bool = False
 ) -> Iterator[Progress | Finding | Done]:
     """Find everything that is wrong with the data; fill the cache where it is not.
 
     Args:
         resolved: the config.
         shows_all: give every finding; else the first of each kind, and how many there are.
+        is_brief: give the first two of each kind.
 
     Raises:
         RunError: the worker died.
     """
-    for record in _records("check", resolved, {"all": shows_all}):
+    for record in _records("check", resolved, {"all": shows_all, "brief": is_brief}):
         assert isinstance(record, Progress | Finding | Done), record
         yield record
 
@@ -94,6 +95,8 @@ def preview(
 ) -> Iterator[AnyRecord]:
     """Give the rows of a step of the run as the model gets them, and then the statistics.
 
+    Of findings come the first two of each kind.
+
     Args:
         resolved: the config.
         split: which rows; of validation, a step is a batch of an evaluation.
@@ -112,6 +115,7 @@ def preview(
         "num_rows": num_rows,
         "document": document,
         "statistics": statistics,
+        "brief": True,
     }
     yield from _records("preview", resolved, request)
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import memory_parts, memory_plan
+from workbench.config import memory_fit, memory_parts
 from workbench.config.checks import check_model, left_open, not_in_this_version
 from workbench.config.inherit import is_file
 from workbench.config.load import ResolvedConfig, at_origins
-from workbench.config.memory_plan import Estimate, Machine, is_row_certain, lever_words, total_words
+from workbench.config.memory_fit import Machine, is_row_certain
+from workbench.config.memory_levers import lever_words
+from workbench.config.memory_plan import Estimate, total_words
 from workbench.config.model_facts import (
     TRAINABLE_FAMILIES,
     ModelFacts,
@@ -305,7 +307,7 @@ def check_memory(
     resolved: ResolvedConfig,
     facts: ModelFacts,
     project: Path | None,
-    counts: memory_plan.Counts | None = None,
+    counts: memory_fit.Counts | None = None,
     *,
     machine: Machine,
     starts: bool = True,
@@ -388,7 +390,7 @@ def check_data(
     done: Done | None = None
     num_errors = 0
     try:
-        for record in data_worker.check(resolved):
+        for record in data_worker.check(resolved, is_brief=True):
             match record:
                 case Progress():
                     yield record
