@@ -89,12 +89,15 @@ def test_a_config_json_by_itself_is_enough(
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(MISTRAL_7B))
-    totals = set()
-    for model in (folder, folder / "config.json", "mistral-7b"):
+    (folder / "theirs.json").write_text(json.dumps(MISTRAL_7B))
+    totals, names = set(), []
+    for model in (folder, folder / "config.json", folder / "theirs.json", "mistral-7b"):
         status, found = as_json(capsys, "-t", "1gpu_llama_7b/packed", "-M", str(model))
         assert status == 0
         totals.add(found["total_bytes"])
+        names.append(found["model"]["name"])  # type: ignore[index]
     assert len(totals) == 1
+    assert names == ["mine", "mine", "theirs", "mistral-7b"]
 
 
 def test_what_would_not_fit_exits_4_with_a_config_that_fits(

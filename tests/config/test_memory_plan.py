@@ -6,17 +6,15 @@ import pytest
 
 from workbench.config.known_models import KNOWN_MODELS, known_model
 from workbench.config.load import parse_overrides, resolve
+from workbench.config.memory_fit import Counts, Machine, fit
+from workbench.config.memory_levers import with_overrides
 from workbench.config.memory_parts import GIB, StepForm
 from workbench.config.memory_plan import (
-    Counts,
     Estimate,
-    Machine,
     MeasuredRun,
     basis_words,
     estimate,
-    fit,
     total_words,
-    with_overrides,
 )
 from workbench.config.pipeline_parts import PipelineForm
 from workbench.config.schema.config import Config

@@ -19,16 +19,10 @@ from workbench.cli.config_arguments import (
 from workbench.cli.narration import size
 from workbench.config.inherit import is_folder
 from workbench.config.load import ResolvedConfig
+from workbench.config.memory_fit import VERDICT_WORDS, RankFit
+from workbench.config.memory_levers import Lever, Proposal
 from workbench.config.memory_parts import GIB
-from workbench.config.memory_plan import (
-    VERDICT_WORDS,
-    Estimate,
-    Lever,
-    Proposal,
-    RankFit,
-    basis_words,
-    total_words,
-)
+from workbench.config.memory_plan import Estimate, basis_words, total_words
 from workbench.config.model_facts import ModelFacts
 from workbench.config.yaml_reader import write_scalar
 from workbench.errors import WorkbenchError

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from workbench.config import memory_plan
+from workbench.config import memory_fit, memory_plan
 from workbench.config.inherit import is_file
 from workbench.config.known_models import KNOWN_MODELS, known_model
 from workbench.config.load import ResolvedConfig
-from workbench.config.memory_plan import Estimate, Machine, with_overrides
+from workbench.config.memory_fit import Machine
+from workbench.config.memory_levers import with_overrides
+from workbench.config.memory_plan import Estimate
 from workbench.config.model_facts import ModelFacts, read_model_facts
 from workbench.config.schema.config import Config
 from workbench.control.data_records import Counts
@@ -105,12 +107,14 @@ def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
             remedy=f"add -M MODEL: a folder, a config.json, or one of {', '.join(KNOWN_MODELS)}",
         )
     if Path(path).exists():
-        folder = Path(path).parent if is_file(Path(path)) else Path(path)
-        return folder.name, read_model_facts(path)
+        facts = read_model_facts(path)
+        if Path(path).name == "config.json":
+            return Path(path).resolve().parent.name, facts
+        return (Path(path).stem if is_file(Path(path)) else Path(path).name), facts
     return known_model(path)
 
 
-def prepared_counts(resolved: ResolvedConfig) -> memory_plan.Counts | None:
+def prepared_counts(resolved: ResolvedConfig) -> memory_fit.Counts | None:
     """Ask the cache what a config's data comes to; None where it is not prepared."""
     path, sources = resolved.config.model.path, resolved.config.data.sources
     if path is None or not sources or not is_file(Path(path) / "tokenizer.json"):
@@ -122,11 +126,11 @@ def prepared_counts(resolved: ResolvedConfig) -> memory_plan.Counts | None:
     return None if done is None else counts_for_plan(done.counts)
 
 
-def counts_for_plan(counts: Counts | None) -> memory_plan.Counts | None:
+def counts_for_plan(counts: Counts | None) -> memory_fit.Counts | None:
     """Pick what bytes and seconds depend on; None where there are no rows."""
     if counts is None or counts.train_rows == 0:
         return None
-    return memory_plan.Counts(
+    return memory_fit.Counts(
         longest_row=counts.longest_row,
         steps_per_epoch=counts.steps_per_epoch,
         mean_document=counts.train_tokens / max(1, counts.train_conversations),
@@ -139,7 +143,7 @@ def estimate_here(
     output_root: Path,
     *,
     machine: Machine | None = None,
-    counts: memory_plan.Counts | None = None,
+    counts: memory_fit.Counts | None = None,
 ) -> Estimate:
     """Estimate a config against a machine, with the peaks of an earlier run where there is one.
 
@@ -163,7 +167,7 @@ def estimate_of_start(
     resolved: ResolvedConfig,
     facts: ModelFacts,
     output_root: Path,
-    counts: memory_plan.Counts | None = None,
+    counts: memory_fit.Counts | None = None,
     *,
     machine: Machine,
     starts: bool = True,
