@@ -16,7 +16,8 @@ import time
 import torch
 from throughput import SHAPES, dimensions, make_engine, random_rows
 
-from workbench.training.engine.plan import GIB, choose_plan
+from workbench.config.memory_parts import GIB
+from workbench.training.engine.plan import choose_plan
 from workbench.training.engine.weight_store import ResidentStore
 
 # tokens of a row, rows of a step, microbatches

@@ -19,7 +19,7 @@ from workbench.data.loader import StepRows, make_batch
 from workbench.data.packing import Row
 from workbench.model.families import Dimensions
 from workbench.model.weights import random_weights
-from workbench.training.engine.plan import choose_plan, take_budget
+from workbench.training.engine.plan import Plan, choose_plan, take_budget
 from workbench.training.engine.step import LayerMajorEngine
 from workbench.training.engine.weight_store import ResidentStore
 from workbench.training.optimizer.adafactor import Adafactor
