@@ -287,7 +287,10 @@ def test_the_newest_run_with_the_same_settings_is_the_basis(
     assert "measured" not in told
 
 
-def test_prepared_data_gives_the_steps_of_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepared_data_gives_the_steps_of_an_epoch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # other tests prepare the same data
     typed = ["-t", "demo", "data.max_length=200"]
     assert "workbench data prepare -t demo" in said(capsys, *typed)[1]
     assert main(["data", "prepare", *typed]) == 0
@@ -369,7 +372,13 @@ def test_gpus_are_those_that_a_rank_would_see(card: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert seen(None) == [0, 1]
     assert seen("cuda:1,0") == [1, 0]
-    for variable, expected in (("1", [1]), ("", []), ("1,7,0", [1]), ("GPU-4f", [0, 1])):
+    for variable, expected in (
+        ("1", [1]),
+        ("", []),
+        ("-1", []),
+        ("1,7,0", [1]),
+        ("GPU-4f", [0, 1]),
+    ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
         assert seen(None) == expected
         assert seen("0") == [0]
