@@ -40,7 +40,7 @@ def usable_gpus(devices: str | None) -> list[dict[str, object]]:
     gpus = {str(gpu["index"]): gpu for gpu in list_gpus()}
     if devices is None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is None or not re.fullmatch(r"\s*(\d+\s*(,\s*\d+\s*)*)?", visible):
+        if visible is None or not re.fullmatch(r"[-\d\s,]*", visible):
             return list(gpus.values())
         named = [name.strip() for name in visible.split(",")]
         # CUDA reads the list up to the first that it does not know.
