@@ -191,7 +191,7 @@ def _check_form(row: object, form: Format) -> None:
         raise _bad_row(
             "another form",
             f"is a row of form {other} (it has {_KEYS[other]!r}), and its file is read as {form}",
-            f"give each form a file of its own{DROPPING}",
+            f"give each form a file of its own and leave `format` out{DROPPING}",
         )
     keys = ", ".join(repr(name) for name in list(row)[:_KEYS_NAMED])
     stated = f"its keys are {keys}" if row else "it is an empty object"
