@@ -318,3 +318,26 @@ def test_a_variable_that_is_not_set_is_a_mistake(
     assert extends.what == model.what == "the variable $NO_SUCH_FOLDER is not set"
     assert (model.key, model.line) == ("model.path", 2)
     assert "~no-such-user" in output.what
+
+
+def test_a_model_that_the_hubs_own_tool_has_downloaded_is_named_by_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    repository = tmp_path / "hf" / "hub" / "models--owner--small-1.0"
+    snapshot = repository / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    write_configs(tmp_path, {"configs/a.yaml": "model: {path: owner/small-1.0}"})
+    beside = str(tmp_path / "configs" / "owner" / "small-1.0")
+    assert resolve("a", project=tmp_path).config.model.path == beside, "nothing is downloaded yet"
+    (snapshot / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    resolved = resolve("a", project=tmp_path)
+    assert resolved.config.model.path == str(snapshot)
+    assert resolved.leaves["model.path"].origin.line == 1
+    flag = [Override("model.path", "owner/small-1.0", "flag --model")]
+    assert resolve("demo", overrides=flag).config.model.path == str(snapshot)
+    (tmp_path / "configs" / "owner" / "small-1.0").mkdir(parents=True)
+    assert resolve("a", project=tmp_path).config.model.path == beside, "a folder comes first"

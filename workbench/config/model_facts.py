@@ -143,7 +143,8 @@ def read_model_facts(path: Path | str) -> ModelFacts:
         raise RunError(
             "is not there",
             where=f"model folder {path}",
-            remedy="give the folder of a model in Hugging Face layout: --model PATH",
+            remedy="give the folder of a model in Hugging Face layout: --model PATH; one of the "
+            "hub is known by its id once `hf download OWNER/NAME` has fetched it",
         )
     if not is_file(path / "config.json"):
         raise RunError(

@@ -14,7 +14,7 @@ import msgspec
 
 from workbench.config import remedies
 from workbench.config.flags import is_data_path, is_path
-from workbench.config.hub_id import looks_like_hub_id
+from workbench.config.hub_id import downloaded_model, looks_like_hub_id
 from workbench.config.inherit import (
     DEFAULT_ORIGIN,
     Branch,
@@ -274,7 +274,8 @@ def _located(key: str, value: str, origin: Origin, templates: Templates) -> str:
     """Make a path absolute: relative to the file that states it, else to the current folder.
 
     A data path that is not there and has the form ``owner/name`` is an id on the hub and stays, as
-    do words that are no path, such as ``auto``; of a project's own template the path is given.
+    do words that are no path, such as ``auto``; a model of that form is looked for in the hub's own
+    cache, and its folder there is given; of a project's own template the path is given.
 
     Raises:
         _NotLocatedError: a variable that is not set, an empty path, no such template.
@@ -299,8 +300,11 @@ def _located(key: str, value: str, origin: Origin, templates: Templates) -> str:
             else "name a folder on this machine",
         )
     path = absolute((origin.file.parent if origin.file else Path.cwd()) / expanded)
-    if is_data_path(key) and looks_like_hub_id(value) and not exists(path):
-        return value
+    if looks_like_hub_id(value) and not exists(path):
+        if is_data_path(key):
+            return value
+        if key == "model.path" and (downloaded := downloaded_model(value)) is not None:
+            return str(absolute(downloaded))
     return str(path)
 
 
