@@ -91,8 +91,9 @@ def _read(path: Path) -> str:
             )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"the template cannot be read: {error}",
+            f"the template cannot be read: {reason}",
             where=str(path),
             remedy="check data.chat_template",
         ) from error

@@ -58,11 +58,14 @@ class EncodedConversation:
         ids: (tokens,) int32.
         mask: (tokens,) bool, True where the token is trained; the first never is.
         num_stops: trained turns whose stop token is trained to its end.
+        num_straddled: trained turns whose first character lies within a token that begins before
+            the turn, so that this token is not trained.
     """
 
     ids: NDArray[np.int32]
     mask: NDArray[np.bool_]
     num_stops: int
+    num_straddled: int = 0
 
 
 class ChatTemplate:
@@ -276,7 +279,11 @@ def to_tokens(rendered: Rendered, encoded: Encoded, tokenizer: Tokenizer) -> Enc
         borders = np.array(rendered.trained, dtype=np.int64)
         at = np.searchsorted(borders[:, 0], begins, side="right") - 1
         mask = (at >= 0) & (ends <= borders[at, 1]) & (ends > begins)
-    num_stops = 0
+    num_stops = num_straddled = 0
+    if rendered.trained and ids.size:
+        first = np.searchsorted(begins, borders[:, 0], side="right") - 1
+        is_within = (begins[first] < borders[:, 0]) & (borders[:, 0] < ends[first])
+        num_straddled = int(is_within.sum())
     if rendered.stops:
         stops = np.array(rendered.stops, dtype=np.int64)
         # The tokens that hold a character lie together; the last of them begins at or before it.
@@ -289,7 +296,7 @@ def to_tokens(rendered: Rendered, encoded: Encoded, tokenizer: Tokenizer) -> Enc
         ids, mask = np.append(ids, np.int32(tokenizer.eos_id or 0)), np.append(mask, is_trained)
     if mask.size:
         mask[0] = False  # nothing predicts the first token
-    return EncodedConversation(ids.astype(np.int32, copy=False), mask, num_stops)
+    return EncodedConversation(ids.astype(np.int32, copy=False), mask, num_stops, num_straddled)
 
 
 def _lacks_bos(ids: NDArray[np.int32], tokenizer: Tokenizer) -> bool:

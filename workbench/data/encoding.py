@@ -228,6 +228,8 @@ class Encoder:
             is_text = conversation.text is not None
             flaw = _flaw(has_targets=bool(document.mask.any()), stops=is_text or document.num_stops)
             if flaw is None:
+                if document.num_straddled:
+                    batch.findings.append(("straddled", _straddled(conversation.where)))
                 ids.append(document.ids)
                 targets.append(document.mask)
                 rows.append(number)
@@ -251,6 +253,17 @@ class Encoder:
             tuple(batch.findings),
             batch.ends_chunk,
         )
+
+
+def _straddled(where: str) -> Finding:
+    return Finding(
+        "warning",
+        where,
+        "a turn that is trained begins within a token that holds what stands before it too, so "
+        "its first word or part of one is not trained",
+        "let the template's generation prompt end in a newline or a sign, or take the blanks off "
+        "the turn's beginning",
+    )
 
 
 def _place(complaint: Complaint, where: str) -> str:

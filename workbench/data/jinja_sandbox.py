@@ -330,7 +330,7 @@ class _CountingContext(Context):
 def _count_round(context: _CountingContext, value: object) -> object:
     context.num_rounds += 1
     if context.num_rounds > MAX_ROUNDS:
-        raise SecurityError(f"its loops and macros run more than {MAX_ROUNDS} rounds")
+        raise SecurityError(f"its loops and macros run more than {MAX_ROUNDS:,} rounds")
     return value
 
 
