@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.config.configs_on_disk import write_configs
+from workbench.config.hub_id import model_name
 from workbench.config.load import (
     ConfigProblems,
     Origin,
@@ -339,5 +340,7 @@ def test_a_model_that_the_hubs_own_tool_has_downloaded_is_named_by_its_id(
     assert resolved.leaves["model.path"].origin.line == 1
     flag = [Override("model.path", "owner/small-1.0", "flag --model")]
     assert resolve("demo", overrides=flag).config.model.path == str(snapshot)
+    assert model_name(snapshot) == "owner/small-1.0"
+    assert model_name(tmp_path / "models" / "small") == "small"
     (tmp_path / "configs" / "owner" / "small-1.0").mkdir(parents=True)
     assert resolve("a", project=tmp_path).config.model.path == beside, "a folder comes first"

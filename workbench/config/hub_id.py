@@ -10,6 +10,8 @@ from pathlib import Path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
+_SNAPSHOT = re.compile(r".*/models--(.+)/snapshots/[^/]+")
+
 _DATA_FILES = (".json", ".jsonl", ".parquet", ".txt")
 
 
@@ -34,3 +36,9 @@ def downloaded_model(hub_id: str, environment: Mapping[str, str] = os.environ) -
         return folder if revision and (folder / "config.json").is_file() else None
     except (OSError, ValueError, RuntimeError):  # no such model, or no home folder
         return None
+
+
+def model_name(folder: Path) -> str:
+    """Give what a model is called: the name of its folder, of one in the hub's cache its id."""
+    snapshot = _SNAPSHOT.fullmatch(folder.as_posix())
+    return snapshot[1].replace("--", "/", 1) if snapshot else folder.name

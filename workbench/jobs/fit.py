@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.config import memory_fit, memory_plan
+from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
 from workbench.config.known_models import KNOWN_MODELS, known_model
 from workbench.config.load import ResolvedConfig
@@ -110,7 +111,7 @@ def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
         facts = read_model_facts(path)
         if Path(path).name == "config.json":
             return Path(path).resolve().parent.name, facts
-        return (Path(path).stem if is_file(Path(path)) else Path(path).name), facts
+        return (Path(path).stem if is_file(Path(path)) else model_name(Path(path))), facts
     return known_model(path)
 
 

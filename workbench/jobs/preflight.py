@@ -13,6 +13,7 @@ from typing import Literal
 
 from workbench.config import memory_fit, memory_parts
 from workbench.config.checks import check_model, left_open, not_in_this_version
+from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
 from workbench.config.load import ResolvedConfig, at_origins
 from workbench.config.memory_fit import Machine, is_row_certain
@@ -205,7 +206,7 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
         yield Check(
             "model",
             "ok",
-            f"{folder.name}: {facts.family}, {millions:,.1f} M parameters, {weights}",
+            f"{model_name(folder)}: {facts.family}, {millions:,.1f} M parameters, {weights}",
         )
 
 
