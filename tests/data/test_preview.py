@@ -279,6 +279,17 @@ def test_turns_and_what_the_template_writes_are_told_apart() -> None:
     assert found[-1].why_not == "template", "the end of the last line is not trained"
 
 
+def test_a_token_that_begins_before_its_turn_says_so() -> None:
+    template = (
+        "{% for message in messages %}[{{ message.role }}] {{ message.content }}{{ eos_token }}\n"
+        "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    found = explained([("user", "Who?"), ("assistant", "I am")], template)
+    (first,) = [token for token in found if token.text == " I"]
+    assert (first.is_target, first.why_not) == (False, "begins before its turn")
+    assert [token.is_target for token in found if token.text == " am"] == [True]
+
+
 def test_only_the_stop_behind_a_trained_turn_is_one() -> None:
     found = explained(TALK)
     assert [token.text for token in found if token.is_stop] == ["<|im_end|>"]

@@ -259,11 +259,15 @@ _TURNS = {
 def _reasons(texts: Sequence[str], turns: Turns) -> list[str]:
     """Say whose each token is: that of the stretch in which its last character lies."""
     stretches = turns.stretches("".join(texts))
+    if not stretches:
+        return ["context"] * len(texts)
     reasons = []
     at = number = 0
     for text in texts:
-        at += len(text)
+        start, at = at, at + len(text)
         while number < len(stretches) - 1 and stretches[number].end < at:
             number += 1
-        reasons.append(_TURNS[stretches[number].role] if stretches else "context")
+        stretch = stretches[number]
+        reaches_over = stretch.role == "assistant" and start < stretch.begin
+        reasons.append("begins before its turn" if reaches_over else _TURNS[stretch.role])
     return reasons
