@@ -40,6 +40,7 @@ PROJECT = {
     """,
     "configs/poems/tiny.yaml": "extends: ../base/bottom.yaml",
     "configs/broken.yaml": "optimizer: [",
+    "configs/spaced out.yaml": "extends: base/bottom.yaml",
     "chat_templates/rhyme.jinja": "{{ messages }}",
     "odes.json": "[]",
 }
@@ -254,6 +255,7 @@ LINES = [
      ["show", "-t", "poems/top", "optimizer.rounding=stochastic"]),
     ("workbench show -t poems/top model.path=od\t",
      ["show", "-t", "poems/top", "model.path=odes.json"]),
+    ("workbench show -t spa\t", ["show", "-t", "spaced out"]),
     ("workbench show -t chat_\trhy\t", ["show", "-t", "chat_templates/rhyme.jinja"]),
 ]  # fmt: skip
 

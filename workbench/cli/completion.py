@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 BASH = """\
 # Completion of workbench for bash, made by `workbench completion bash`.
 _workbench() {
-    local line program=${1/#\\~/$HOME}
+    local line text program=${1/#\\~/$HOME}
     local -a lines
     mapfile -t lines < <("$program" __complete bash "$COMP_CWORD" "${COMP_WORDS[@]}" 2>/dev/null)
     COMPREPLY=()
     for line in "${lines[@]:1}"; do
-        COMPREPLY+=("${line%%$'\\t'*}")
+        # A name may hold a space, which the shell would take for its end.
+        printf -v text %q "${line%%$'\\t'*}"
+        COMPREPLY+=("$text")
     done
     case ${lines[0]} in
         files) compopt -o default ;;
