@@ -80,6 +80,21 @@ def test_what_cannot_follow_the_dashes_is_refused(
         torchrun_command(Config(), RunFolder(tmp_path), extra=extra)
 
 
+@pytest.mark.parametrize(
+    ("extra", "backend"),
+    [
+        (["--rdzv-endpoint", "tower:29400"], "c10d"),
+        (["--rdzv-endpoint", "tower:29400", "--rdzv-backend", "etcd"], "etcd"),
+        (["--rdzv-endpoint", "tower:29400", "--node-rank", "0"], None),
+    ],
+)
+def test_hosts_that_are_not_numbered_number_themselves_when_they_meet(
+    tmp_path: Path, extra: list[str], backend: str | None
+) -> None:
+    command = torchrun_command(Config(), RunFolder(tmp_path), extra=extra, environment={})
+    assert options_of(command.arguments).get("--rdzv-backend") == backend
+
+
 @pytest.mark.parametrize("extra", [["--nnodes", "1:1"], ["--nproc-per-node", "gpu"]])
 def test_as_many_ranks_as_the_config_needs_may_be_said_in_other_words(
     tmp_path: Path, extra: list[str]

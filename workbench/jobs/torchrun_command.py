@@ -108,6 +108,9 @@ def torchrun_command(
     if not _RENDEZVOUS.intersection(given):
         # A port of its own for each job; the address keeps torchrun from asking a name server.
         options = {"--standalone": None, "--local-addr": "127.0.0.1"} | options
+    if "--rdzv-endpoint" in given and "--node-rank" not in given:
+        # torchrun's own default, static, wants to be told which host is which.
+        options["--rdzv-backend"] = "c10d"
     options |= {"--tee": "3", "--log-dir": str(run.ranks)}
     options |= given
     arguments = [sys.executable, "-m", "torch.distributed.run"]
