@@ -421,12 +421,16 @@ def counts_in_words(done: Done) -> str:
     counts = done.counts
     assert counts is not None, "there is data where no finding is an error"
     return (
-        f"{counts.train_conversations:,} conversations to train, "
+        f"{_number_of(counts.train_conversations, 'conversation')} to train, "
         f"{counts.validation_conversations:,} to validate, {counts.test_conversations:,} left for "
-        f"tests; {counts.train_rows:,} rows, "
-        f"{counts.train_tokens:,} tokens, {counts.train_targets:,} of them targets; "
-        f"{counts.steps_per_epoch:,} steps per epoch"
+        f"tests; {_number_of(counts.train_rows, 'row')}, "
+        f"{_number_of(counts.train_tokens, 'token')}, {counts.train_targets:,} of them targets; "
+        f"{_number_of(counts.steps_per_epoch, 'step')} per epoch"
     )
+
+
+def _number_of(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _error(name: str, error: WorkbenchError) -> Check:
