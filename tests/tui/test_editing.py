@@ -13,6 +13,8 @@ from tests.short_folder import short_folder
 from tests.tui.conftest import screen_text, type_into, wait_until
 from tests.tui.test_configs_screen import choose, on_configs
 from tests.tui.test_terminal import terminal
+from workbench.cli.main import VERBS
+from workbench.tui import keys
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.surroundings import Surroundings
 from workbench.tui.widgets.config_list import ConfigList
@@ -218,6 +220,28 @@ async def test_the_palette_tells_the_command_line_of_what_it_offers(
         assert offered["Launch"].endswith(" · workbench train -t small/quick")
         assert offered["Edit"].endswith(" · workbench edit FILE")
         assert offered["demo"].endswith(" · workbench train -t demo")
+
+
+async def test_the_palette_copies_the_commands_that_take_the_selected_config(
+    surroundings: Surroundings,
+) -> None:
+    async with on_configs(surroundings) as (pilot, screen):
+        await choose(pilot, screen, "small/quick")
+        app = pilot.app
+        offered = {each.title: each.callback for each in app.get_system_commands(screen)}
+        offered["Copy workbench data preview -t small/quick"]()
+        assert app.clipboard == "workbench data preview -t small/quick"
+        assert last_said(pilot) == "copied: workbench data preview -t small/quick"
+        await pilot.press("2")
+        await wait_until(pilot, lambda: app.screen is not screen)
+        elsewhere = [each.title for each in app.get_system_commands(app.screen)]
+        assert not [title for title in elsewhere if title.startswith("Copy workbench")]
+
+
+def test_every_command_that_takes_a_config_is_offered_and_is_one() -> None:
+    named = [words[1] for words in (command.split() for command, _ in keys.ON_A_CONFIG)]
+    with_keys = ("ls", "edit", "schema", "control", "serve", "chat", "completion")
+    assert set(named) | set(with_keys) == set(VERBS)
 
 
 def test_an_editor_in_the_terminal_has_it_to_itself_and_the_screens_come_back(

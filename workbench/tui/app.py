@@ -364,6 +364,14 @@ class WorkbenchApp(App[None], inherit_bindings=False):
                     f"not now: {reason}" if reason else says,
                     lambda row_id=row.id: self.call_later(self.action_press, row_id),
                 )
+            if self.remembered.config and "configs" in screen.key_scopes():
+                for command, tells in keys.ON_A_CONFIG:
+                    line = self._command_line(command, state)
+                    yield SystemCommand(
+                        f"Copy {line}",
+                        f"{tells[0].upper()}{tells[1:]}.",
+                        lambda line=line: self._copy_line(line),
+                    )
             yield SystemCommand(
                 "demo",
                 "Open the launch preview of the small CPU run. · workbench train -t demo",
@@ -383,6 +391,10 @@ class WorkbenchApp(App[None], inherit_bindings=False):
             if name:
                 command = re.sub(rf"\b{word}\b", shlex.quote(name).replace("\\", r"\\"), command)
         return command
+
+    def _copy_line(self, line: str) -> None:
+        self.copy_to_clipboard(line)
+        self.say(f"copied: {line}")
 
     def _preview_demo(self) -> None:
         from workbench.tui.screens.launch_preview import LaunchPreview

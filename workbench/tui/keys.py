@@ -344,6 +344,20 @@ TABLE: tuple[KeyRow, ...] = (
 
 BY_ID: dict[str, KeyRow] = {row.id: row for row in TABLE}
 
+ON_A_CONFIG: tuple[tuple[str, str], ...] = (
+    ("workbench show -t CONFIG", "every key, and where each value comes from"),
+    ("workbench tree -t CONFIG --format svg -e", "which file extends which, as a picture"),
+    ("workbench diff CONFIG OTHER", "in which keys it differs from another config, or a run"),
+    ("workbench new -t CONFIG NAME", "a config of your own that extends it"),
+    ("workbench code -t CONFIG", "the config as a Python program"),
+    ("workbench estimate -t CONFIG", "what it takes, whether it fits, what would make it fit"),
+    ("workbench data check -t CONFIG", "every odd row of its data"),
+    ("workbench data prepare -t CONFIG", "tokenize its data now, so that a start need not"),
+    ("workbench data preview -t CONFIG", "the very batches, with what is trained marked"),
+    ("workbench train -t CONFIG --help", "the flags it offers"),
+)
+"""Commands for the selected config that have no key; the palette offers to copy them."""
+
 # Keys that a terminal, tmux or a shell takes for itself or turns into another key (tried in tmux
 # without extended keys): never bound, also not by a widget of Textual's that we use.
 BANNED: frozenset[str] = frozenset(
@@ -402,6 +416,9 @@ def page() -> str:
                 names = " ".join(f"`{shown(key)}`" for key in row.keys) or f"palette: {row.label}"
                 command = f"`{row.command}`" if row.command else ""
                 lines.append(f"| {names} | {row.help} | {_DANGERS[row.danger]} | {command} |")
+    lines += ["", "## commands on a config", "", "The palette copies them, CONFIG filled in.", ""]
+    lines += ["| command | tells |", "| --- | --- |"]
+    lines += [f"| `{command}` | {tells} |" for command, tells in ON_A_CONFIG]
     return "\n".join(lines) + "\n"
 
 
