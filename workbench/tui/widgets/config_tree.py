@@ -28,7 +28,7 @@ class TreeRow:
 
 def tree_rows(root: "FileNode") -> list[TreeRow]:
     """Give the files from the config down to its bases, each with the lines that lead to it."""
-    rows = [TreeRow("", _name(root.path, root.path), root.path, root.num_keys, root.num_shadowed)]
+    rows = [TreeRow("", root.shown, root.path, root.num_keys, root.num_shadowed)]
 
     def add(node: "FileNode", lead: str) -> None:
         for index, parent in enumerate(node.parents):
@@ -36,7 +36,7 @@ def tree_rows(root: "FileNode") -> list[TreeRow]:
             rows.append(
                 TreeRow(
                     lead + ("└─ " if is_last else "├─ "),
-                    f"extends {_name(parent.path, root.path)}",
+                    f"extends {_name(parent, root.path)}",
                     parent.path,
                     parent.num_keys,
                     parent.num_shadowed,
@@ -48,13 +48,9 @@ def tree_rows(root: "FileNode") -> list[TreeRow]:
     return rows
 
 
-def _name(path: Path, root: Path) -> str:
-    """Name a file by its folder and name, as its tree is read."""
-    return (
-        path.name
-        if path.parent == root.parent and path != root
-        else f"{path.parent.name}/{path.name}"
-    )
+def _name(node: "FileNode", root: Path) -> str:
+    """Name a file as origins do; one beside the config by its name alone, as it is written."""
+    return node.path.name if node.path.parent == root.parent else node.shown
 
 
 class ConfigTree(LineList[TreeRow]):
