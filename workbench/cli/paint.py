@@ -4,6 +4,9 @@ Knows nothing of what is shown. Invariant: without colour no escape code is writ
 from data never is one.
 """
 
+import argparse
+import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Mapping
@@ -28,6 +31,7 @@ _CODES: Mapping[Look, str] = {
     "bad": "1;31",
     "warn": "33",
 }
+_MOST_COLUMNS = 160
 _VISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 # They join or choose the characters beside them, such as those of an emoji.
 _JOINERS = "\u200c\u200d"
@@ -49,6 +53,22 @@ class Paint:
         if not self.has_colour or code is None or not text:
             return text
         return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def add_look_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-color`` and ``--json``."""
+    parser.add_argument("--no-color", action="store_true", help="no colour, also on a terminal")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def paint_of(options: argparse.Namespace) -> Paint:
+    """Give the paint that ``--no-color`` and the environment allow."""
+    return Paint(has_colour=wants_colour(os.environ, is_refused=options.no_color))
+
+
+def page_width() -> int:
+    """Give the columns of a page: the terminal's, as long as lines can be read."""
+    return min(shutil.get_terminal_size((80, 24)).columns, _MOST_COLUMNS)
 
 
 def wants_colour(environment: Mapping[str, str], *, is_refused: bool) -> bool:

@@ -3,12 +3,13 @@
 Invariant: what is told meanwhile is never joined to the moving line, and none is left behind.
 """
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from workbench.cli import output
 from workbench.cli.narration import progress_line
-from workbench.jobs.data_worker import Progress
+from workbench.jobs.data_worker import AnyRecord, Progress
 
 _BAR_CELLS = 24
 # Fewer are done before anyone has read a line.
@@ -55,6 +56,17 @@ class Preparing:
         """Tell a line that stays."""
         output.passing("")
         output.narrate(line)
+
+
+def take_progress(records: Iterator[AnyRecord]) -> Iterator[AnyRecord]:
+    """Show how far preparing is, and give the other records."""
+    with Preparing() as preparing:
+        for record in records:
+            if isinstance(record, Progress):
+                preparing.show(record)
+            else:
+                output.passing("")
+                yield record
 
 
 def _bar(progress: Progress) -> str:
