@@ -28,7 +28,11 @@ class SourceSection(Section, frozen=True):
     ] = None
     weight: Annotated[
         float,
-        Meta(gt=0.0, description="Times each training row is seen per epoch; 0.5: every second"),
+        Meta(
+            gt=0.0,
+            le=1000.0,
+            description="Times each training row is seen per epoch; 0.5: every second",
+        ),
     ] = 1.0
 
 
