@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from workbench.training.loss import chunk_rows, head_loss, target_rows
+from workbench.config.memory_parts import chunk_rows
+from workbench.training.loss import head_loss, target_rows
 
 ROWS, WIDTH, VOCABULARY = 50, 16, 37
 

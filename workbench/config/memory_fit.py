@@ -182,6 +182,11 @@ def weight_bytes_of(config: Config) -> int:
     return 2 if config.model.dtype == "bfloat16" else 4
 
 
+def keeps_low_bits(config: Config) -> bool:
+    """Say whether the low halves of exact fp32 weights are kept beside bfloat16 ones."""
+    return config.optimizer.rounding == "exact" and config.model.dtype == "bfloat16"
+
+
 def rates_for(machine: Machine, *, is_gpu: bool) -> Rates:
     """Find how fast a machine is taken to be."""
     return rates_of(
@@ -283,7 +288,7 @@ def _fit_layer_major(
         weight_bytes=weight_bytes_of(config),
         recompute=_recompute(config),
         optimizer=config.optimizer.name,
-        exact=config.optimizer.rounding == "exact" and config.model.dtype == "bfloat16",
+        exact=keeps_low_bits(config),
         is_gpu=is_gpu,
     )
     choice = _choose(config, facts, form, budget)

@@ -16,6 +16,7 @@ from workbench.config.memory_fit import (
     Verdict,
     fit,
     is_row_certain,
+    keeps_low_bits,
     rates_for,
     weight_bytes_of,
 )
@@ -160,15 +161,8 @@ def estimate(
         measured=measured,
         seconds_per_step=seconds,
         steps_per_epoch=counts.steps_per_epoch if counts else None,
-        checkpoint_bytes=checkpoint_bytes(
-            facts,
-            weight_bytes=weight_bytes_of(config),
-            optimizer=config.optimizer.name,
-            exact=config.optimizer.rounding == "exact",
-        ),
-        num_checkpoints=0
-        if config.checkpoints.save_strategy == "no"
-        else config.checkpoints.keep + 2,
+        checkpoint_bytes=bytes_of_a_checkpoint(config, facts),
+        num_checkpoints=checkpoints_at_once(config),
         rates=rates_for(machine, is_gpu=found.is_gpu),
         row_is_certain=counts is not None or is_row_certain(config),
         levers=tuple(levers(config, facts, machine, counts, found)) if needs_help else (),
@@ -176,6 +170,23 @@ def estimate(
         if verdict == "will_not_fit"
         else (),
     )
+
+
+def bytes_of_a_checkpoint(config: Config, facts: ModelFacts) -> int:
+    """Estimate the bytes of one checkpoint on disk."""
+    return checkpoint_bytes(
+        facts,
+        weight_bytes=weight_bytes_of(config),
+        optimizer=config.optimizer.name,
+        exact=keeps_low_bits(config),
+    )
+
+
+def checkpoints_at_once(config: Config) -> int:
+    """Count those that lie there at once: what pruning spares, and the one being written."""
+    if config.checkpoints.save_strategy == "no":
+        return 0
+    return config.checkpoints.keep + 2
 
 
 def _is_same_form(measured: MeasuredRun, found: Fit) -> bool:

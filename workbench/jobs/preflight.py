@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import memory_fit, memory_parts
+from workbench.config import memory_fit
 from workbench.config.checks import check_model, left_open, not_in_this_version
 from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
 from workbench.config.load import ResolvedConfig, at_origins
 from workbench.config.memory_fit import Machine, is_row_certain
 from workbench.config.memory_levers import lever_words
-from workbench.config.memory_plan import Estimate, total_words
+from workbench.config.memory_plan import (
+    Estimate,
+    bytes_of_a_checkpoint,
+    checkpoints_at_once,
+    total_words,
+)
 from workbench.config.model_facts import (
     TRAINABLE_FAMILIES,
     ModelFacts,
@@ -43,8 +48,6 @@ from workbench.runs.create import PlannedRun, plan_run
 from workbench.runs.registry import state_folder
 
 CheckState = Literal["ok", "warning", "error"]
-
-_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -228,20 +231,9 @@ def _told(planned: PlannedRun) -> str:
     return f"attempt {planned.attempt} of the run in {planned.folder.path}{changed}"
 
 
-def checkpoint_bytes(resolved: ResolvedConfig, facts: ModelFacts) -> int:
-    """Estimate the bytes of one checkpoint on disk."""
-    return memory_parts.checkpoint_bytes(
-        facts,
-        weight_bytes=_BYTES[resolved.config.model.dtype],
-        optimizer=resolved.config.optimizer.name,
-        exact=resolved.config.optimizer.rounding == "exact",
-    )
-
-
 def _check_disk(
     resolved: ResolvedConfig, planned: PlannedRun, facts: ModelFacts
 ) -> Iterator[Check]:
-    checkpoints = resolved.config.checkpoints
     nearest = planned.folder.path
     while not nearest.exists():
         nearest = nearest.parent
@@ -250,10 +242,9 @@ def _check_disk(
     except OSError as error:
         yield Check("disk", "warning", f"{nearest}: free space is not known: {error.strerror}")
         return
-    one = checkpoint_bytes(resolved, facts)
-    # What pruning spares, and the one that is written while they are all still there.
-    num_kept = checkpoints.keep + 2
-    if checkpoints.save_strategy == "no":
+    one = bytes_of_a_checkpoint(resolved.config, facts)
+    num_kept = checkpoints_at_once(resolved.config)
+    if num_kept == 0:
         yield Check("disk", "ok", f"{_size(free)} free, nothing is saved unasked")
     elif free < one:
         yield Check(

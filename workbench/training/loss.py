@@ -16,17 +16,6 @@ from torch import Tensor
 
 from workbench.training.gradient import add_product
 
-_SMALLEST_CHUNK, _LARGEST_CHUNK = 1024, 4096
-_CHUNK_ELEMENTS = 1 << 25
-
-
-def chunk_rows(vocabulary_size: int) -> int:
-    """Give the rows of a chunk: 2^25 logits where 1,024 to 4,096 rows allow it.
-
-    Fewer rows would be bound by launches and add too often into a bfloat16 sum.
-    """
-    return max(_SMALLEST_CHUNK, min(_LARGEST_CHUNK, _CHUNK_ELEMENTS // vocabulary_size))
-
 
 def target_rows(
     ids: NDArray[np.int32], targets: NDArray[np.bool_]

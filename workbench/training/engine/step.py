@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.config.memory_parts import chunk_rows
 from workbench.data.batch import Batch
 from workbench.data.loader import StepRows
 from workbench.model.decoder import (
@@ -35,7 +36,7 @@ from workbench.model.families import Dimensions
 from workbench.training.engine.block_inputs import BlockInputs
 from workbench.training.engine.weight_store import WeightStore, flat_views
 from workbench.training.gradient import SummingLinear, add_product
-from workbench.training.loss import HeadLoss, chunk_rows, head_loss, target_rows
+from workbench.training.loss import HeadLoss, head_loss, target_rows
 from workbench.training.optimizer.adafactor import Adafactor
 
 _DOWN = "mlp.down_proj.weight"
