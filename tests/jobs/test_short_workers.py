@@ -30,6 +30,11 @@ elif what == "no end":
     print('{"type": "done"}', end="", flush=True)
 elif what == "linger":
     sys.stdin.read()
+elif what == "complain":
+    say(type="finding", severity="error")
+    sys.exit(2)
+elif what == "leave":
+    sys.exit(request["status"])
 """
 
 
@@ -100,3 +105,14 @@ def test_a_silent_worker_gives_its_caller_a_chance_to_leave() -> None:
 def test_a_line_without_an_end_is_a_record_too() -> None:
     assert first_record(worker(do="no end"))["type"] == "progress"
     assert [record for record in worker(do="no end") if record][-1] == {"type": "done"}
+
+
+def test_a_worker_that_complains_may_leave_without_a_last_record() -> None:
+    records = [record for record in worker(do="complain") if record is not None]
+    assert [record["type"] for record in records] == ["progress", "finding"]
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_worker_that_leaves_without_a_word_has_not_done_its_work(status: int) -> None:
+    with pytest.raises(RunError, match=f"ended with status {status} without a word"):
+        list(worker(do="leave", status=status))

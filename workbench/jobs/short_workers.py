@@ -18,6 +18,7 @@ import msgspec
 
 from workbench.errors import RunError
 
+_COMPLAINTS = ("finding", "refused")
 _LAST_STDERR_BYTES = 4000
 _END_SECONDS = 10.0
 _SILENT_SECONDS = 0.25
@@ -39,7 +40,8 @@ def run_worker(
         worker can leave.
 
     Raises:
-        RunError: it died, printed something that is no record, or stayed after its last line.
+        RunError: it died or left without its last record, printed something that is no record, or
+            stayed after its last line.
     """
     # A file, not a pipe: nobody reads it before the end, and a full pipe would hold the worker up.
     diagnostics = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, with the rest
@@ -54,7 +56,7 @@ def run_worker(
     assert process.stdin is not None
     assert process.stdout is not None
     where = f"python -m {module} {' '.join(arguments)}".rstrip()
-    is_done = False
+    is_done = has_complained = False
     try:
         with suppress(BrokenPipeError):
             process.stdin.write(msgspec.json.encode(request) + b"\n")
@@ -72,6 +74,7 @@ def run_worker(
                     remedy="run it by hand to see more",
                 ) from error
             is_done = is_done or record.get("type") == "done"
+            has_complained = has_complained or record.get("type") in _COMPLAINTS
             yield record
         with suppress(BrokenPipeError):
             process.stdin.close()
@@ -81,7 +84,8 @@ def run_worker(
             raise RunError(
                 "does not end", where=where, remedy="run it by hand to see more"
             ) from error
-        if not is_done and status not in (0, 2):
+        # Nothing but a last record, or a complaint with its status, says that the work was done.
+        if not is_done and not (has_complained and status == 2):
             diagnostics.seek(0)
             said = diagnostics.read()[-_LAST_STDERR_BYTES:].decode("utf-8", errors="replace")
             last = said.strip().rsplit("\n", 1)[-1]
