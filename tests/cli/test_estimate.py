@@ -311,6 +311,17 @@ def memory_checks(*texts: str, devices: str | None = None) -> list[Check]:
     return [each for each in found if isinstance(each, Check) and each.name == "memory"]
 
 
+def test_data_that_cannot_be_prepared_are_told_and_the_bytes_are_given_all_the_same(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "absent.json"
+    assert main(["estimate", "-t", "demo", f"data.sources.demo.path={path}"]) == 0
+    said = capsys.readouterr()
+    assert said.err == f"! data: {path}: there is no such file or folder; check data.sources\n"
+    assert "prepare the data first" in said.out
+    assert "FITS" in said.out
+
+
 def test_preflight_says_that_a_small_run_fits_the_host() -> None:
     (check,) = memory_checks("training.device=cpu")
     assert check.state == "ok"

@@ -19,7 +19,7 @@ from workbench.cli.config_arguments import (
 from workbench.cli.narration import size
 from workbench.config.inherit import is_folder
 from workbench.config.load import ResolvedConfig
-from workbench.config.memory_fit import VERDICT_WORDS, RankFit
+from workbench.config.memory_fit import VERDICT_WORDS, Counts, RankFit
 from workbench.config.memory_levers import Lever, Proposal
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import Estimate, basis_words, total_words
@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
         facts,
         output_root(project_folder(options.project)),
         machine=machine,
-        counts=prepared_counts(resolved),
+        counts=_counts_of_data(resolved),
     )
     if options.json:
         output.result_json(estimate_json(found, name, facts))
@@ -79,6 +79,15 @@ def run(arguments: list[str]) -> int:
         for line in estimate_lines(found, name, facts, read):
             output.result(line)
     return 4 if found.verdict == "will_not_fit" else 0
+
+
+def _counts_of_data(resolved: ResolvedConfig) -> Counts | None:
+    """Give what prepared data comes to; what is wrong with data is told, and no reason to end."""
+    try:
+        return prepared_counts(resolved)
+    except WorkbenchError as error:
+        output.narrate(f"! data: {error}")
+        return None
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +164,10 @@ def dry_run_lines(
         _, facts = find_model(resolved)
     except WorkbenchError:
         return []
-    counts = prepared_counts(resolved)
+    try:
+        counts = prepared_counts(resolved)
+    except WorkbenchError:  # the checks before these lines have told it
+        counts = None
     root = output_root(project)
     machine = machine_here(devices, num_ranks(resolved.config))
     found = estimate_of_start(resolved, facts, root, counts, machine=machine, starts=False)

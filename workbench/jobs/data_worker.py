@@ -124,12 +124,15 @@ def counts(resolved: ResolvedConfig) -> Done | None:
     """Say what the data comes to, if it is prepared; None if it is not.
 
     Raises:
+        DataError: a file, the template or the tokenizer is wrong.
         RunError: the worker died.
     """
     for record in _records("counts", resolved, {}):
+        if isinstance(record, Finding):
+            raise DataError(record.what, where=record.where, remedy=record.remedy)
         if isinstance(record, Done):
             return record if record.prepared else None
-    return None
+    raise AssertionError("a worker that ends without a last record has died")
 
 
 def _records(

@@ -22,7 +22,7 @@ from workbench.config.memory_plan import Estimate
 from workbench.config.model_facts import ModelFacts, read_model_facts
 from workbench.config.schema.config import Config
 from workbench.control.data_records import Counts
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError
 from workbench.jobs import data_worker
 from workbench.jobs.torchrun_command import visible_devices
 from workbench.runs.environment import available_host_bytes, list_gpus
@@ -116,14 +116,15 @@ def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
 
 
 def prepared_counts(resolved: ResolvedConfig) -> memory_fit.Counts | None:
-    """Ask the cache what a config's data comes to; None where it is not prepared."""
+    """Ask the cache what a config's data comes to; None where it is not prepared.
+
+    Raises:
+        WorkbenchError: the data cannot be prepared as it is.
+    """
     path, sources = resolved.config.model.path, resolved.config.data.sources
     if path is None or not sources or not is_file(Path(path) / "tokenizer.json"):
         return None
-    try:
-        done = data_worker.counts(resolved)
-    except WorkbenchError:
-        return None
+    done = data_worker.counts(resolved)
     return None if done is None else counts_for_plan(done.counts)
 
 
