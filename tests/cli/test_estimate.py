@@ -13,8 +13,9 @@ import pytest
 from tests.short_folder import short_folder
 from workbench.cli.estimate import bar
 from workbench.cli.main import main
+from workbench.config.find import shipped_configs
 from workbench.config.known_models import KNOWN_MODELS
-from workbench.config.load import parse_overrides, resolve, shipped_configs
+from workbench.config.load import parse_overrides, resolve
 from workbench.config.memory_parts import GIB
 from workbench.jobs.fit import estimate_of_start, find_model, machine_here, usable_gpus
 from workbench.jobs.preflight import Check, preflight

@@ -8,7 +8,8 @@ import pytest
 
 from tests.config.configs_on_disk import write_configs
 from workbench.cli.main import main
-from workbench.config.load import parse_overrides, resolve, shipped_configs
+from workbench.config.find import shipped_configs
+from workbench.config.load import parse_overrides, resolve
 
 PROJECT = {
     "configs/base/bottom.yaml": """

@@ -10,7 +10,7 @@ import pytest
 
 from tests.short_folder import short_folder
 from workbench.cli.main import main
-from workbench.config.load import shipped_configs
+from workbench.config.find import shipped_configs
 
 GOOD_ROW = {
     "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello, friend."}]

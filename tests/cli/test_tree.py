@@ -11,7 +11,8 @@ import pytest
 from tests.config.configs_on_disk import write_configs
 from workbench.cli.main import main
 from workbench.cli.tree import FORMATS
-from workbench.config.load import parse_overrides, resolve, shipped_configs
+from workbench.config.find import shipped_configs
+from workbench.config.load import parse_overrides, resolve
 from workbench.config.tree_svg import tree_svg
 
 SVG = "{http://www.w3.org/2000/svg}"

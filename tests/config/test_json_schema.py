@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from workbench.cli.main import main
+from workbench.config.find import shipped_configs
 from workbench.config.json_schema import FILE_NAME, json_schema, schema_text
-from workbench.config.load import dump_config, list_configs, resolve, shipped_configs
+from workbench.config.load import dump_config, list_configs, resolve
 from workbench.config.schema.keys import (
     accepts,
     all_keys,

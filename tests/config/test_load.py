@@ -11,17 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.config.configs_on_disk import write_configs
+from workbench.config.find import find_config, shipped_configs
 from workbench.config.load import (
     ConfigProblems,
     Override,
     Problem,
     dump_config,
-    find_config,
     list_configs,
     parse_overrides,
     read_resolved,
     resolve,
-    shipped_configs,
 )
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import DataSection, SourceSection

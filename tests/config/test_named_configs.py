@@ -7,13 +7,8 @@ import pytest
 
 from tests.short_folder import short_folder
 from workbench.cli.main import main
-from workbench.config.load import (
-    ResolvedConfig,
-    list_configs,
-    offered_flags,
-    resolve,
-    shipped_configs,
-)
+from workbench.config.find import shipped_configs
+from workbench.config.load import ResolvedConfig, list_configs, offered_flags, resolve
 
 # B.1: what Samantha's configs share. A row below states only what it changes.
 SAMANTHA: dict[str, object] = {

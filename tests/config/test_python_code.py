@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 from tests.config.configs_on_disk import write_configs
 from workbench.cli.main import main
 from workbench.config.checks import refused_at_start
-from workbench.config.load import (
-    ResolvedConfig,
-    list_configs,
-    parse_overrides,
-    resolve,
-    shipped_configs,
-)
+from workbench.config.find import shipped_configs
+from workbench.config.load import ResolvedConfig, list_configs, parse_overrides, resolve
 from workbench.config.problems import ConfigProblems
 from workbench.config.python_code import literal, python_code
 from workbench.config.schema.data import DataSection, SourceSection

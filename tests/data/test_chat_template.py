@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from tests.data.conftest import CHATML_TOKENS, MakeFolder
-from workbench.config.load import shipped_templates
+from workbench.config.find import shipped_templates
 from workbench.config.template_source import template_source
 from workbench.data.chat_template import ChatTemplate, Targets
 from workbench.data.formats import Conversation, Message, Role

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from tests.demo.demo_files import MODEL
 from tests.training.tiny import dimensions, tiny_engine
+from workbench.config.find import shipped_templates
 from workbench.config.flags import parse_overrides
-from workbench.config.load import resolve, shipped_templates
+from workbench.config.load import resolve
 from workbench.config.schema.config import Config
 from workbench.control.data_records import Row, Step
 from workbench.data.chat_template import ChatTemplate

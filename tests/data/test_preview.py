@@ -12,8 +12,9 @@ import torch
 
 from tests.data.conftest import MakeFolder
 from tests.demo.demo_files import MODEL
+from workbench.config.find import shipped_templates
 from workbench.config.flags import parse_overrides
-from workbench.config.load import dump_config, resolve, shipped_templates
+from workbench.config.load import dump_config, resolve
 from workbench.config.schema.config import Config
 from workbench.control.data_records import Document, Row, Split, Step, Token
 from workbench.data.batch import Batch

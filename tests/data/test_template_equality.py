@@ -18,7 +18,7 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.data.conftest import TEXTS
-from workbench.config.load import shipped_templates
+from workbench.config.find import shipped_templates
 from workbench.config.template_source import template_source
 from workbench.data.chat_template import ChatTemplate, to_tokens
 from workbench.data.formats import Conversation, Message, Role

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from workbench.config.load import shipped_configs
+from workbench.config.find import shipped_configs
 
 DEMO = shipped_configs() / "demo"
 MODEL = DEMO / "model"

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from workbench.config.load import dump_config, resolve, shipped_templates
+from workbench.config.find import shipped_templates
+from workbench.config.load import dump_config, resolve
 from workbench.runs.json_lines import read_lines
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tests.demo.demo_files import DEMO, MODEL, read_rows
-from workbench.config.load import shipped_templates
+from workbench.config.find import shipped_templates
 from workbench.data.tokenizer import load_tokenizer
 from workbench.model.families import read_dimensions
 

@@ -11,7 +11,7 @@ import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from workbench.config.load import shipped_templates
+from workbench.config.find import shipped_templates
 from workbench.config.template_source import template_source
 from workbench.data.chat_template import ChatTemplate
 from workbench.data.formats import Conversation, Message

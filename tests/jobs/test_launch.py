@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.short_folder import short_folder
-from workbench.config.load import ResolvedConfig, parse_overrides, resolve, shipped_configs
+from workbench.config.find import shipped_configs
+from workbench.config.load import ResolvedConfig, parse_overrides, resolve
 from workbench.errors import ControlError, RefusedError
 from workbench.jobs.launch import launch, start_supervisor, write_run
 from workbench.jobs.preflight import Check, preflight

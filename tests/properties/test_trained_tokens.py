@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from tests.data.conftest import CHATML_TOKENS, TEXTS, model_config
-from workbench.config.load import shipped_templates
+from workbench.config.find import shipped_templates
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import DataSection, SourceSection
 from workbench.config.template_source import template_source

@@ -375,7 +375,7 @@ def _value(typed: _Typed, option: "OptionWords | Flag", current: str) -> Complet
 
 def _configs(typed: _Typed, current: str, *, with_bases: bool | None = None) -> Iterator[Candidate]:
     """Name the configs, written as the user began: with ``configs/``, with the suffix, or bare."""
-    from workbench.config.load import config_names
+    from workbench.config.find import config_names
 
     if with_bases is None:
         with_bases = (typed.verb[0] if typed.verb else "") not in WITHOUT_BASES
@@ -415,7 +415,7 @@ def _positional(typed: _Typed, current: str) -> Completions:
 
 
 def _templates(typed: _Typed) -> Iterator[Candidate]:
-    from workbench.config.load import template_names
+    from workbench.config.find import template_names
 
     for name in sorted(template_names(_project(typed))):
         yield Candidate(name, "chat template")

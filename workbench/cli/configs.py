@@ -17,12 +17,7 @@ from workbench.cli.config_arguments import (
 )
 from workbench.cli.text_result import add_text_options, give_text
 from workbench.config.inherit import Leaf, Origin
-from workbench.config.load import (
-    ConfigListing,
-    ResolvedConfig,
-    config_lines,
-    list_configs,
-)
+from workbench.config.load import ConfigListing, ResolvedConfig, config_lines, list_configs
 from workbench.config.yaml_reader import write_scalar
 
 LS_EXAMPLES = (

@@ -19,16 +19,9 @@ from workbench.cli.config_arguments import (
     typed_path,
 )
 from workbench.config.editable import check_editable, comes_with_workbench
+from workbench.config.find import BASE_FOLDER, config_names, find_config, template_names
 from workbench.config.inherit import FileCache, absolute
-from workbench.config.load import (
-    BASE_FOLDER,
-    ConfigProblems,
-    config_names,
-    files_of,
-    find_config,
-    resolve,
-    template_names,
-)
+from workbench.config.load import ConfigProblems, files_of, resolve
 from workbench.config.problems import seen_from_here
 from workbench.errors import ConfigError
 from workbench.jobs.editor import VSCODE_SOCKET, editor_command, run_editor

@@ -13,17 +13,10 @@ import msgspec
 
 from workbench.cli import output
 from workbench.cli.config_arguments import project_folder, read_config_arguments, typed_path
+from workbench.config.find import config_folders, find_config, name_of, shipped_configs
 from workbench.config.flags import Override
 from workbench.config.inherit import absolute
-from workbench.config.load import (
-    ConfigProblems,
-    ResolvedConfig,
-    config_folders,
-    find_config,
-    name_of,
-    resolve_text,
-    shipped_configs,
-)
+from workbench.config.load import ConfigProblems, ResolvedConfig, resolve_text
 from workbench.config.problems import seen_from_here
 from workbench.config.schema.keys import all_keys
 from workbench.config.yaml_reader import write_scalar

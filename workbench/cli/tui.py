@@ -74,7 +74,7 @@ def _name_of(config: str, project: Path) -> str:
     Raises:
         ConfigError: there is none.
     """
-    from workbench.config.load import config_folders, find_config, name_of
+    from workbench.config.find import config_folders, find_config, name_of
 
     return name_of(find_config(config, project=project), config_folders(project))
 

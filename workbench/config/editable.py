@@ -6,8 +6,8 @@ Knows no editor. Invariant: nothing is written here.
 import os
 from pathlib import Path
 
+from workbench.config.find import shipped_configs, shipped_templates
 from workbench.config.inherit import absolute
-from workbench.config.load import shipped_configs, shipped_templates
 from workbench.config.problems import seen_from_here
 from workbench.errors import RefusedError, RunError
 

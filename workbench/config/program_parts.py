@@ -7,7 +7,7 @@ a comma behind the last, which formatters keep at any width.
 """
 
 MODULES = {
-    "shipped_configs": "workbench.config.load",
+    "shipped_configs": "workbench.config.find",
     "Config": "workbench.config.schema.config",
     "DataSection": "workbench.config.schema.data",
     "EvaluationSection": "workbench.config.schema.intervals",

@@ -17,8 +17,9 @@ import msgspec
 
 from workbench.config import checks
 from workbench.config import program_parts as parts
+from workbench.config.find import shipped_configs
 from workbench.config.inherit import DEFAULT_ORIGIN
-from workbench.config.load import ResolvedConfig, at_origins, shipped_configs
+from workbench.config.load import ResolvedConfig, at_origins
 from workbench.config.problems import ConfigProblems
 from workbench.config.schema.config import Config
 from workbench.config.schema.data import DataSection, SourceSection

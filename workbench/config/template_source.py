@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from workbench.config.load import shipped_templates
+from workbench.config.find import shipped_templates
 from workbench.errors import DataError
 
 DEFAULT_TEMPLATE = "chatml"
