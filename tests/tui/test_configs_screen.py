@@ -1,5 +1,8 @@
 """The configs screen: list, filter, tree, keys with their origin, broken configs."""
 
+import asyncio
+import gc
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,6 +14,7 @@ from tests.tui.conftest import screen_text, type_into, wait_until
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.fuzzy import score
 from workbench.tui.screens.configs import ConfigsScreen
+from workbench.tui.screens.frame import WorkbenchScreen
 from workbench.tui.screens.launch_preview import LaunchPreview
 from workbench.tui.surroundings import Surroundings
 from workbench.tui.widgets.config_list import ConfigList, ConfigRow
@@ -221,3 +225,46 @@ def test_what_fits_better_scores_higher(query: str, better: str, worse: str) -> 
 def test_characters_in_another_order_do_not_match() -> None:
     assert score("ba", "ab") is None
     assert score("", "anything") == 0
+
+
+async def test_what_threads_tell_arrives_in_order_and_not_on_a_screen_that_is_gone(
+    surroundings: Surroundings,
+) -> None:
+    told: list[int] = []
+    async with on_configs(surroundings) as (pilot, screen):
+        await pilot.press("p")
+        await wait_until(pilot, lambda: isinstance(pilot.app.screen, LaunchPreview))
+        preview = pilot.app.screen
+        assert isinstance(preview, LaunchPreview)
+
+        def tell(first: WorkbenchScreen, numbers: range) -> None:
+            for number in numbers:
+                first.from_thread(told.append, number)
+
+        await asyncio.to_thread(tell, preview, range(5))
+        await wait_until(pilot, lambda: told == [0, 1, 2, 3, 4])
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: pilot.app.screen is screen)
+        await wait_until(pilot, lambda: not preview.is_attached)
+        await asyncio.to_thread(tell, preview, range(5, 10))
+        await asyncio.to_thread(tell, screen, range(10, 12))
+        await wait_until(pilot, lambda: told == [0, 1, 2, 3, 4, 10, 11])
+
+
+def test_a_thread_that_outlives_the_program_neither_waits_nor_warns(
+    surroundings: Surroundings,
+) -> None:
+    left: list[ConfigsScreen] = []
+
+    async def run() -> None:
+        async with on_configs(surroundings) as (_, screen):
+            left.append(screen)
+
+    asyncio.run(run())
+    told: list[int] = []
+    thread = threading.Thread(target=left[0].from_thread, args=(told.append, 1))
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    gc.collect()  # a coroutine that nobody awaits would warn now, which fails a test
+    assert told == []

@@ -4,6 +4,7 @@ Importing this module and drawing the first frame loads neither torch nor numpy;
 the first chart. Nothing here knows what a screen shows. Invariant: a key that is refused says why.
 """
 
+import contextlib
 import logging
 import re
 import shlex
@@ -178,7 +179,8 @@ class WorkbenchApp(App[None], inherit_bindings=False):
 
     def _runs_were_read(self, runs: "tuple[KnownRun, ...]") -> None:
         """Take a list from the reading thread."""
-        self.call_from_thread(self._take_runs, runs)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program has ended
+            self.call_later(self._take_runs, runs)
 
     def _take_runs(self, runs: "tuple[KnownRun, ...]") -> None:
         from workbench.tui.job_events import RunsListed

@@ -108,12 +108,12 @@ class ConfigsScreen(WorkbenchScreen):
         try:
             listings = list_configs(project)
         except ConfigError as error:
-            self.app.call_from_thread(self.workbench.say, str(error), "error")
+            self.from_thread(self.workbench.say, str(error), "error")
             listings = []
-        self.app.call_from_thread(self._take_listings, listings)
+        self.from_thread(self._take_listings, listings)
         if edited is not None:
             text, severity = judge(edited, listings, project)
-            self.app.call_from_thread(self.workbench.say, text, severity)
+            self.from_thread(self.workbench.say, text, severity)
 
     @on(RunsListed)
     def _runs_listed(self, event: RunsListed) -> None:
@@ -226,7 +226,7 @@ class ConfigsScreen(WorkbenchScreen):
             found = Resolution(name, resolve(name, project=self._project), None)
         except ConfigProblems as problems:
             found = Resolution(name, None, problems)
-        self.app.call_from_thread(self._take_resolution, found)
+        self.from_thread(self._take_resolution, found)
 
     @property
     def _project(self) -> Path:

@@ -3,8 +3,9 @@
 Invariant: a screen shows the same header and footer whatever its body does.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -51,6 +52,19 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
     def workbench(self) -> Program:
         """The program, with its own type."""
         return cast(Program, self.app)
+
+    def from_thread(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Have the program call a function for a worker thread, in the order asked, without a wait.
+
+        A thread that waited would hold up the end of a program that ends meanwhile. Nothing is
+        called when the program has ended or this screen is gone.
+        """
+
+        def call() -> object:
+            return callback(*arguments) if self.is_attached else None
+
+        with contextlib.suppress(RuntimeError):  # its loop is closed
+            self.app.call_later(call)
 
     @property
     def is_narrow(self) -> bool:

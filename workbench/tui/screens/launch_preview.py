@@ -162,20 +162,20 @@ class LaunchPreview(WorkbenchScreen):
             planned = plan(self._config, self._typed, project)
         except ConfigError as error:
             if not worker.is_cancelled:
-                self.app.call_from_thread(self._take_mistake, str(error))
+                self.from_thread(self._take_mistake, str(error))
             return
         if worker.is_cancelled:
             return
-        self.app.call_from_thread(self._take_plan, planned)
+        self.from_thread(self._take_plan, planned)
         for found in look(planned.resolved, project=project):
             if worker.is_cancelled:
                 return
             if isinstance(found, Progress):
-                self.app.call_from_thread(self._take_progress, found)
+                self.from_thread(self._take_progress, found)
             else:
-                self.app.call_from_thread(self._take_check, found)
+                self.from_thread(self._take_check, found)
         if not worker.is_cancelled:
-            self.app.call_from_thread(self._take_end)
+            self.from_thread(self._take_end)
 
     def worker_failed(self, name: str, text: str) -> None:
         """A check that broke keeps the run from starting, as an error would."""
@@ -418,9 +418,9 @@ class LaunchPreview(WorkbenchScreen):
         try:
             run, job = launch(resolved, project=self.workbench.surroundings.project)
         except WorkbenchError as error:
-            self.app.call_from_thread(self._take_failure, error)
+            self.from_thread(self._take_failure, error)
             return
-        self.app.call_from_thread(self._take_start, run.path, job.job)
+        self.from_thread(self._take_start, run.path, job.job)
 
     def _take_failure(self, error: WorkbenchError) -> None:
         self._is_launching = False
