@@ -157,6 +157,67 @@ def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, structure: AttentionS
     return dense_attention(q, k, v, structure.mask).transpose(1, 2)
 
 
+@dataclass(frozen=True)
+class Attended:
+    """What attending gives, and what its backward needs of it beside q, k and v.
+
+    Attributes:
+        out_BTHD: the dtype of the queries.
+        log_sum: the logarithm of each query's sum of exponentials, B·T·H fp32 elements in the
+            kernel's own layout; None where the backward attends once more instead.
+    """
+
+    out_BTHD: Tensor
+    log_sum: Tensor | None
+
+
+def keeps_log_sum(structure: AttentionStructure) -> bool:
+    """Say whether ``attend_forward`` gives a log-sum-exp, which a record then has to keep."""
+    return False
+
+
+def attend_forward(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, structure: AttentionStructure
+) -> Attended:
+    """Attend within documents, leaving no autograd graph.
+
+    Args:
+        q_BTHD: queries; like keys and values a view of any strides whose last is 1.
+        k_BTKD: keys; H is a multiple of K.
+        v_BTKD: values.
+        structure: of the microbatch.
+    """
+    with torch.no_grad():
+        return Attended(attend(q_BTHD, k_BTKD, v_BTKD, structure), None)
+
+
+def attend_backward(
+    gradient_BTHD: Tensor,
+    q_BTHD: Tensor,
+    k_BTKD: Tensor,
+    v_BTKD: Tensor,
+    attended: Attended,
+    structure: AttentionStructure,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the gradients of queries, keys and values.
+
+    Args:
+        gradient_BTHD: of the result.
+        q_BTHD: as they were in ``attend_forward``.
+        k_BTKD: the same.
+        v_BTKD: the same.
+        attended: what ``attend_forward`` gave, or copies of it with the same content and shape.
+        structure: of the microbatch.
+
+    Returns:
+        dq (B, T, H, D), dk and dv (B, T, K, D), the dtype of the queries.
+    """
+    with torch.enable_grad():
+        q, k, v = (tensor.detach().requires_grad_() for tensor in (q_BTHD, k_BTKD, v_BTKD))
+        dq, dk, dv = torch.autograd.grad(attend(q, k, v, structure), (q, k, v), gradient_BTHD)
+    return dq, dk, dv
+
+
 def visible(document_starts: Tensor, row_length: int, window: int | None) -> Tensor:
     """Say which key each query may see: the same document, not later, within the window.
 
