@@ -117,7 +117,7 @@ def make_engine(
         device=device,
         seed=0,
         weight_decay=1e-3,
-        stochastic_rounding=True,
+        rounding="stochastic",
     )
     return LayerMajorEngine(
         dims=dims,

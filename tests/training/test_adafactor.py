@@ -164,7 +164,7 @@ def test_statistics_are_named_after_their_parameters() -> None:
         device=CPU,
         seed=0,
         weight_decay=0.0,
-        stochastic_rounding=True,
+        rounding="stochastic",
     )
     shapes = {name: tuple(tensor.shape) for name, tensor in optimizer.named_tensors().items()}
     assert shapes == {"a.weight:row": (2,), "a.weight:column": (3,), "b.weight:full": (4,)}

@@ -24,7 +24,7 @@ def train_by_autograd(
         device=CPU,
         seed=7,
         weight_decay=1e-3,
-        stochastic_rounding=False,
+        rounding="nearest",
     )
     losses = []
     for number, rows in enumerate(steps, start=1):

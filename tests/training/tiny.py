@@ -25,6 +25,7 @@ from workbench.training.engine.step import LayerMajorEngine
 from workbench.training.engine.weight_store import ResidentStore
 from workbench.training.loop import Ending, Intervals, Training
 from workbench.training.optimizer.adafactor import Adafactor
+from workbench.training.optimizer.protocol import Rounding
 from workbench.training.publisher import Publisher
 from workbench.training.report import Report
 from workbench.training.state import TrainingState
@@ -118,7 +119,7 @@ def tiny_engine(
     device: torch.device = CPU,
     clip_norm: float | None = None,
     seed: int = 7,
-    stochastic_rounding: bool = True,
+    rounding: Rounding = "stochastic",
 ) -> TinyEngine:
     store = ResidentStore(dims, dtype, device)
     store.load(random_weights(dims, seed, dtype))
@@ -128,7 +129,7 @@ def tiny_engine(
         device=device,
         seed=seed,
         weight_decay=1e-3,
-        stochastic_rounding=stochastic_rounding,
+        rounding=rounding,
     )
     engine = LayerMajorEngine(
         dims=dims,

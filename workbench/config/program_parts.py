@@ -181,7 +181,7 @@ ENGINE = """\
         device=device,
         seed=seed,
         weight_decay=<optimizer.weight_decay>,
-        stochastic_rounding=ROUNDING,<=optimizer.rounding>
+        rounding=<optimizer.rounding>,
     )
     # The engine takes a step block by block: forward keeps each block's input; backward
     # recomputes one block, sums its gradients over the microbatches, moves its weights and

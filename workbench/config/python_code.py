@@ -186,9 +186,7 @@ def _source(name: str, source: SourceSection, values: "Values") -> Iterator[str]
 
 def _engine(config: Config) -> str:
     clips = config.optimizer.clip_by == "previous_norm"
-    is_stochastic = config.optimizer.rounding == "stochastic"
-    text = parts.ENGINE.replace("ROUNDING", str(is_stochastic))
-    return text.replace("CLIP_NORM", "<optimizer.clip_norm>" if clips else "None")
+    return parts.ENGINE.replace("CLIP_NORM", "<optimizer.clip_norm>" if clips else "None")
 
 
 def _log(config: Config) -> str:

@@ -90,7 +90,7 @@ def build(
         device=device,
         seed=config.training.seed,
         weight_decay=config.optimizer.weight_decay,
-        stochastic_rounding=config.optimizer.rounding == "stochastic",
+        rounding=config.optimizer.rounding,
     )
     engine = LayerMajorEngine(
         dims=dims,

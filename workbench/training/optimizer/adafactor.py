@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.training.optimizer.exact import LOW, join_exact, write_exact
+from workbench.training.optimizer.protocol import NO_COMPANION, CompanionParts, Rounding
 from workbench.training.optimizer.rounding import (
     NoiseKey,
     noise_key,
@@ -74,6 +76,7 @@ def update(
     learning_rate: float,
     weight_decay: float,
     noise: NoiseKey | None,
+    low: Tensor | None = None,
     scale: Tensor | None = None,
     ok: Tensor | None = None,
 ) -> Tensor:
@@ -90,6 +93,7 @@ def update(
         learning_rate: rate of this very step.
         weight_decay: share of the weight taken off, times the rate.
         noise: key for stochastic rounding; None rounds to nearest. fp32 weights are not rounded.
+        low: int16 low halves of exact weights, changed in place; None where there are none.
         scale: fp32 scalar on the device that multiplies the gradient first; None is one.
         ok: bool scalar on the device; None is true.
 
@@ -101,7 +105,7 @@ def update(
     if weight.dim() == 1:
         return _update_vector(
             weight, gradient_32, square, statistics, step, learning_rate, weight_decay, noise,
-            scale, ok,
+            low, scale, ok,
         )  # fmt: skip
     row_sum = square.sum(dim=1)
     norm_square = row_sum.sum()
@@ -134,7 +138,7 @@ def update(
     change = torch.mul(gradient_32, (row_factor * length)[:, None], out=square)
     change *= column_factor
     del gradient_32  # of a large matrix it is the largest thing here
-    _write(weight, change, learning_rate * weight_decay, noise, healthy)
+    _write(weight, change, learning_rate * weight_decay, noise, low, healthy)
     _keep(statistics.row, row, healthy)
     _keep(statistics.column, column, healthy)
     return norm_square
@@ -149,6 +153,7 @@ def _update_vector(
     learning_rate: float,
     weight_decay: float,
     noise: NoiseKey | None,
+    low: Tensor | None,
     scale: Tensor | None,
     ok: Tensor | None,
 ) -> Tensor:
@@ -164,24 +169,32 @@ def _update_vector(
     change = gradient_32 * full.rsqrt()
     root_mean_square = change.square().mean().sqrt_()
     change *= learning_rate / (root_mean_square / CLIP_THRESHOLD).clamp_(min=1.0)
-    _write(weight, change, learning_rate * weight_decay, noise, healthy)
+    _write(weight, change, learning_rate * weight_decay, noise, low, healthy)
     _keep(statistics.full, full, healthy)
     return norm_square
 
 
 def _write(
-    weight: Tensor, change: Tensor, decay: float, noise: NoiseKey | None, healthy: Tensor
+    weight: Tensor,
+    change: Tensor,
+    decay: float,
+    noise: NoiseKey | None,
+    low: Tensor | None,
+    healthy: Tensor,
 ) -> None:
     """Store weight - decay x weight - change, rounded once; ``change`` is used up."""
+    old = weight if low is None else join_exact(weight, low)
     # The decay joins the small change first: a factor of 1 - decay is 1 in fp32 below 3e-8.
-    change.add_(weight, alpha=decay)
+    change.add_(old, alpha=decay)
     if weight.dtype == torch.float32 and weight.device.type == "cpu":
         weight.sub_(change)
         return
-    new = torch.sub(weight, change, out=change)
+    new = torch.sub(old, change, out=change)
     if weight.device.type != "cpu":
-        torch.where(healthy, new, weight, out=new)
-    if noise is not None and weight.dtype == torch.bfloat16:
+        torch.where(healthy, new, old, out=new)
+    if low is not None:
+        write_exact(new, weight, low)
+    elif noise is not None and weight.dtype == torch.bfloat16:
         # A value that is a bfloat16 already is left alone by rounding: a skipped update is exact.
         round_stochastically(new, weight, noise)
     else:
@@ -193,35 +206,50 @@ def _keep(old: Tensor, new: Tensor, healthy: Tensor) -> None:
 
 
 class Adafactor:
-    """The statistics of all tensors by name, and the settings their updates share."""
+    """The statistics of all tensors by name, and the settings their updates share.
+
+    Args:
+        shapes: of every parameter, by its name.
+        dtype: of the weights.
+        device: of the statistics, and of every update.
+        seed: from which the bits of stochastic rounding are made.
+        weight_decay: share of a weight taken off per step, times the rate.
+        rounding: of bfloat16 weights.
+    """
 
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, ...]],
         *,
+        dtype: torch.dtype = torch.bfloat16,
         device: torch.device,
         seed: int,
         weight_decay: float,
-        stochastic_rounding: bool,
+        rounding: Rounding,
     ) -> None:
         self.statistics = {name: new_statistics(shape, device) for name, shape in shapes.items()}
         self._seed = seed
         self._weight_decay = weight_decay
-        self._stochastic_rounding = stochastic_rounding
+        self._rounding = rounding if dtype == torch.bfloat16 else "nearest"
+
+    def companion(self, shape: tuple[int, ...]) -> CompanionParts:
+        """Name the low halves of exact weights, or nothing."""
+        return {LOW: (shape, torch.int16)} if self._rounding == "exact" else {}
 
     def update(
         self,
         name: str,
         weight: Tensor,
         gradient: Tensor,
+        companion: Mapping[str, Tensor] = NO_COMPANION,
         *,
         step: int,
         learning_rate: float,
         scale: Tensor | None = None,
         ok: Tensor | None = None,
     ) -> Tensor:
-        """Move the parameter ``name``; arguments and result as of the function ``update``."""
-        is_rounded = self._stochastic_rounding and weight.dtype == torch.bfloat16
+        """Move the parameter ``name``; arguments and result as of ``Optimizer.update``."""
+        is_stochastic = self._rounding == "stochastic"
         return update(
             weight,
             gradient,
@@ -229,7 +257,8 @@ class Adafactor:
             step=step,
             learning_rate=learning_rate,
             weight_decay=self._weight_decay,
-            noise=noise_key(self._seed, step, name) if is_rounded else None,
+            noise=noise_key(self._seed, step, name) if is_stochastic else None,
+            low=companion[LOW] if self._rounding == "exact" else None,
             scale=scale,
             ok=ok,
         )
