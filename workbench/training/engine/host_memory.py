@@ -1,0 +1,327 @@
+"""Host memory that the GPU copies from and to by itself, and whether there is enough of it.
+
+Knows bytes and what they are for, not what lies in them. Anonymous pages are touched and registered
+with CUDA here instead of taking torch's pinned tensors, which round to powers of two (13.0 GiB
+become 16). Invariant: a tensor of ``pinned_bytes`` is registered as long as it lives, and either
+all of it or nothing.
+
+Pages come from the NUMA node of the thread that touches them first. The threads here run wherever
+the process may: bind the process to the GPU's node (``numactl --cpunodebind``) where a machine has
+several, since copies from a far node can be half as fast.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import resource
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from workbench.errors import RefusedError, RunError
+
+GIB = 1 << 30
+
+_SPARED_BYTES = GIB  # stays free for everybody else: below that a desktop begins to stall
+_REGION_BYTES = 4 * GIB
+_TOUCHED_BYTES = 64 << 20  # by one thread at a time
+_MAX_THREADS = 8
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context of the process
+_REMEDY = (
+    "raise memory.resident_fraction, lower batch.train or data.max_length, or close other programs"
+)
+
+
+class HostRegistration(Protocol):
+    """The two calls of ``torch.cuda.cudart()`` that are used here; both give 0 for success."""
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
+        """Pin the pages of a range."""
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        """Give up a range that was pinned, by its first address."""
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """How much host memory a process can take, and what says so.
+
+    Attributes:
+        available_bytes: without swapping and without being killed.
+        bound: what sets it, in words for an error message.
+    """
+
+    available_bytes: int
+    bound: str
+
+
+def check_host_memory(num_bytes: int, purpose: str, *, root: Path = Path("/")) -> None:
+    """Refuse what the machine or its control groups cannot hold, before any of it is allocated.
+
+    Args:
+        num_bytes: that will be taken.
+        purpose: what they are for, as a plural: ``weights of 28 streamed blocks``.
+        root: where ``proc`` lies; another one in tests.
+
+    Raises:
+        RefusedError: less than this, with 1 GiB left to others, is available.
+    """
+    memory = available_host_memory(root)
+    if memory is None or num_bytes + _SPARED_BYTES <= memory.available_bytes:
+        return
+    raise RefusedError(
+        f"{purpose} need {num_bytes / GIB:.1f} GiB and 1 GiB to spare, "
+        f"{memory.available_bytes / GIB:.1f} GiB are available ({memory.bound})",
+        where="host memory",
+        remedy=_REMEDY,
+    )
+
+
+def available_host_memory(root: Path = Path("/")) -> HostMemory | None:
+    """Give what the machine and every control group above this process still allow.
+
+    Pages of files count as available, as they do in the kernel's own estimate.
+
+    Args:
+        root: where ``proc`` lies; the paths of control groups are taken below it too.
+
+    Returns:
+        The tightest bound; None where the kernel tells nothing.
+    """
+    bounds = list(_group_bounds(root))
+    if (machine := _machine_bytes(root)) is not None:
+        bounds.append(HostMemory(machine, "MemAvailable"))
+    return min(bounds, key=lambda bound: bound.available_bytes, default=None)
+
+
+def _machine_bytes(root: Path) -> int | None:
+    for line in _lines(root / "proc/meminfo"):
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) << 10
+    return None
+
+
+def _group_bounds(root: Path) -> Iterator[HostMemory]:
+    """Give what each limited control group leaves, from the process's own up to the highest."""
+    groups = _own_groups(root)
+    for line in _lines(root / "proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split()[:3]
+        shown, mounted = before.split()[3:5]
+        if kind == "cgroup2":
+            group, limit, usage, inactive = (
+                groups.get(""),
+                "memory.max",
+                "memory.current",
+                "inactive_file",
+            )
+        elif kind == "cgroup" and "memory" in options.split(","):
+            group, limit, usage, inactive = (
+                groups.get("memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        if group is None:
+            continue
+        top = root / mounted.lstrip("/")
+        # A container may see only its own part of the hierarchy, mounted as if it were the root.
+        inside = os.path.relpath(group, shown) if group.startswith(shown) else "."
+        folder = top / inside
+        for at in (folder, *folder.parents):
+            bound = _group_bound(at, limit, usage, inactive)
+            if bound is not None:
+                yield bound
+            if at == top:
+                break
+
+
+def _own_groups(root: Path) -> dict[str, str]:
+    """Give the control group of this process per controller; "" is the unified hierarchy."""
+    groups: dict[str, str] = {}
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        groups |= dict.fromkeys(controllers.split(","), path)
+    return groups
+
+
+def _group_bound(folder: Path, limit: str, usage: str, inactive: str) -> HostMemory | None:
+    try:
+        allowed = int((folder / limit).read_text())
+        used = int((folder / usage).read_text())
+    except (OSError, ValueError):  # no such file at the highest group, or the word "max"
+        return None
+    reclaimable = sum(
+        int(line.split()[1])
+        for line in _lines(folder / "memory.stat")
+        if line.startswith(f"{inactive} ")
+    )
+    return HostMemory(max(0, allowed - used + reclaimable), f"limit of control group {folder}")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+# ---- pinned memory -------------------------------------------------------------------------------
+
+
+class _Pages(mmap.mmap):
+    """Anonymous pages that give up their registrations before they are unmapped."""
+
+    device: torch.device
+    registered: tuple[int, ...] = ()
+
+    def __del__(self) -> None:
+        if self.registered:
+            # A device that failed, or a process that ends, has nothing left to give up.
+            with contextlib.suppress(Exception):
+                torch.cuda.synchronize(self.device)  # no copy may still run from or to these pages
+                unregister(self.registered, _cudart())
+
+
+def pinned_bytes(
+    num_bytes: int, *, purpose: str, device: torch.device, unit_bytes: int | None = None
+) -> Tensor:
+    """Give zeroed host memory that ``device`` can copy from and to while the host goes on.
+
+    Args:
+        num_bytes: exactly these are taken, up to a page.
+        purpose: what they are for, as a plural, for error messages.
+        device: on a CPU the memory is ordinary.
+        unit_bytes: no copy crosses a multiple of it, so registered regions may end there; None:
+            one region for all.
+
+    Returns:
+        (num_bytes,) uint8, beginning at a page. Unregistered and given back when the last view of
+        it dies.
+
+    Raises:
+        RefusedError: there is not enough memory, or less than this may be mapped or locked.
+    """
+    if num_bytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    check_host_memory(num_bytes, purpose)
+    try:
+        pages = _Pages(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise RefusedError(
+            f"{purpose} need {num_bytes / GIB:.1f} GiB, which cannot be mapped: {error.strerror}",
+            where="host memory",
+            remedy=f"{_REMEDY}; where ulimit -v is set, raise it",
+        ) from error
+    # A forked child neither needs these pages nor may copy them when it writes; a kernel without
+    # huge pages refuses the second, which changes nothing but speed.
+    for advice in (mmap.MADV_DONTFORK, mmap.MADV_HUGEPAGE):
+        with contextlib.suppress(OSError):
+            pages.madvise(advice)
+    memory = torch.frombuffer(pages, dtype=torch.uint8)
+    if device.type == "cuda":
+        pages.device = device
+        with ThreadPoolExecutor(_num_threads()) as threads:
+            list(threads.map(_touch, _cut(memory.data_ptr(), num_bytes, _TOUCHED_BYTES)))
+        regions = list(_cut(memory.data_ptr(), num_bytes, _region_bytes(num_bytes, unit_bytes)))
+        try:
+            pages.registered = register(regions, _cudart(), device)
+        except RunError:
+            _forget_failure(device)
+            raise RefusedError(
+                f"{purpose} need {num_bytes / GIB:.1f} GiB of pinned memory, which CUDA does not "
+                f"register{_locked_limit(num_bytes)}",
+                where="host memory",
+                remedy=f"{_REMEDY}, or raise ulimit -l",
+            ) from None
+        assert memory.is_pinned()
+    return memory
+
+
+def _region_bytes(num_bytes: int, unit_bytes: int | None) -> int:
+    """Give the length of regions: whole units and whole pages, near 4 GiB."""
+    if unit_bytes is None or unit_bytes % mmap.PAGESIZE or unit_bytes >= num_bytes:
+        return num_bytes
+    return unit_bytes * max(1, _REGION_BYTES // unit_bytes)
+
+
+def _cut(address: int, num_bytes: int, length: int) -> Iterator[tuple[int, int]]:
+    """Cut a range into pieces of at most a length; give addresses and bytes."""
+    for begin in range(0, num_bytes, length):
+        yield address + begin, min(length, num_bytes - begin)
+
+
+def _touch(piece: tuple[int, int]) -> None:
+    ctypes.memset(piece[0], 0, piece[1])
+
+
+def _num_threads() -> int:
+    return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+def _cudart() -> HostRegistration:
+    return cast(HostRegistration, torch.cuda.cudart())  # type: ignore[no-untyped-call]
+
+
+def register(
+    regions: Iterable[tuple[int, int]], cudart: HostRegistration, device: torch.device | None = None
+) -> tuple[int, ...]:
+    """Register all regions, several at a time, or none.
+
+    Args:
+        regions: addresses and bytes, none overlapping.
+        cudart: that registers.
+        device: whose context the threads use; None: the current one.
+
+    Returns:
+        The addresses.
+
+    Raises:
+        RunError: one could not be registered; those that could are given up.
+    """
+
+    def register_one(region: tuple[int, int]) -> int:
+        with torch.cuda.device(device) if device else contextlib.nullcontext():
+            return int(cudart.cudaHostRegister(region[0], region[1], _PORTABLE))
+
+    regions = list(regions)
+    with ThreadPoolExecutor(_num_threads()) as threads:
+        codes = list(threads.map(register_one, regions))
+    if any(codes):
+        unregister([at for (at, _), code in zip(regions, codes, strict=True) if not code], cudart)
+        raise RunError(
+            f"{sum(map(bool, codes))} of {len(codes)} regions cannot be registered "
+            f"(CUDA error {max(codes)})",
+            where="host memory",
+            remedy="raise ulimit -l",
+        )
+    return tuple(address for address, _ in regions)
+
+
+def unregister(addresses: Iterable[int], cudart: HostRegistration) -> None:
+    """Give up regions by their first addresses."""
+    for address in addresses:
+        cudart.cudaHostUnregister(address)
+
+
+def _forget_failure(device: torch.device) -> None:
+    """Have the error that CUDA keeps raised here, not at somebody's next kernel."""
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device=device)
+
+
+def _locked_limit(num_bytes: int) -> str:
+    """Say what the locked-memory limit is where it is lower than what was asked for."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY or limit >= num_bytes:
+        return ""
+    return f" (locked memory is limited to {limit >> 10} KiB)"
