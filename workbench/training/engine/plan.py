@@ -1,8 +1,7 @@
-"""How a step is cut into microbatches, how gradients are summed, and the bytes that takes.
+"""The plan of a run: how a step is cut, what lies where, what is repeated, and what that takes.
 
 The arithmetic is ``config/memory_parts``, the very functions that forecasts use; the worker brings
-what it measured: the row length of its data and the free bytes of its GPU. This plan knows the
-resident form only: every block stays on the device and block inputs stay where they were made.
+what it measured: the row length of its data and the free bytes of its GPU.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,31 +15,70 @@ from workbench.config.memory_parts import (
     CONTEXT_BYTES,
     GIB,
     DeviceBytes,
+    OptimizerName,
+    Recompute,
     StepForm,
     choose_microbatches,
+    chunk_rows,
     needed_bytes,
 )
 from workbench.config.model_facts import ModelFacts
+from workbench.config.time_plan import Rates
 from workbench.errors import RefusedError
 from workbench.model.families import Dimensions
 from workbench.runs.atomic import write_atomically
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the budget allows.
+    """What the engine does with what it may take.
 
     Attributes:
         microbatches: parts of a step.
         sum_dtype: of gradient sums, bfloat16 or float32.
         budget_bytes: that the process may take of the GPU; None on the CPU.
+        resident_blocks: blocks whose weights stay on the device; which, says ``spread``.
+        vocabulary_resident: embedding and head stay there too; else they pass through one slot.
+        slots: that streamed blocks pass through.
+        pinned_records: what is kept for backward waits in pinned host memory.
+        recompute: per block, first block first.
+        tile_rows: rows of the MLP that exist at once in a block's backward.
+        head_rows: rows that pass the head together.
+        companions_resident: low bits and moments stay on the device with resident weights.
         predicted: bytes per part.
+        predicted_seconds: of a step; None where nothing is known of the machine.
     """
 
     microbatches: int
     sum_dtype: Literal["bfloat16", "float32"]
     budget_bytes: int | None
+    resident_blocks: int
+    vocabulary_resident: bool
+    slots: int
+    pinned_records: bool
+    recompute: tuple[Recompute, ...]
+    tile_rows: int
+    head_rows: int
+    companions_resident: bool
     predicted: DeviceBytes
+    predicted_seconds: float | None
+
+
+def spread(resident: int, num_layers: int) -> frozenset[int]:
+    """Choose which blocks stay: evenly, so that each copy has several blocks to hide behind.
+
+    Args:
+        resident: blocks that stay.
+        num_layers: blocks of the model.
+
+    Returns:
+        Their numbers: 2 of 8 are {3, 7}, 6 of 8 {1, 2, 3, 5, 6, 7}.
+    """
+    return frozenset(
+        block
+        for block in range(num_layers)
+        if (block + 1) * resident // num_layers > block * resident // num_layers
+    )
 
 
 def facts_of_dimensions(dims: Dimensions) -> ModelFacts:
@@ -69,6 +107,14 @@ def choose_plan(
     rows: int,
     row_length: int,
     budget_bytes: int | None,
+    resident_fraction: Literal["auto"] | float = "auto",
+    block_inputs: Literal["auto", "gpu", "pinned"] = "auto",
+    recompute: Literal["auto"] | Recompute = "auto",
+    optimizer: OptimizerName = "adafactor",
+    exact: bool = False,
+    host_bytes: int | None = None,
+    rates: Rates | None = None,
+    seen_tokens: float | None = None,
 ) -> Plan:
     """Choose the fewest microbatches that fit.
 
@@ -80,6 +126,14 @@ def choose_plan(
         rows: of a step.
         row_length: tokens of the longest row.
         budget_bytes: of the GPU; None on the CPU.
+        resident_fraction: ``memory.resident_fraction``.
+        block_inputs: ``memory.block_inputs``, the place of all that is kept for backward.
+        recompute: ``memory.recompute``.
+        optimizer: ``optimizer.name``.
+        exact: the low halves of fp32 weights are kept beside bfloat16 ones.
+        host_bytes: of host memory that can be had; None where that is not known.
+        rates: how fast the machine is; None for nothing but bytes.
+        seen_tokens: mean length of a document; None takes the row's.
 
     Raises:
         RefusedError: not even the smallest microbatch fits the budget.
@@ -89,6 +143,11 @@ def choose_plan(
         row_length=row_length,
         microbatches=1,
         weight_bytes=dtype.itemsize,
+        resident_fraction=1.0 if resident_fraction == "auto" else resident_fraction,
+        pinned_inputs=block_inputs == "pinned",
+        recompute="full" if recompute == "auto" else recompute,
+        optimizer=optimizer,
+        exact=exact,
         is_gpu=budget_bytes is not None,
     )
     choice = choose_microbatches(
@@ -108,10 +167,19 @@ def choose_plan(
             "batch.train",
         )
     return Plan(
-        choice.form.microbatches,
-        "bfloat16" if choice.form.sum_bytes == 2 else "float32",
-        budget_bytes,
-        choice.device,
+        microbatches=choice.form.microbatches,
+        sum_dtype="bfloat16" if choice.form.sum_bytes == 2 else "float32",
+        budget_bytes=budget_bytes,
+        resident_blocks=choice.form.resident_blocks(dims.num_layers),
+        vocabulary_resident=True,
+        slots=3,
+        pinned_records=choice.form.pinned_inputs,
+        recompute=(choice.form.recompute,) * dims.num_layers,
+        tile_rows=2048,
+        head_rows=chunk_rows(dims.vocabulary_size),
+        companions_resident=True,
+        predicted=choice.device,
+        predicted_seconds=None,
     )
 
 
@@ -136,9 +204,14 @@ def write_plan(path: Path, plan: Plan, measured: dict[str, int] | None = None) -
         "engine": "layer_major",
         "microbatches": plan.microbatches,
         "sum_dtype": plan.sum_dtype,
-        "resident_fraction": 1.0,
-        "block_inputs": "gpu",
-        "recompute": "full",
+        "resident_blocks": plan.resident_blocks,
+        "vocabulary_resident": plan.vocabulary_resident,
+        "slots": plan.slots,
+        "pinned_records": plan.pinned_records,
+        "recompute": plan.recompute,
+        "tile_rows": plan.tile_rows,
+        "head_rows": plan.head_rows,
+        "companions_resident": plan.companions_resident,
         "budget_bytes": plan.budget_bytes,
         "predicted": {
             **asdict(plan.predicted),
