@@ -34,6 +34,7 @@ from workbench.model.decoder import (
 )
 from workbench.model.families import Dimensions
 from workbench.training.engine.block_inputs import BlockInputs
+from workbench.training.engine.step_times import StepTimes
 from workbench.training.engine.weight_store import WeightStore, flat_views
 from workbench.training.gradient import SummingLinear, add_product
 from workbench.training.loss import HeadLoss, head_loss, target_rows
@@ -54,6 +55,7 @@ class StepResult:
         square_norms: (parameters,) fp32, per parameter the sum of its gradient's squares, in the
             order of ``names``; empty when the step ended without gradients.
         names: of the parameters.
+        times: of a step that was timed; read only once its numbers have arrived on the host.
     """
 
     loss_sum: Tensor
@@ -62,6 +64,7 @@ class StepResult:
     ok: Tensor
     square_norms: Tensor
     names: tuple[str, ...]
+    times: StepTimes | None = None
 
 
 @dataclass(frozen=True)
