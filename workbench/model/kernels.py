@@ -1,12 +1,25 @@
-"""Norm, rotary and gated MLP, readable: these functions define what a faster kernel must equal.
+"""Norm, rotary, gated MLP, loss and row sums: what each must compute, and how it is computed.
 
-Each rounds where transformers rounds: the norm works in fp32 and multiplies its weight after the
-cast, everything else stays in the dtype of the activations.
+The three functions on top return new tensors: the decoder reads by them, and they round where
+transformers rounds. ``Kernels`` is what the engine calls: forward and backward on flattened
+tensors that somebody else owns, written in place. ``EagerKernels`` is its twin in plain torch; it
+defines what a faster kernel must equal, and it is what runs on a CPU. Nothing here waits for the
+device or draws a random number, and equal inputs give equal bits.
+
+    tokens (T), hidden (D), a head's width (R), query heads (H), key and value heads (K),
+    queries, keys and values side by side (E = (H + 2K) R), intermediate (F), vocabulary (V),
+    rows of a chunk of logits (C), rows whose sum is wanted (S), distinct ids (K)
 """
+
+import importlib.util
+import logging
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -48,3 +61,333 @@ def gated_product(gate: Tensor, up: Tensor) -> Tensor:
         up: (..., intermediate).
     """
     return F.silu(gate) * up
+
+
+class Kernels(Protocol):
+    """The elementwise work of a block, the head and the embedding, on tensors of the caller.
+
+    Every tensor lies on one device, is contiguous unless said otherwise, and has the dtype of the
+    activations (bf16 or fp32) unless said otherwise. Forward kernels round where the functions
+    above round; backward kernels work in fp32 inside and round once per output. Nothing waits for
+    the device, and equal inputs give equal bits.
+    """
+
+    def norm(self, x_TD: Tensor, weight_D: Tensor, epsilon: float, *, out_TD: Tensor) -> None:
+        """Write ``rms_norm(x, weight)``.
+
+        Args:
+            x_TD: what is normed; unchanged.
+            weight_D: of the norm.
+            epsilon: added to the mean square.
+            out_TD: written; not x itself.
+        """
+
+    def norm_backward(
+        self,
+        gradient_TD: Tensor,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        epsilon: float,
+        *,
+        onto_TD: Tensor,
+        weight_sum_D: Tensor,
+    ) -> None:
+        """Add the gradient of the norm's input to what is there, and that of its weight.
+
+        Args:
+            gradient_TD: of the norm's result; unchanged.
+            x_TD: what was normed; unchanged.
+            weight_D: of the norm.
+            epsilon: as in ``norm``.
+            onto_TD: the gradient of x is added, with one rounding of the sum; neither ``gradient``
+                nor x itself.
+            weight_sum_D: fp32; the gradient of the weight is added.
+        """
+
+    def rotate(
+        self, qkv_TE: Tensor, cosine_TR: Tensor, sine_TR: Tensor, *, num_heads: int, head_dim: int
+    ) -> None:
+        """Turn the first ``num_heads`` heads of each row in place, as the function ``rotate`` does.
+
+        Args:
+            qkv_TE: queries, keys and values side by side; the values behind stay as they are.
+            cosine_TR: second half of a row repeats the first.
+            sine_TR: the same.
+            num_heads: query heads and key heads together.
+            head_dim: R, even.
+        """
+
+    def pack_rotated_back(
+        self,
+        dq_THR: Tensor,
+        dk_TKR: Tensor,
+        dv_TKR: Tensor,
+        cosine_TR: Tensor,
+        sine_TR: Tensor,
+        *,
+        out_TE: Tensor,
+    ) -> None:
+        """Undo the rotation of the gradients of queries and keys, and put all three side by side.
+
+        Args:
+            dq_THR: of the turned queries; the first two axes may have any stride, here and below.
+            dk_TKR: of the turned keys.
+            dv_TKR: of the values.
+            cosine_TR: as in ``rotate``.
+            sine_TR: the same.
+            out_TE: written, E = (H + 2K) R.
+        """
+
+    def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
+        """Write ``silu(gate) * up``.
+
+        Args:
+            gate_up_T2F: gate in the first half of each row, up in the second; unchanged.
+            out_TF: written.
+        """
+
+    def gated_product_backward(self, gate_up_T2F: Tensor, product_TF: Tensor) -> None:
+        """Replace gate and up by their gradients, and the product's gradient by the product.
+
+        Args:
+            gate_up_T2F: gate and up before; their gradients afterwards.
+            product_TF: the gradient of the product before; afterwards the product itself, bit for
+                bit what ``gated_product`` wrote.
+        """
+
+    def cross_entropy(
+        self,
+        logits_CV: Tensor,
+        labels_C: Tensor,
+        scale: float | None,
+        *,
+        losses_C: Tensor,
+        correct_C: Tensor | None = None,
+    ) -> None:
+        """Write each row's loss and, with a scale, overwrite its logits by their gradient.
+
+        Args:
+            logits_CV: with a scale they become ``scale * (softmax(logits) - onehot(label))``,
+                rounded once; without one they stay.
+            labels_C: int64, each within 0..V-1.
+            scale: factor of the gradient; None asks for none.
+            losses_C: fp32, written; not scaled.
+            correct_C: bool, written: the largest logit, the first of equal ones, is the label's.
+        """
+
+    def add_rows(
+        self,
+        gradient_SD: Tensor,
+        order_S: Tensor,
+        begins_K1: Tensor,
+        ids_K: Tensor,
+        *,
+        onto_VD: Tensor,
+    ) -> None:
+        """Add rows of equal id and their sum to the row of that id, in one fixed order.
+
+        ``onto[ids[k]] += sum of gradient[order[j]]`` over begins[k] <= j < begins[k + 1], summed
+        in fp32 with j ascending and rounded once. With ids 7 5 7, order is [1, 0, 2], begins is
+        [0, 1, 3] and ids is [5, 7].
+
+        Args:
+            gradient_SD: any rows; unchanged.
+            order_S: int64, the rows sorted by id.
+            begins_K1: int64, where each distinct id begins in ``order``; S at the end.
+            ids_K: int64, the distinct ids, K of them.
+            onto_VD: a sum of its own dtype, bf16 or fp32.
+        """
+
+
+class EagerKernels:
+    """``Kernels`` in plain torch operations, for any device and any float dtype.
+
+    In fp32 it writes where the result belongs and keeps few temporaries: a small model trains
+    on it. float64 stays float64 throughout.
+    """
+
+    def norm(self, x_TD: Tensor, weight_D: Tensor, epsilon: float, *, out_TD: Tensor) -> None:
+        """See ``Kernels.norm``."""
+        wide = x_TD.to(_work_dtype(x_TD))
+        work = out_TD if out_TD.dtype == wide.dtype else torch.empty_like(wide)
+        inverse_T1 = _inverse_root(wide, epsilon, work)
+        torch.mul(wide, inverse_T1, out=work)
+        if work is not out_TD:
+            out_TD.copy_(work)
+        out_TD.mul_(weight_D)
+
+    def norm_backward(
+        self,
+        gradient_TD: Tensor,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        epsilon: float,
+        *,
+        onto_TD: Tensor,
+        weight_sum_D: Tensor,
+    ) -> None:
+        """See ``Kernels.norm_backward``."""
+        dtype = _work_dtype(x_TD)
+        gradient, x, weight = gradient_TD.to(dtype), x_TD.to(dtype), weight_D.to(dtype)
+        onto = onto_TD.to(dtype)
+        # With s = 1 / rms(x), n = s x and g = gradient * weight: dx = s (g - n mean(g n)).
+        work = torch.empty_like(x)
+        inverse_T1 = _inverse_root(x, epsilon, work)
+        torch.mul(gradient, x, out=work)
+        weight_sum_D.addmv_(work.t(), inverse_T1[:, 0])
+        along_T = torch.mv(work, weight)
+        along_T1 = along_T[:, None] * inverse_T1.pow(3) / x.shape[1]
+        torch.mul(gradient, weight, out=work)
+        onto.addcmul_(work, inverse_T1).addcmul_(x, along_T1, value=-1)
+        if onto is not onto_TD:
+            onto_TD.copy_(onto)
+
+    def rotate(
+        self, qkv_TE: Tensor, cosine_TR: Tensor, sine_TR: Tensor, *, num_heads: int, head_dim: int
+    ) -> None:
+        """See ``Kernels.rotate``."""
+        heads_THR = qkv_TE[:, : num_heads * head_dim].view(-1, num_heads, head_dim)
+        first, second = heads_THR.chunk(2, dim=-1)
+        cosine, sine = _half(cosine_TR), _half(sine_TR)
+        from_second, from_first = second * sine, first * sine
+        first.mul_(cosine).sub_(from_second)
+        second.mul_(cosine).add_(from_first)
+
+    def pack_rotated_back(
+        self,
+        dq_THR: Tensor,
+        dk_TKR: Tensor,
+        dv_TKR: Tensor,
+        cosine_TR: Tensor,
+        sine_TR: Tensor,
+        *,
+        out_TE: Tensor,
+    ) -> None:
+        """See ``Kernels.pack_rotated_back``."""
+        dtype = _work_dtype(dq_THR)
+        cosine, sine = _half(cosine_TR).to(dtype), _half(sine_TR).to(dtype)
+        head_dim, begin = dq_THR.shape[2], 0
+        for turned_TNR in (dq_THR, dk_TKR):
+            end = begin + turned_TNR.shape[1] * head_dim
+            out_TNR = out_TE[:, begin:end].view(turned_TNR.shape)
+            first, second = turned_TNR.to(dtype).chunk(2, dim=-1)
+            out_first, out_second = out_TNR.chunk(2, dim=-1)
+            out_first.copy_((first * cosine).addcmul_(second, sine))
+            out_second.copy_((second * cosine).addcmul_(first, sine, value=-1))
+            begin = end
+        out_TE[:, begin:].view(dv_TKR.shape).copy_(dv_TKR)
+
+    def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
+        """See ``Kernels.gated_product``."""
+        gate, up = gate_up_T2F.chunk(2, dim=1)
+        torch.ops.aten.silu.out(gate, out=out_TF)
+        out_TF.mul_(up)
+
+    def gated_product_backward(self, gate_up_T2F: Tensor, product_TF: Tensor) -> None:
+        """See ``Kernels.gated_product_backward``."""
+        gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
+        dtype = _work_dtype(product_TF)
+        gradient, gate, up = product_TF.to(dtype), gate_TF.to(dtype), up_TF.to(dtype)
+        through_silu = gradient * up
+        activated = F.silu(gate)
+        product = activated.to(product_TF.dtype) * up_TF
+        up_TF.copy_(activated.mul_(gradient))
+        product_TF.copy_(product)
+        gate_TF.copy_(torch.ops.aten.silu_backward(through_silu, gate))
+
+    def cross_entropy(
+        self,
+        logits_CV: Tensor,
+        labels_C: Tensor,
+        scale: float | None,
+        *,
+        losses_C: Tensor,
+        correct_C: Tensor | None = None,
+    ) -> None:
+        """See ``Kernels.cross_entropy``."""
+        labels_C1 = labels_C[:, None]
+        if correct_C is None:
+            largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+        else:
+            largest_C1, found_C1 = logits_CV.max(dim=1, keepdim=True)
+            torch.eq(found_C1[:, 0], labels_C, out=correct_C)
+        work_CV = logits_CV.to(_work_dtype(logits_CV))
+        wanted_C1 = work_CV.gather(1, labels_C1) - largest_C1
+        if scale is None:
+            work_CV = (work_CV - largest_C1).exp_()
+        else:
+            work_CV.sub_(largest_C1).exp_()
+        sum_C1 = work_CV.sum(dim=1, keepdim=True)
+        losses_C.copy_((sum_C1.log() - wanted_C1)[:, 0])
+        if scale is None:
+            return
+        work_CV.mul_(scale / sum_C1)
+        work_CV.scatter_(1, labels_C1, work_CV.gather(1, labels_C1) - scale)
+        if work_CV is not logits_CV:
+            logits_CV.copy_(work_CV)
+
+    def add_rows(
+        self,
+        gradient_SD: Tensor,
+        order_S: Tensor,
+        begins_K1: Tensor,
+        ids_K: Tensor,
+        *,
+        onto_VD: Tensor,
+    ) -> None:
+        """See ``Kernels.add_rows``."""
+        dtype = _work_dtype(gradient_SD)
+        # The gathered rows in fp32 are twice what they are in bf16: no more of them than 64 MiB.
+        width = max(1, (1 << 24) // max(order_S.shape[0], 1))
+        for begin in range(0, gradient_SD.shape[1], width):
+            columns = slice(begin, begin + width)
+            # "unsafe" leaves out a check of the offsets that would wait for the device.
+            sums_KD = torch.segment_reduce(
+                gradient_SD[:, columns].index_select(0, order_S).to(dtype),
+                "sum",
+                offsets=begins_K1,
+                unsafe=True,
+            )
+            onto = onto_VD[:, columns]
+            sums_KD += onto.index_select(0, ids_K)
+            onto.index_copy_(0, ids_K, sums_KD.to(onto.dtype))
+
+
+def choose_kernels(device: torch.device, *, compiled: bool = False) -> Kernels:
+    """Give the kernels for a device: Triton's on CUDA, the eager ones elsewhere.
+
+    Args:
+        device: where the tensors will be.
+        compiled: let torch.compile make them out of the eager ones instead.
+
+    Raises:
+        ConfigError: ``compiled`` is asked for and this machine has no compiler for it.
+    """
+    if compiled:
+        from workbench.model.compiled_kernels import CompiledKernels
+
+        return CompiledKernels(device)
+    if device.type != "cuda":
+        return EagerKernels()
+    if importlib.util.find_spec("triton") is None:
+        logger.info("triton is not installed: elementwise work runs in separate operations")
+        return EagerKernels()
+    from workbench.model.fused_kernels import FusedKernels
+
+    return FusedKernels()
+
+
+def _work_dtype(tensor: Tensor) -> torch.dtype:
+    """Give fp32, or float64 for a tensor in float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _inverse_root(x_TD: Tensor, epsilon: float, scratch_TD: Tensor) -> Tensor:
+    """Give (T, 1): one over the root mean square of each row; the scratch is overwritten."""
+    torch.mul(x_TD, x_TD, out=scratch_TD)
+    return scratch_TD.mean(dim=1, keepdim=True).add_(epsilon).rsqrt_()
+
+
+def _half(table_TR: Tensor) -> Tensor:
+    """Give the first half of a rotary table as (T, 1, R / 2): the second repeats it."""
+    return table_TR[:, None, : table_TR.shape[1] // 2]
