@@ -17,6 +17,7 @@ def check(config: Config) -> Iterator[Problem]:
     """Give the contradictions between the keys of a config: it is wrong on any machine."""
     yield from _splits(config)
     yield from _steps(config)
+    yield from _rounding(config)
     yield from _engine(config)
     yield from _schedule(config)
 
@@ -61,6 +62,17 @@ def _steps(config: Config) -> Iterator[Problem]:
             what=f"{microbatches} parts cannot be made of {config.batch.train} rows",
             remedy="set at most batch.train microbatches, or auto",
             others=("batch.train",),
+        )
+
+
+def _rounding(config: Config) -> Iterator[Problem]:
+    if config.optimizer.rounding == "exact" and config.model.dtype == "float32":
+        yield Problem(
+            key="optimizer.rounding",
+            what="weights of float32 have no low bits that could be kept beside them: they are "
+            "exact as they are",
+            remedy="set optimizer.rounding: nearest, or model.dtype: bfloat16",
+            others=("model.dtype",),
         )
 
 
@@ -133,20 +145,6 @@ def not_in_this_version(config: Config) -> Iterator[Problem]:
         )
     if config.pipeline.replicas > 1:
         yield _refused("pipeline.replicas", "training several replicas", "set pipeline.replicas: 1")
-    if config.optimizer.name != "adafactor":
-        yield _refused("optimizer.name", config.optimizer.name, "set optimizer.name: adafactor")
-    if config.optimizer.rounding == "exact":
-        yield _refused(
-            "optimizer.rounding",
-            "keeping the low bits of weights",
-            "set optimizer.rounding: stochastic",
-        )
-    if config.training.engine == "layer_major":
-        yield from _memory_not_in_this_version(config)
-    if config.model.attention == "flex":
-        yield _refused("model.attention", "flex attention", "set model.attention: auto")
-    if config.model.compile:
-        yield _refused("model.compile", "compiling the block", "set model.compile: false")
     if config.samples.prompts:
         yield _refused(
             "samples.prompts", "answering prompts while training", "set samples.prompts: []"
@@ -161,27 +159,6 @@ def not_in_this_version(config: Config) -> Iterator[Problem]:
 
 def _refused(key: str, what: str, remedy: str) -> Problem:
     return Problem(key=key, what=f"{what} is not in this version", remedy=remedy)
-
-
-def _memory_not_in_this_version(config: Config) -> Iterator[Problem]:
-    if config.memory.resident_fraction not in ("auto", 1.0):
-        yield _refused(
-            "memory.resident_fraction",
-            "streaming weights from host memory",
-            "set memory.resident_fraction: auto",
-        )
-    if config.memory.block_inputs == "pinned":
-        yield _refused(
-            "memory.block_inputs",
-            "keeping block inputs in pinned memory",
-            "set memory.block_inputs: auto",
-        )
-    if config.memory.recompute in ("selective", "none"):
-        yield _refused(
-            "memory.recompute",
-            f"recompute {config.memory.recompute}",
-            "set memory.recompute: auto",
-        )
 
 
 def check_model(config: Config, facts: ModelFacts) -> Iterator[Problem]:

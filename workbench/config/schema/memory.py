@@ -16,14 +16,17 @@ class MemorySection(Section, frozen=True):
     ] = None
     resident_fraction: Annotated[
         Literal["auto"] | Annotated[float, Meta(ge=0.0, le=1.0)],
-        Meta(description="Share of blocks whose weights stay on the GPU"),
+        Meta(description="Share of blocks that stay on the GPU; the others come from host RAM"),
     ] = "auto"
     block_inputs: Annotated[
         Literal["auto", "gpu", "pinned"], Meta(description="Where the kept block inputs lie")
     ] = "auto"
     recompute: Annotated[
         Literal["auto", "full", "selective", "none"],
-        Meta(description="How much of a block's forward is repeated in backward"),
+        Meta(
+            description="What backward computes again: full all of a block, selective its norms "
+            "and MLP, none no product; auto: what the budget asks for"
+        ),
     ] = "auto"
     sum_dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],

@@ -23,6 +23,12 @@ class ModelSection(Section, frozen=True):
     ] = "bfloat16"
     attention: Annotated[
         Literal["auto", "varlen", "sdpa", "flex", "dense"],
-        Meta(description="Attention within documents; auto: the fastest that passes its test"),
+        Meta(
+            description="Attention within documents; auto: the fastest that passes its test; flex "
+            "is compiled first"
+        ),
     ] = "auto"
-    compile: Annotated[bool, Meta(description="Compile the block with torch.compile")] = False
+    compile: Annotated[
+        bool,
+        Meta(description="Compile norms, rotary and gates with torch.compile, not our kernels"),
+    ] = False

@@ -12,7 +12,10 @@ class OptimizerSection(Section, frozen=True):
 
     name: Annotated[
         Literal["adafactor", "adamw", "adamw_8bit", "adamw_4bit"],
-        Meta(description="Update rule; adafactor keeps factored fp32 statistics and no momentum"),
+        Meta(
+            description="Update rule; adafactor keeps factored fp32 statistics and no momentum, "
+            "adamw two fp32 moments; adamw_8bit and adamw_4bit need torchao"
+        ),
     ] = "adafactor"
     learning_rate: Annotated[
         float, Meta(ge=0.0, description="Rate after warm-up; scale by the square root of the batch")
@@ -28,7 +31,10 @@ class OptimizerSection(Section, frozen=True):
     ] = 1e-3
     rounding: Annotated[
         Literal["stochastic", "nearest", "exact"],
-        Meta(description="How an updated weight becomes bfloat16 again"),
+        Meta(
+            description="How an updated weight becomes bfloat16 again; exact keeps the other 16 "
+            "bits of fp32 weights beside them"
+        ),
     ] = "stochastic"
     clip_by: Annotated[
         Literal["update", "previous_norm", "exact_norm"],
