@@ -1,5 +1,6 @@
 """What ends a start before it begins: what, where, remedy, exit status, and no folder left."""
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -63,7 +64,7 @@ def test_a_config_with_mistakes_exits_2_and_shows_them_all(
     ("arguments", "named"),
     [
         (["training.engine=pipeline"], "training.engine"),
-        (["optimizer.name=adamw"], "optimizer.name"),
+        (["samples.prompts=[hello]"], "samples.prompts"),
         (["--model", "/nowhere/model"], "/nowhere/model"),
         (["data.max_length=100000"], "data.max_length"),
         (["model.weights=load"], "model.safetensors"),
@@ -83,6 +84,24 @@ def test_a_mistake_before_the_start_exits_2_and_names_its_place(
     status, told = refused(capsys, workplace, *arguments)
     assert status == 2, told
     assert named in told
+
+
+def test_a_package_that_an_optimizer_needs_is_looked_for_before_the_start(
+    capsys: pytest.CaptureFixture[str],
+    workplace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting = "optimizer.name=adamw_8bit"
+    if importlib.util.find_spec("torchao") is None:
+        status, told = refused(capsys, workplace, setting)
+        assert status == 2, told
+        assert "optimizer.name: adamw_8bit needs the package torchao" in told
+        assert "python -m pip install torchao" in told
+        (tmp_path / "packages" / "torchao").mkdir(parents=True)
+        monkeypatch.syspath_prepend(tmp_path / "packages")
+    main(["train", "-t", "demo.yaml", setting, "--dry-run"])
+    assert "needs the package" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Gives one check after the other, cheap ones first, and writes nothing. Invariant
 an error, the run folder can be written and a supervisor can be started.
 """
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from workbench.config.model_facts import (
     missing_weight_files,
     read_model_facts,
 )
+from workbench.config.problems import Problem
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
 from workbench.control.address import check_length, new_address
@@ -115,10 +117,11 @@ def _quick_checks(
     not_built = at_origins(list(not_in_this_version(config)), resolved)
     for problem in problems:
         yield Check("config", "error", f"{problem.where}: {problem.what}", problem.remedy)
-    for problem in not_built:
+    not_here = at_origins(list(_missing_packages(config)), resolved)
+    for problem in [*not_built, *not_here]:
         state: CheckState = "error" if starts else "warning"
         yield Check("config", state, f"{problem.where}: {problem.what}", problem.remedy)
-    if not problems and not not_built:
+    if not problems and not not_built and not not_here:
         yield Check("config", "ok", f"{resolved.name}: {len(resolved.leaves)} keys, 0 errors")
     facts: ModelFacts | None = None
     if config.model.path is not None:
@@ -152,6 +155,20 @@ def _quick_checks(
     if facts is not None:
         machine = machine_of(gpus)
         yield from check_memory(resolved, facts, project, machine=machine, starts=starts)
+
+
+def _missing_packages(config: Config) -> Iterator[Problem]:
+    """Give the keys that need a package which is not installed beside this program.
+
+    Ranks are started with this very interpreter; nothing is imported to find out.
+    """
+    name = config.optimizer.name
+    if name in ("adamw_8bit", "adamw_4bit") and importlib.util.find_spec("torchao") is None:
+        yield Problem(
+            key="optimizer.name",
+            what=f"{name} needs the package torchao, which is not installed here",
+            remedy="install it: python -m pip install torchao; or set optimizer.name: adamw",
+        )
 
 
 def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
