@@ -8,9 +8,8 @@ from workbench.model.attention import (
     attend,
     attention_structure,
     choose_method,
-    dense_attention,
-    visible,
 )
+from workbench.model.attention_twin import dense_attention, visible
 from workbench.model.rotary import document_index, document_positions
 
 CPU = torch.device("cpu")

@@ -1,0 +1,275 @@
+"""Attention kernels as pairs: a forward that keeps its log-sum-exp, a backward without a graph.
+
+    flash   torch's flash attention with cumulative lengths: CUDA, 16 bits, any documents, windows
+    cudnn   causal rows of one document each: CUDA, 16 bits; twice as fast as flash on Hopper
+    cpu     causal rows of one document each on the CPU
+
+No kernel waits for the device or reads a value from it. A kernel is used only where it passes its
+test against the dense twin (``kernel_works``), once per process. The operators are private to torch
+and the same in 2.11 and 2.13; the test is what notices when they are no longer.
+
+    rows (B), tokens of a row (T), query heads (H), key heads (K), width of a head (D)
+"""
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from workbench.model.attention_twin import dense_attention, visible
+
+logger = logging.getLogger(__name__)
+
+Kernel = Literal["flash", "cudnn", "cpu"]
+
+# A call of flash's backward takes at most this many tokens times query heads: 1,024 tiles of 128
+# keep every multiprocessor busy several times over, and what the kernel allocates beside its
+# results stays at about 250 MiB for heads of 128, however long the rows are.
+_BACKWARD_TOKEN_HEADS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Which tokens attend to each other, as the kernels want to be told.
+
+    Attributes:
+        window: tokens a query sees, itself included; None sees all before it in its document.
+        boundaries: for flash, (documents + 1,) int32 offsets into the rows laid end to end, on the
+            device; a document may be empty.
+        longest: for flash, at least the tokens of the longest document.
+    """
+
+    window: int | None = None
+    boundaries: Tensor | None = None
+    longest: int = 0
+
+
+def kernel_forward(
+    kernel: Kernel, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, spans: Spans
+) -> tuple[Tensor, Tensor]:
+    """Attend.
+
+    Args:
+        kernel: which.
+        q_BTHD: queries, a view of any strides whose last is 1, like the keys and values.
+        k_BTKD: keys; H is a multiple of K.
+        v_BTKD: values.
+        spans: which tokens attend to each other.
+
+    Returns:
+        out (B, T, H, D), the dtype of the queries; log_sum (B * T * H,) fp32, in an order of the
+        kernel's own that depends on nothing but the shape.
+    """
+    if kernel == "flash":
+        return _flash_forward(q_BTHD, k_BTKD, v_BTKD, spans)
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BTHD, k_BTKD, v_BTKD))
+    if kernel == "cudnn":
+        out, log_sum, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, True
+        )
+        return out.transpose(1, 2), log_sum.view(-1)
+    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+    return out.transpose(1, 2), log_sum.transpose(1, 2).reshape(-1)
+
+
+def kernel_backward(
+    kernel: Kernel,
+    gradient_BTHD: Tensor,
+    q_BTHD: Tensor,
+    k_BTKD: Tensor,
+    v_BTKD: Tensor,
+    out_BTHD: Tensor,
+    log_sum: Tensor,
+    spans: Spans,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the gradients of queries, keys and values.
+
+    Under ``torch.use_deterministic_algorithms`` flash sums in a fixed order; cuDNN does not.
+
+    Args:
+        kernel: the one of the forward.
+        gradient_BTHD: of the result.
+        q_BTHD: as in the forward.
+        k_BTKD: the same.
+        v_BTKD: the same.
+        out_BTHD: from the forward, or a copy.
+        log_sum: from the forward, or a copy.
+        spans: as in the forward.
+
+    Returns:
+        dq (B, T, H, D), dk and dv (B, T, K, D), the dtype of the queries.
+    """
+    if kernel == "flash":
+        return _flash_backward(gradient_BTHD, q_BTHD, k_BTKD, v_BTKD, out_BTHD, log_sum, spans)
+    rows, length, heads, _ = q_BTHD.shape
+    gradient, q, k, v, out = (
+        tensor.transpose(1, 2) for tensor in (gradient_BTHD, q_BTHD, k_BTKD, v_BTKD, out_BTHD)
+    )
+    if kernel == "cudnn":
+        unused = torch.empty((), dtype=torch.int64, device=q.device)  # seeds of a dropout of 0
+        gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            gradient, q, k, v, out, log_sum.view(rows, heads, length, 1), unused, unused,
+            None, None, None, length, length, 0.0, True,
+        )  # fmt: skip
+    else:
+        by_head = log_sum.view(rows, length, heads).transpose(1, 2)
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, q, k, v, out, by_head, 0.0, True
+        )
+    dq, dk, dv = (tensor.transpose(1, 2) for tensor in gradients)
+    return dq, dk, dv
+
+
+def _flash_forward(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+    out, log_sum, *_ = torch.ops.aten._flash_attention_forward(
+        *(tensor.flatten(0, 1) for tensor in (q, k, v)),
+        spans.boundaries,
+        spans.boundaries,
+        spans.longest,
+        spans.longest,
+        0.0,
+        spans.window is None,
+        False,
+        **_flash_window(spans.window),
+    )
+    return out.view(q.shape), log_sum.view(-1)
+
+
+def _flash_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, spans: Spans
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Go through the key heads in turn, each with its queries, as many at once as keep it busy.
+
+    The kernel sums the queries' gradient in fp32, gives each query head its own gradient of keys
+    and values, and copies what is not contiguous; for a few heads at a time that stays small. Heads
+    know nothing of each other, so the bits are those of a single call.
+    """
+    rows, length, heads, _ = q.shape
+    key_heads = k.shape[2]
+    group = heads // key_heads
+    tokens = rows * length
+    at_once = max(1, min(key_heads, _BACKWARD_TOKEN_HEADS // (tokens * group)))
+    gradient, q, k, v, out = (tensor.flatten(0, 1) for tensor in (gradient, q, k, v, out))
+    unused = log_sum.new_empty(0)  # the state of a dropout of 0
+    parts = []
+    for first in range(0, key_heads, at_once):
+        keys = slice(first, first + at_once)
+        queries = slice(first * group, (first + at_once) * group)
+        parts.append(
+            torch.ops.aten._flash_attention_backward(
+                gradient[:, queries],
+                q[:, queries],
+                k[:, keys],
+                v[:, keys],
+                out[:, queries],
+                log_sum.view(heads, tokens)[queries],
+                spans.boundaries,
+                spans.boundaries,
+                spans.longest,
+                spans.longest,
+                0.0,
+                spans.window is None,
+                unused,
+                unused,
+                **_flash_window(spans.window),
+            )
+        )
+    dq, dk, dv = (
+        (of_heads[0] if len(of_heads) == 1 else torch.cat(of_heads, 1)).unflatten(0, (rows, length))
+        for of_heads in zip(*parts, strict=True)
+    )
+    return dq, dk, dv
+
+
+def _flash_window(window: int | None) -> dict[str, int]:
+    """Count as the kernel does: the tokens before the query, not the query itself."""
+    left = -1 if window is None else window - 1
+    return {"window_size_left": left, "window_size_right": 0}
+
+
+# ---- the start-up test -------------------------------------------------------------------------
+
+
+@functools.cache
+def kernel_works(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Test a kernel against the dense twin on this device, once per process.
+
+    Forward and all gradients; grouped heads; inputs that are views of one buffer; records copied
+    elsewhere; for flash also an empty document and a sliding window. This waits for the device.
+    """
+    places = {"flash": "cuda", "cudnn": "cuda", "cpu": "cpu"}
+    sixteen_bits = (torch.bfloat16, torch.float16)
+    known = sixteen_bits if device.type == "cuda" else (torch.float32, *sixteen_bits)
+    if device.type != places[kernel] or dtype not in known:
+        return False
+    starts = [[0, 5, 5, 160, 300], [0, 300, 300, 300, 300]]
+    if kernel != "flash":
+        starts = [[0], [0]]
+    windows = (None, 7) if kernel == "flash" else (None,)
+    try:
+        with torch.inference_mode(mode=False):
+            agrees = all(
+                _agrees(kernel, torch.tensor(starts), 300, window, device, dtype, head_dim)
+                for window in windows
+            )
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        logger.info("attention kernel %s fails on %s in %s: %s", kernel, device, dtype, error)
+        return False
+    if not agrees:
+        logger.warning("attention kernel %s is wrong on %s in %s", kernel, device, dtype)
+    return agrees
+
+
+def _agrees(
+    kernel: Kernel,
+    starts: Tensor,
+    length: int,
+    window: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+) -> bool:
+    rows, heads, key_heads = starts.shape[0], 4, 2
+    generator = torch.Generator().manual_seed(0)
+    widths = [heads * head_dim, key_heads * head_dim, key_heads * head_dim]
+    buffer = torch.randn(rows * length, sum(widths), generator=generator).to(device, dtype)
+    gradient = torch.randn(rows, length, heads, head_dim, generator=generator).to(device, dtype)
+    q, k, v = (
+        part.unflatten(1, (-1, head_dim)).unflatten(0, (rows, length))
+        for part in torch.split(buffer, widths, 1)
+    )
+    spans = Spans(window, flat_boundaries(starts, length).to(device), length)
+    with torch.no_grad():
+        out, log_sum = kernel_forward(kernel, q, k, v, spans)
+        if log_sum.shape != (rows * length * heads,) or log_sum.dtype != torch.float32:
+            return False
+        ours = kernel_backward(
+            kernel, gradient, q, k, v, out.clone(memory_format=torch.contiguous_format),
+            log_sum.clone(), spans,
+        )  # fmt: skip
+    mask = visible(starts.to(device), length, window)
+    with torch.enable_grad():
+        leaves = [tensor.detach().float().requires_grad_() for tensor in (q, k, v)]
+        by_head = [leaf.transpose(1, 2) for leaf in leaves]
+        twin = dense_attention(by_head[0], by_head[1], by_head[2], mask).transpose(1, 2)
+        theirs = torch.autograd.grad(twin, leaves, gradient.float())
+    # 2e-2: the kernel rounds to 16 bits on its way; a wrong mask is off by the order of 1.
+    return all(
+        bool((found.float() - expected).norm() <= 2e-2 * expected.norm())
+        for found, expected in zip((out, *ours), (twin.detach(), *theirs), strict=True)
+    )
+
+
+def flat_boundaries(document_starts: Tensor, row_length: int) -> Tensor:
+    """Give the documents' offsets in all rows laid end to end; empty documents repeat one.
+
+    Returns:
+        (rows * documents + 1,) int32, on the device of the starts.
+    """
+    rows = document_starts.shape[0]
+    first = torch.arange(rows, device=document_starts.device)[:, None] * row_length
+    flat = (document_starts + first).flatten().to(torch.int32)
+    return torch.nn.functional.pad(flat, (0, 1), value=rows * row_length)
