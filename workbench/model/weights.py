@@ -1,25 +1,29 @@
-"""Model weights in safetensors: read, drawn at random, written in shards.
+"""The weights of a model folder: found and compared, loaded, drawn at random, written in shards.
 
-Tensors go to disk one at a time, from wherever they live, hashed as they pass. Tied weights are
-stored once. No pickle is read or written.
+Tensors go from files into the memory they belong to and back, without a second model in between.
+Tied weights are stored once. No pickle is read or written.
 """
 
 import hashlib
 import json
-import math
 import os
-import struct
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from workbench.errors import RunError
 from workbench.model.decoder import HEAD, parameter_shapes
 from workbench.model.families import Dimensions
+from workbench.model.safetensors_reader import (
+    StoredTensor,
+    read_header,
+    read_into,
+    read_tensor,
+)
+from workbench.model.safetensors_writer import num_bytes_of, write_chunks, write_safetensors
 from workbench.runs.atomic import sync_folder
 from workbench.runs.manifest import WrittenFile
 
@@ -27,30 +31,10 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 4 << 30
 
-_CHUNK_BYTES = 16 << 20
 _SHOWN_NAMES = 5
-_CODES = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float64: "F64",
-}
-
-
-class _TensorPart(Protocol):
-    def get_shape(self) -> list[int]: ...
-
-    def get_dtype(self) -> str: ...
-
-
-class _TensorFile(Protocol):
-    """What we use of an opened safetensors file, which comes without types."""
-
-    def keys(self) -> list[str]: ...
-
-    def get_tensor(self, name: str) -> Tensor: ...
-
-    def get_slice(self, name: str) -> _TensorPart: ...
+_DRAWN_ELEMENTS = 4 << 20  # at a time, by one thread: 16 MiB
+_MAX_DRAWING_THREADS = 8
+_MAX_WRITING_THREADS = 4  # of shards; each hashes in one more
 
 
 def read_weights(folder: Path, dims: Dimensions, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -68,7 +52,11 @@ def read_weights(folder: Path, dims: Dimensions, dtype: torch.dtype) -> dict[str
         RunError: no weights, a shard of the index is absent, or a tensor is missing, unexpected,
             of another shape or not of a floating type; all such names are listed.
     """
-    return {name: tensor.to(dtype) for name, tensor in iterate_weights(folder, dims)}
+    weights = {
+        name: torch.empty(shape, dtype=dtype) for name, shape in parameter_shapes(dims).items()
+    }
+    load_into(folder, dims, weights)
+    return weights
 
 
 def iterate_weights(folder: Path, dims: Dimensions) -> Iterator[tuple[str, Tensor]]:
@@ -77,22 +65,49 @@ def iterate_weights(folder: Path, dims: Dimensions) -> Iterator[tuple[str, Tenso
     Raises:
         RunError: as ``read_weights``, before the first tensor is given.
     """
+    for name, stored in stored_weights(folder, dims).items():
+        yield name, read_tensor(stored)
+
+
+def load_into(folder: Path, dims: Dimensions, destinations: Mapping[str, Tensor]) -> None:
+    """Read all parameters of a model folder straight into their places.
+
+    Host memory beside the destinations stays below 256 MiB.
+
+    Args:
+        folder: with model.safetensors, or shards and their index.
+        dims: what config.json says the model is.
+        destinations: every parameter by Hugging Face name; contiguous, on the host or a device,
+            of any floating dtype, which may differ from the file's.
+
+    Raises:
+        RunError: as ``read_weights``, before the first byte of a tensor is read.
+    """
+    weights = stored_weights(folder, dims)
+    assert weights.keys() == destinations.keys(), weights.keys() ^ destinations.keys()
+    read_into((stored, destinations[name]) for name, stored in weights.items())
+
+
+def stored_weights(folder: Path, dims: Dimensions) -> dict[str, StoredTensor]:
+    """Say where each parameter of a model folder lies; no tensor is read.
+
+    Returns:
+        In Hugging Face order; shapes are those of ``dims``, dtypes are floating ones.
+
+    Raises:
+        RunError: as ``read_weights``.
+    """
     holders = find_tensors(folder)
-    shapes = parameter_shapes(dims)
-    opened = {path: _open(path) for path in dict.fromkeys(holders.values())}
-    problems = _compare(holders, opened, shapes, dims)
+    headers = {path: read_header(path) for path in dict.fromkeys(holders.values())}
+    found = {name: headers[path][name] for name, path in holders.items() if name in headers[path]}
+    problems = _compare(found, dims)
     if problems:
         raise RunError(
             "; ".join(problems),
             where=str(folder),
             remedy="use weights and config.json of the same model",
         )
-    for name in shapes:
-        path = holders[name]
-        try:
-            yield name, opened[path].get_tensor(name)
-        except SafetensorError as error:
-            raise _unreadable(path, error) from error
+    return {name: found[name] for name in parameter_shapes(dims)}
 
 
 def find_tensors(folder: Path) -> dict[str, Path]:
@@ -106,7 +121,7 @@ def find_tensors(folder: Path) -> dict[str, Path]:
     if index.is_file():
         return _find_sharded(folder, index)
     if single.is_file():
-        return dict.fromkeys(_open(single).keys(), single)
+        return dict.fromkeys(read_header(single), single)
     if not folder.is_dir():
         raise RunError(
             "there is no such model folder", where=str(folder), remedy="check model.path"
@@ -144,40 +159,17 @@ def _find_sharded(folder: Path, index: Path) -> dict[str, Path]:
     return holders
 
 
-def _open(path: Path) -> _TensorFile:
-    try:
-        return cast(_TensorFile, safe_open(path, framework="pt", device="cpu"))
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> RunError:
-    return RunError(
-        f"cannot be read as safetensors: {error}",
-        where=str(path),
-        remedy="copy the file anew, it may be cut short",
-    )
-
-
-def _compare(
-    holders: Mapping[str, Path],
-    opened: Mapping[Path, _TensorFile],
-    shapes: Mapping[str, tuple[int, ...]],
-    dims: Dimensions,
-) -> list[str]:
-    present = {path: set(file.keys()) for path, file in opened.items()}
-    found = {name: path for name, path in holders.items() if name in present[path]}
+def _compare(found: Mapping[str, StoredTensor], dims: Dimensions) -> list[str]:
+    shapes = parameter_shapes(dims)
     missing = [name for name in shapes if name not in found]
     unexpected = [name for name in found if name not in shapes and not _may_be_ignored(name, dims)]
     misshapen, mistyped = [], []
-    for name, shape in shapes.items():
-        if name not in found:
-            continue
-        part = opened[found[name]].get_slice(name)
-        if tuple(part.get_shape()) != shape:
-            misshapen.append(f"{name} is {list(part.get_shape())}, not {list(shape)}")
-        if part.get_dtype() not in _CODES.values():
-            mistyped.append(f"{name} is {part.get_dtype()}")
+    for name in (name for name in shapes if name in found):
+        stored = found[name]
+        if stored.shape != shapes[name]:
+            misshapen.append(f"{name} is {list(stored.shape)}, not {list(shapes[name])}")
+        if stored.dtype is None or not stored.dtype.is_floating_point:
+            mistyped.append(f"{name} is {stored.code}")
     problems = []
     if missing:
         problems.append(f"missing: {_some(missing)}")
@@ -212,17 +204,62 @@ def random_weights(dims: Dimensions, seed: int, dtype: torch.dtype) -> dict[str,
         Name to tensor in Hugging Face order: matrices normal with ``initializer_range``, norms
         one.
     """
-    weights = {}
-    for name, shape in parameter_shapes(dims).items():
-        if len(shape) == 1:
-            weights[name] = torch.ones(shape, dtype=dtype)
-            continue
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        drawn = torch.empty(shape, dtype=torch.float32)
-        drawn.normal_(0.0, dims.initializer_range, generator=generator)
-        weights[name] = drawn.to(dtype)
+    weights = {
+        name: torch.empty(shape, dtype=dtype) for name, shape in parameter_shapes(dims).items()
+    }
+    random_into(dims, seed, dtype, weights)
     return weights
+
+
+def random_into(
+    dims: Dimensions, seed: int, dtype: torch.dtype, destinations: Mapping[str, Tensor]
+) -> None:
+    """Draw every parameter into its place, bit for bit as ``random_weights`` does.
+
+    Args:
+        dims: of the model.
+        seed: any whole number from 0.
+        dtype: that drawn numbers are rounded to before they go to their places.
+        destinations: every parameter by Hugging Face name; contiguous, on the host or a device.
+    """
+    shapes = parameter_shapes(dims)
+    assert shapes.keys() == destinations.keys(), shapes.keys() ^ destinations.keys()
+    num_threads = min(_MAX_DRAWING_THREADS, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(num_threads) as threads:
+        drawn = [
+            threads.submit(
+                _draw_into, destinations[name], f"{seed}/{name}", dims.initializer_range, dtype
+            )
+            for name in shapes
+        ]
+    for each in drawn:
+        each.result()
+
+
+def _draw_into(destination: Tensor, key: str, deviation: float, dtype: torch.dtype) -> None:
+    if destination.dim() == 1:
+        destination.fill_(1.0)
+        return
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    flat = destination.detach().view(-1)
+    for chunk in _draws_alike(flat):
+        drawn = torch.empty(chunk.shape, dtype=torch.float32)
+        drawn.normal_(0.0, deviation, generator=generator)
+        chunk.copy_(drawn.to(dtype))
+
+
+def _draws_alike(flat: Tensor) -> Iterator[Tensor]:
+    """Cut a tensor such that its parts, drawn in turn, get what one draw would give.
+
+    torch draws normal numbers by sixteens, the last ones anew when sixteen does not divide their
+    number: each part but the last is a multiple of sixteen, and none is shorter than that.
+    """
+    begin = 0
+    while flat.numel() - begin >= _DRAWN_ELEMENTS + 16:
+        yield flat[begin : begin + _DRAWN_ELEMENTS]
+        begin += _DRAWN_ELEMENTS
+    yield flat[begin:]
 
 
 def write_weights(
@@ -232,8 +269,8 @@ def write_weights(
 ) -> dict[str, WrittenFile]:
     """Write weights as Hugging Face does, durable when this returns.
 
-    One file ``model.safetensors`` when all fits into a shard, else shards and their index. Each
-    tensor is copied to the host when its turn comes.
+    One file ``model.safetensors`` when all fits into a shard, else shards and their index, several
+    written at once. Host tensors are written from where they are.
 
     Args:
         folder: exists, usually a checkpoint still ``.partial``.
@@ -248,81 +285,40 @@ def write_weights(
     """
     tensors = dict(names_and_tensors)
     shards = _plan_shards(tensors, max_shard_bytes)
-    written: dict[str, WrittenFile] = {}
     if len(shards) == 1:
-        written[SINGLE_FILE] = write_safetensors(folder / SINGLE_FILE, tensors)
-    else:
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(shards, start=1):
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            written[file] = write_safetensors(
-                folder / file, {name: tensors[name] for name in names}
+        written = {SINGLE_FILE: write_safetensors(folder / SINGLE_FILE, tensors)}
+        sync_folder(folder)
+        return written
+    files = {
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
+        for number, names in enumerate(shards, start=1)
+    }
+    with ThreadPoolExecutor(_MAX_WRITING_THREADS) as threads:
+        writing = {
+            file: threads.submit(
+                write_safetensors, folder / file, {name: tensors[name] for name in names}
             )
-            weight_map |= dict.fromkeys(names, file)
-        total = sum(_num_bytes(tensor) for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        content = json.dumps(index, indent=2).encode() + b"\n"
-        written[INDEX_FILE] = _write_file(folder / INDEX_FILE, [content])
+            for file, names in files.items()
+        }
+    written = {file: shard.result() for file, shard in writing.items()}
+    index = {
+        "metadata": {"total_size": sum(map(num_bytes_of, tensors.values()))},
+        "weight_map": {name: file for file, names in files.items() for name in names},
+    }
+    content = json.dumps(index, indent=2).encode() + b"\n"
+    written[INDEX_FILE] = write_chunks(folder / INDEX_FILE, [content])
     sync_folder(folder)
     return written
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> WrittenFile:
-    """Write one safetensors file, hashing while it goes; the file is durable, its name not yet.
-
-    Source: the format's description in the safetensors repository: eight bytes of header length,
-    a JSON header, then the tensors' bytes without gaps.
-    """
-    return _write_file(path, _safetensors_bytes(tensors))
 
 
 def _plan_shards(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
-        size = _num_bytes(tensor)
+        size = num_bytes_of(tensor)
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + _num_bytes(tensor)
-        header[name] = {
-            "dtype": _CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data must begin at a multiple of eight
-    yield struct.pack("<Q", len(text)) + text
-    for tensor in tensors.values():
-        flat = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8)
-        content = memoryview(flat.numpy().data)
-        for chunk in range(math.ceil(len(content) / _CHUNK_BYTES)):
-            yield content[chunk * _CHUNK_BYTES : (chunk + 1) * _CHUNK_BYTES]
-
-
-def _write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFile:
-    digest = hashlib.sha256()
-    total = 0
-    with path.open("wb", buffering=0) as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            view = memoryview(chunk)
-            while view:
-                view = view[file.write(view) :]
-            total += len(chunk)
-        os.fsync(file.fileno())
-    return WrittenFile(total, digest.hexdigest())

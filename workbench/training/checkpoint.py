@@ -21,7 +21,8 @@ from torch import Tensor
 
 from workbench.errors import RunError
 from workbench.model.families import Dimensions
-from workbench.model.weights import iterate_weights, write_safetensors, write_weights
+from workbench.model.safetensors_writer import write_safetensors
+from workbench.model.weights import iterate_weights, write_weights
 from workbench.runs import checkpoints as folders
 from workbench.runs.atomic import sync_folder
 from workbench.runs.layout import CheckpointFolder, RunFolder
