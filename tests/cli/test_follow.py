@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import json
 import os
 import select
 import struct
@@ -11,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from workbench.cli.follow import Screen, follow
-from workbench.cli.narration import event_line, size, span
+from workbench.cli.narration import ending_lines, event_line, metrics_line, size, span
 from workbench.control.messages import Status
 from workbench.jobs.follow import EventUpdate, MetricsUpdate, StatusUpdate, Update
 from workbench.runs.events import CheckpointEvent, EvaluationEvent, StateEvent, WarningEvent
 from workbench.runs.job_file import JobFile, this_boot, this_host, write_job_file
+from workbench.runs.json_lines import LineWriter
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord
 from workbench.runs.outcome import Outcome, write_outcome
@@ -75,6 +78,40 @@ def test_elsewhere_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> 
         assert "\r" not in told.err
         assert len(told.err.splitlines()) == num_lines
         assert screen.last == RECORD
+
+
+def test_a_window_says_what_the_card_was_used_for() -> None:
+    told = metrics_line(
+        replace(RECORD, mfu=0.521, compute_share=0.957, transfer_share=0.314,
+                waiting_share=0.02, optimizer_share=0.023, first_step_seconds=31.24)
+    )  # fmt: skip
+    assert told.endswith(
+        "peak 3.0 MiB  first step 31.2 s after launch  "
+        "MFU 52 % · compute 96 · copies 31 · waiting 2 · optimizer 2 %"
+    )
+    assert metrics_line(RECORD).endswith("peak 3.0 MiB")
+    assert metrics_line(replace(RECORD, mfu=0.521)).endswith("  MFU 52 %")
+
+
+def test_the_closing_lines_set_the_measured_beside_the_predicted(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.plan.write_text(
+        json.dumps(
+            {"predicted": {"reserved": 100 << 30}, "predicted_seconds": 2.0,
+             "measured": {"peak_gpu_reserved_bytes": 98 << 30}}
+        )
+    )  # fmt: skip
+    metrics = LineWriter(run.metrics)
+    for attempt, seconds in ((1, 9.0), (1, 9.0), (2, 30.0), (2, 1.9), (2, 1.5), (2, 1.9)):
+        metrics.append(replace(RECORD, attempt=attempt, step_seconds=seconds))
+    metrics.close()
+    outcome = Outcome(attempt=2, state="finished", step=4, time=0.0)
+    assert ending_lines(run, outcome, RECORD)[2:] == [
+        "memory: 100.0 GiB predicted, 98.0 GiB measured (−2.0 %)",
+        "step: 2 s predicted, 1.9 s measured (−5.0 %)",
+    ]
+    run.plan.unlink()
+    assert len(ending_lines(run, outcome, RECORD)) == 2, "an older run predicts no seconds"
 
 
 def test_a_number_that_is_none_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:

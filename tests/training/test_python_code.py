@@ -113,7 +113,11 @@ def train_by_the_program(
 
 def numbers_of(run: RunFolder) -> list[dict[str, object]]:
     """The records, without what depends on the clock and on the process."""
-    by_chance = {"time", "attempt", "tokens_per_second", "step_seconds", "peak_host_bytes"}
+    by_chance = {
+        "time", "attempt", "tokens_per_second", "step_seconds", "peak_host_bytes",
+        "first_step_seconds", "compute_share", "transfer_share", "up_share", "down_share",
+        "waiting_share", "optimizer_share",
+    }  # fmt: skip
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [{key: record[key] for key in record.keys() - by_chance} for record in records]
 

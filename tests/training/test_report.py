@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from workbench.runs.json_lines import read_lines
 from workbench.runs.layout import RunFolder
 from workbench.training.distributed import Ranks
 from workbench.training.engine.step import EvaluationSums, StepResult
+from workbench.training.engine.step_times import StepTimes
 from workbench.training.evaluate import total
 from workbench.training.loop import Intervals, NonfiniteError
 from workbench.training.report import Fault, Report
@@ -24,7 +26,11 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 
 def result(
-    loss_sum: float, num_targets: int, *squares: float, names: tuple[str, ...] = ("a", "b")
+    loss_sum: float,
+    num_targets: int,
+    *squares: float,
+    names: tuple[str, ...] = ("a", "b"),
+    times: StepTimes | None = None,
 ) -> StepResult:
     return StepResult(
         loss_sum=torch.tensor(loss_sum),
@@ -33,7 +39,18 @@ def result(
         ok=torch.tensor(math.isfinite(loss_sum)),
         square_norms=torch.tensor(squares),
         names=names[: len(squares)],
+        times=None if times is None else Read(times),
     )
+
+
+@dataclass(frozen=True)
+class Read:
+    """The times of a step whose events have all happened."""
+
+    times: StepTimes
+
+    def read(self) -> StepTimes:
+        return self.times
 
 
 def report_in(folder: Path) -> Report:
@@ -55,6 +72,34 @@ def test_a_window_weighs_steps_by_their_target_tokens(tmp_path: Path) -> None:
     assert record.peak_gpu_bytes == []
     assert record.peak_host_bytes[0] > 10_000_000
     assert records(tmp_path)[0]["loss"] == 1.0
+
+
+def test_shares_are_of_the_steps_that_were_timed(tmp_path: Path) -> None:
+    report = report_in(tmp_path)
+    timed = StepTimes(step=2.0, up=1.0, down=0.5, waiting=0.1, optimizer=0.05)
+    other = StepTimes(step=2.0, up=0.2, down=None, waiting=0.1, optimizer=0.03)
+    report.add(1, result(30.0, 10, 3.0, times=timed), 2.0)
+    report.add(2, result(30.0, 10, 3.0), 9.0)
+    report.add(3, result(30.0, 10, 3.0, times=other), 2.0)
+    report.faults(wait=True)
+    _, record = report.window(TrainingState(step=3), 1e-3)
+    assert (record.up_share, record.down_share) == pytest.approx((0.3, 0.25))
+    assert record.transfer_share == record.up_share, "of both directions the busier"
+    assert (record.waiting_share, record.optimizer_share) == pytest.approx((0.05, 0.02))
+    assert record.compute_share == pytest.approx(0.93)
+    report.add(4, result(30.0, 10, 3.0), 2.0)
+    report.faults(wait=True)
+    _, record = report.window(TrainingState(step=4), 1e-3)
+    report.close()
+    assert (record.compute_share, record.transfer_share, record.waiting_share) == (None,) * 3
+
+
+def test_the_time_to_the_first_step_is_told_once_in_each_attempt(tmp_path: Path) -> None:
+    tiny_run(tmp_path, max_steps=2).train()
+    tiny_run(tmp_path, max_steps=4, attempt=2).train()
+    told = [record["first_step_seconds"] for record in records(tmp_path)]
+    assert [seconds is not None for seconds in told] == [True, False, True, False]
+    assert 0 < told[0] <= told[2], "of this process, which belongs to no job"  # type: ignore[operator]
 
 
 def test_what_is_not_finite_becomes_null_and_is_named(tmp_path: Path) -> None:
@@ -176,9 +221,12 @@ def test_tensorboard_has_the_tags_and_a_resumed_run_continues_the_curve(tmp_path
     board = read_board(tmp_path, num_files=3)
     tags = {
         "train-loss", "eval-loss", "eval-perplexity", "eval-accuracy", "learning-rate",
-        "grad-norm", "grad-norm[max]", "peak_memory_rank0",
+        "grad-norm", "grad-norm[max]", "peak_memory_rank0", "tokens-per-second",
+        "first-step-seconds",
     }  # fmt: skip
-    assert set(board.Tags()["scalars"]) == tags
+    # Shares are there where the device has events to measure them.
+    shares = {tag for tag in board.Tags()["scalars"] if tag.endswith("-share")}
+    assert set(board.Tags()["scalars"]) - shares == tags
     assert "experiment/text_summary" in board.Tags()["tensors"]
     assert [point.step for point in board.Scalars("train-loss")] == [1, 2, 3, 4, 5, 6]
     losses = {record["step"]: record["loss"] for record in records(tmp_path)}

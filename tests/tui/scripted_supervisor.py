@@ -70,6 +70,13 @@ def metrics_record(step: int, loss: float | None, *, attempt: int = 1) -> Metric
         step_seconds=1.0,
         peak_gpu_bytes=[],
         peak_host_bytes=[400 * 2**20 + step * 2**18],
+        mfu=0.52,
+        compute_share=0.96,
+        transfer_share=0.31,
+        up_share=0.31,
+        down_share=0.16,
+        waiting_share=0.02,
+        optimizer_share=0.02,
         nonfinite=[] if loss is not None else ["loss"],
     )
 

@@ -57,6 +57,7 @@ from workbench.jobs.follow import (
 )
 from workbench.runs.catalog import last_metrics, summarise
 from workbench.runs.layout import RunFolder
+from workbench.runs.metrics import utilization_words
 from workbench.runs.registry import JobEntry, find_job, latest_entries, liveness
 
 COMMANDS: dict[CommandName, str] = {
@@ -214,6 +215,7 @@ def _facts(entry: JobEntry) -> dict[str, Any]:
         "loss": metrics.loss if metrics is not None else None,
         "learning_rate": metrics.learning_rate if metrics is not None else None,
         "tokens_per_second": metrics.tokens_per_second if metrics is not None else None,
+        "mfu": metrics.mfu if metrics is not None else None,
         "peak_gpu_bytes": metrics.peak_gpu_bytes if metrics is not None else [],
         "peak_host_bytes": metrics.peak_host_bytes if metrics is not None else [],
         "eta_seconds": None,
@@ -257,6 +259,8 @@ def _status_lines(facts: dict[str, Any]) -> list[str]:
             ["speed", f"{metrics.tokens_per_second:,.0f} tokens/s"],
             ["peak", peak(metrics)],
         ]
+        if used := utilization_words(metrics):
+            rows.append(["used", used])
     if facts["eta_seconds"] is not None:
         rows.append(["ETA", span(facts["eta_seconds"])])
     rows += [

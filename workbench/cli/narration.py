@@ -19,7 +19,8 @@ from workbench.runs.events import (
     WarningEvent,
 )
 from workbench.runs.layout import RunFolder
-from workbench.runs.metrics import MetricsRecord
+from workbench.runs.measured import PlanComparison, compare_plan
+from workbench.runs.metrics import MetricsRecord, utilization_words
 from workbench.runs.outcome import Outcome
 
 _MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
@@ -78,7 +79,15 @@ def metrics_line(record: MetricsRecord) -> str:
         f"{clock(record.time)} step {record.step}  loss {measured(record.loss)}  "
         f"lr {record.learning_rate:.3g}  gnorm {measured(record.gradient_norm, 3)}  "
         f"{record.tokens_per_second:,.0f} tok/s  peak {peak(record)}"
+        + _first_step(record)
+        + (f"  {used}" if (used := utilization_words(record)) else "")
     )
+
+
+def _first_step(record: MetricsRecord) -> str:
+    if record.first_step_seconds is None:
+        return ""
+    return f"  first step {record.first_step_seconds:.1f} s after launch"
 
 
 def peak(record: MetricsRecord) -> str:
@@ -97,14 +106,40 @@ def ending_lines(run: RunFolder, outcome: Outcome, last: MetricsRecord | None) -
     if outcome.first_error is not None:
         lines += [f"  {line}" for line in outcome.first_error.traceback.strip().splitlines()[-8:]]
         if outcome.first_error.remedy:
-            lines.append(outcome.first_error.remedy)
+            lines += outcome.first_error.remedy.splitlines()
     if last is not None and outcome.state in ("finished", "stopped"):
         lines.append(
             f"loss {measured(last.loss)}, {last.tokens_per_second:,.0f} tokens/s, peak {peak(last)}"
         )
+        lines += comparison_lines(compare_plan(run))
     if outcome.checkpoint is not None:
         lines.append(f"newest checkpoint: {run.path / outcome.checkpoint}")
     return lines
+
+
+def comparison_lines(compared: PlanComparison) -> list[str]:
+    """Set what was measured beside what the plan had predicted; a line for what both know.
+
+    ``memory: 17.2 GiB predicted, 17.0 GiB measured (−1.2 %)``.
+    """
+    lines = []
+    if compared.predicted_bytes and compared.measured_bytes:
+        off = compared.measured_bytes / compared.predicted_bytes - 1
+        lines.append(
+            f"memory: {size(compared.predicted_bytes)} predicted, "
+            f"{size(compared.measured_bytes)} measured ({_signed(off)})"
+        )
+    if compared.predicted_seconds and compared.measured_seconds:
+        off = compared.measured_seconds / compared.predicted_seconds - 1
+        lines.append(
+            f"step: {compared.predicted_seconds:.3g} s predicted, "
+            f"{compared.measured_seconds:.3g} s measured ({_signed(off)})"
+        )
+    return lines
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f} %".replace("-", "−")
 
 
 def measured(value: float | None, digits: int = 5) -> str:

@@ -5,9 +5,11 @@ run folder. Written by the supervisor alone.
 """
 
 import contextlib
+import os
 import re
 import secrets
 import socket
+import time
 from pathlib import Path
 
 import msgspec
@@ -92,6 +94,24 @@ def start_time_of(pid: int) -> int | None:
     # The command name stands in parentheses and may hold any character, a parenthesis too.
     fields = content[content.rindex(b")") + 2 :].split()
     return None if fields[0] == b"Z" else int(fields[19])
+
+
+def seconds_since_launch(run: RunFolder) -> float:
+    """Give how long ago the job of this process was launched: when its supervisor began.
+
+    For a process that belongs to no job: how long ago it began itself.
+    """
+    ticks = start_time_of(os.getpid()) or 0
+    with contextlib.suppress(RunError):
+        job_file = read_job_file(run.job)
+        if (
+            job_file is not None
+            and job_file.job == os.environ.get(JOB_VARIABLE)
+            and job_file.boot_id == this_boot()
+        ):
+            ticks = job_file.start_time
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return max(0.0, since_boot - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def processes_of(job: str) -> list[int]:

@@ -1,11 +1,13 @@
-"""Which earlier run says what a config takes: the newest with the same settings and its peaks.
+"""What runs measured: the newest with a config's settings, and a run beside its own prediction.
 
 Reads run folders, writes nothing. Invariant: a run of other settings is never given.
 """
 
 import contextlib
 import re
+import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from workbench.config.memory_plan import MeasuredRun
 from workbench.config.problems import ConfigProblems
 from workbench.config.schema.config import Config
 from workbench.runs.catalog import last_metrics
+from workbench.runs.json_lines import read_lines
 from workbench.runs.layout import RunFolder
+from workbench.runs.metrics import MetricsRecord
 
 # What bytes and seconds depend on, apart from the data itself.
 _SECTIONS = ("model", "batch", "memory", "pipeline")
@@ -57,6 +61,46 @@ def measured_run(resolved: ResolvedConfig, output_root: Path) -> MeasuredRun | N
     return None
 
 
+@dataclass(frozen=True)
+class PlanComparison:
+    """What a run's plan predicted and what the run measured; None where one of them is not known.
+
+    Bytes are those that torch reserved of the GPU, seconds those of a step.
+    """
+
+    predicted_bytes: int | None
+    measured_bytes: int | None
+    predicted_seconds: float | None
+    measured_seconds: float | None
+
+
+def compare_plan(run: RunFolder) -> PlanComparison:
+    """Read a run's plan and its metrics.
+
+    The seconds are the median over the windows of the last attempt, all but its first, which holds
+    the first step. A run of one window has none.
+    """
+    plan = _read_plan(run.plan)
+    records = _metrics(run)
+    seconds = [each.step_seconds for each in records if each.attempt == records[-1].attempt][1:]
+    predicted_seconds = plan.get("predicted_seconds")
+    return PlanComparison(
+        predicted_bytes=_whole_number(plan.get("predicted"), "reserved"),
+        measured_bytes=_whole_number(plan.get("measured"), "peak_gpu_reserved_bytes"),
+        predicted_seconds=float(predicted_seconds)
+        if isinstance(predicted_seconds, int | float)
+        else None,
+        measured_seconds=statistics.median(seconds) if seconds else None,
+    )
+
+
+def _metrics(run: RunFolder) -> list[MetricsRecord]:
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        lines, _ = read_lines(run.metrics)
+        return [msgspec.json.decode(line.content, type=MetricsRecord) for line in lines]
+    return []
+
+
 def _settings(config: Config) -> list[object]:
     sections = [getattr(config, section) for section in _SECTIONS]
     return [*sections, *(getattr(getattr(config, section), key) for section, key in _KEYS)]
@@ -73,16 +117,17 @@ def _read_plan(path: Path) -> Mapping[str, Any]:
 def _measured(
     run: RunFolder, plan: Mapping[str, object], measured: Mapping[str, object]
 ) -> MeasuredRun:
-    def number(values: object, key: str) -> int | None:
-        found = values.get(key) if isinstance(values, Mapping) else None
-        return found if type(found) is int else None
-
     metrics = last_metrics(run)
     return MeasuredRun(
         name=run.name,
-        gpu_reserved_bytes=number(measured, "peak_gpu_reserved_bytes"),
-        predicted_bytes=number(plan.get("predicted"), "reserved"),
-        host_peak_bytes=number(measured, "peak_host_bytes"),
+        gpu_reserved_bytes=_whole_number(measured, "peak_gpu_reserved_bytes"),
+        predicted_bytes=_whole_number(plan.get("predicted"), "reserved"),
+        host_peak_bytes=_whole_number(measured, "peak_host_bytes"),
         tokens_per_second=metrics.tokens_per_second if metrics else None,
-        microbatches=number(plan, "microbatches"),
+        microbatches=_whole_number(plan, "microbatches"),
     )
+
+
+def _whole_number(values: object, key: str) -> int | None:
+    found = values.get(key) if isinstance(values, Mapping) else None
+    return found if type(found) is int else None

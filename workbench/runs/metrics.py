@@ -11,8 +11,9 @@ import msgspec
 class MetricsRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a logging window measured; the window ends with ``step``.
 
-    A number that was not finite is null and named in ``nonfinite``. A share is null where the
-    device offers no events to measure it.
+    A number that was not finite is null and named in ``nonfinite``. Shares are of the device
+    seconds of those steps of the window that were timed, null where none was: compute, waiting and
+    optimizer come to 1; copies run beside them.
     """
 
     time: float  # UTC epoch seconds
@@ -27,10 +28,39 @@ class MetricsRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     largest_gradient_norm: float | None
     tokens_per_second: float
     step_seconds: float  # mean of the window
-    peak_gpu_bytes: list[int]  # per rank; empty without a GPU
+    peak_gpu_bytes: list[int]  # reserved, per rank; empty without a GPU
     peak_host_bytes: list[int]  # per rank
     skipped_steps: int = 0  # steps of the window without an update, because of the NaN policy
-    compute_share: float | None = None
-    transfer_share: float | None = None
+    peak_gpu_allocated_bytes: list[int] = msgspec.field(default_factory=list)  # as peak_gpu_bytes
+    mfu: float | None = None  # of the card's dense bf16 peak; null where that is not known
+    compute_share: float | None = None  # neither waiting for a copy nor moving weights
+    transfer_share: float | None = None  # the busier of the two directions
+    up_share: float | None = None  # copies to the device
+    down_share: float | None = None  # copies to the host
     waiting_share: float | None = None
+    optimizer_share: float | None = None
+    first_step_seconds: float | None = None  # from launch to the end of the attempt's first step
     nonfinite: list[Literal["loss", "gradient_norm"]] = msgspec.field(default_factory=list)
+
+
+def utilization(record: MetricsRecord) -> list[tuple[str, str]]:
+    """Say what the device was busy with, what was not measured left out.
+
+    ``[("MFU", "52 %"), ("compute", "96"), ("copies", "31"), ("waiting", "2 %")]``
+    """
+    parts = {
+        "compute": record.compute_share,
+        "copies": record.transfer_share,
+        "waiting": record.waiting_share,
+        "optimizer": record.optimizer_share,
+    }
+    shares = [(name, f"{100 * share:.0f}") for name, share in parts.items() if share is not None]
+    if shares:
+        name, share = shares.pop()
+        shares.append((name, f"{share} %"))
+    return shares if record.mfu is None else [("MFU", f"{100 * record.mfu:.0f} %"), *shares]
+
+
+def utilization_words(record: MetricsRecord) -> str:
+    """Say the same in one line: ``MFU 52 % · compute 96 · copies 31 · waiting 2 %``."""
+    return " · ".join(f"{name} {share}" for name, share in utilization(record))

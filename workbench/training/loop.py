@@ -29,6 +29,7 @@ from workbench.data.loader import Loader
 from workbench.errors import WorkbenchError
 from workbench.runs import checkpoints as folders
 from workbench.runs.events import CheckpointEvent, EvaluationEvent, EventRecord, WarningEvent
+from workbench.runs.job_file import seconds_since_launch
 from workbench.runs.layout import RunFolder
 from workbench.training import checkpoint
 from workbench.training.control_point import ControlPoint, Flag
@@ -118,6 +119,7 @@ class Training:
         self._saved_step = self.state.step
         self._save_failure: checkpoint.SaveError | None = None
         self._num_unreported = 0
+        self._has_stepped = False
         self._evaluated: tuple[int, float | None] = (-1, None)
 
     def train(self) -> Ending:
@@ -152,10 +154,16 @@ class Training:
         self.state.tokens += rows.num_tokens
         self.state.target_tokens += rows.num_targets
         self.state.epoch = rows.epoch
-        self.report.add(number, result, time.perf_counter() - begin)
+        self.report.add(number, result, time.perf_counter() - begin, rows)
         self._num_unreported += 1
         self._at(self._resting)
-        self._judge(self.report.faults())
+        faults = self.report.faults(wait=not self._has_stepped)
+        if not self._has_stepped:
+            self._has_stepped = True
+            seconds = seconds_since_launch(self.run)
+            self.report.first_step_ended(seconds)
+            logger.info("the first step ended %.1f s after launch", seconds)
+        self._judge(faults)
 
     def _judge(self, faults: list[Fault]) -> None:
         """Apply the rule for numbers that are not finite."""
@@ -182,13 +190,14 @@ class Training:
         if self.publisher is not None:
             self.publisher.send(Metrics(offset=offset, record=msgspec.to_builtins(record)))
         logger.info(
-            "step %d/%d loss %s lr %.3g gnorm %s %.0f tok/s",
+            "step %d/%d loss %s lr %.3g gnorm %s %.0f tok/s%s",
             record.step,
             self.max_steps,
             "not finite" if record.loss is None else f"{record.loss:.4f}",
             record.learning_rate,
             "not finite" if record.gradient_norm is None else f"{record.gradient_norm:.3f}",
             record.tokens_per_second,
+            "" if record.mfu is None else f" MFU {record.mfu:.1%}",
         )
 
     def _evaluate(self, numbers: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from textual.content import Content
 
+from workbench.runs.metrics import utilization
 from workbench.tui import words
 from workbench.tui.job_picture import JobPicture
 from workbench.tui.keys import hint
@@ -17,6 +18,7 @@ def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list
         *_reason(picture),
         *_in_lines(_numbers(picture), width),
         *_in_lines(_speed(picture), width),
+        *_in_lines(_utilization(picture), width),
         *_in_lines(_saved(picture, now), width),
     ]
     lines.append(_contact(picture, now))
@@ -82,8 +84,7 @@ def _reason(picture: JobPicture) -> list[Content]:
     remedy = first.remedy if first else ""
     if outcome.state == "lost":
         remedy = f"{hint('start_again')} starts it again; tidy up: workbench control cleanup"
-    if remedy:
-        lines.append(Content.assemble(("→ ", "$primary"), remedy))
+    lines += [Content.assemble(("→ ", "$primary"), line) for line in remedy.splitlines()]
     return lines
 
 
@@ -117,6 +118,11 @@ def _speed(picture: JobPicture) -> list[Content]:
             ("skipped", str(last.skipped_steps) if last.skipped_steps else ""),
         ),
     ]
+
+
+def _utilization(picture: JobPicture) -> list[Content]:
+    """Say how much of the card the last window used, and for what."""
+    return _pairs(*utilization(picture.last)) if picture.last is not None else []
 
 
 def _saved(picture: JobPicture, now: float) -> list[Content]:
