@@ -237,10 +237,7 @@ def _agrees(
     widths = [heads * head_dim, key_heads * head_dim, key_heads * head_dim]
     buffer = torch.randn(rows * length, sum(widths), generator=generator).to(device, dtype)
     gradient = torch.randn(rows, length, heads, head_dim, generator=generator).to(device, dtype)
-    q, k, v = (
-        part.unflatten(1, (-1, head_dim)).unflatten(0, (rows, length))
-        for part in torch.split(buffer, widths, 1)
-    )
+    q, k, v = (part.view(rows, length, -1, head_dim) for part in torch.split(buffer, widths, 1))
     spans = Spans(window, flat_boundaries(starts, length).to(device), length)
     with torch.no_grad():
         out, log_sum = kernel_forward(kernel, q, k, v, spans)
