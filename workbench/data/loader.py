@@ -114,6 +114,11 @@ class Loader:
         num_rows = sum(rows_per_epoch(stream) for stream in self._rows.streams)
         return -(-num_rows // self._rows_per_step)
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row there is, or that all are padded to."""
+        return self._row_length or self._rows.longest
+
     def step(self, index: int) -> StepRows:
         """Give the rows of a step.
 

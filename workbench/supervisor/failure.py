@@ -29,7 +29,7 @@ _BAD_ARGUMENTS = re.compile(r"^(?:\S*run(?:\.py)?|torchrun): error: (?P<what>.+)
 _REMEDIES: dict[JobFailure, str] = {
     "config": "mend the config, then start again",
     "data": "mend the data set; `workbench train --dry-run` checks it",
-    "out_of_memory": "use fewer rows per microbatch or a smaller data.max_length",
+    "out_of_memory": "lower memory.budget_gib, raise batch.microbatches, or lower data.max_length",
     "nonfinite_loss": "lower optimizer.learning_rate, or set training.nonfinite: skip",
     "save_failed": "see log.txt; the checkpoints saved before are untouched",
     "no_space": "free space on the disk of the run folder, or lower checkpoints.keep",

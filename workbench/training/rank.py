@@ -16,9 +16,10 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from workbench.config.checks import not_in_this_version
 from workbench.config.load import ConfigProblems, read_resolved
+from workbench.config.memory_fit import Counts
 from workbench.config.schema.config import Config
 from workbench.control.messages import JobFailure, Leaving
-from workbench.errors import ConfigError, DataError, RunError, WorkbenchError
+from workbench.errors import ConfigError, DataError, RefusedError, RunError, WorkbenchError
 from workbench.runs.job_file import JOB_VARIABLE, read_job_file
 from workbench.runs.layout import RunFolder
 from workbench.training import distributed
@@ -29,6 +30,7 @@ from workbench.training.device import choose_device_type
 from workbench.training.distributed import Ranks
 from workbench.training.engine.plan import measured_peaks, write_plan
 from workbench.training.loop import Ending, NonfiniteError
+from workbench.training.out_of_memory import advice, is_out_of_memory
 from workbench.training.publisher import Publisher
 from workbench.training.report import next_attempt, peak_host_bytes
 
@@ -62,6 +64,8 @@ def _train(run: RunFolder) -> None:
     wishes: queue.SimpleQueue[Wish] = queue.SimpleQueue()
     publisher: Publisher | None = None
     built: Built | None = None
+    config: Config | None = None
+    device = torch.device("cpu")
     step = 0
     try:
         config = read_resolved(run.config)
@@ -90,8 +94,9 @@ def _train(run: RunFolder) -> None:
     except Exception as error:
         if built is not None:
             step = built.training.state.step
+        remedy = _remedy(error, config, device, built)
         if publisher is not None:
-            publisher.leave(_last_words(error, step))
+            publisher.leave(_last_words(error, step, remedy))
         raise
     finally:
         if built is not None:
@@ -137,14 +142,29 @@ def _say_goodbye(run: RunFolder, built: Built, ending: Ending, ranks: Ranks) -> 
     logger.info("%s", words)
 
 
-def _last_words(error: Exception, step: int) -> Leaving:
+def _remedy(
+    error: Exception, config: Config | None, device: torch.device, built: Built | None
+) -> str:
+    """Say what to do about an error; about a lack of memory the log says it too."""
     if isinstance(error, WorkbenchError):
-        message, remedy = f"{error.where}: {error.what}", error.remedy
+        return error.remedy
+    if config is None or not is_out_of_memory(error):
+        return "see the traceback in the log"
+    budget_bytes, counts = None, None
+    if built is not None:
+        rows = built.training.rows
+        budget_bytes = built.plan.budget_bytes
+        counts = Counts(longest_row=rows.longest_row, steps_per_epoch=rows.steps_per_epoch)
+    remedy = advice(error, config, device=device, budget_bytes=budget_bytes, counts=counts)
+    logger.error("out of memory; what can be done, cheapest first:\n%s", remedy)
+    return remedy
+
+
+def _last_words(error: Exception, step: int, remedy: str) -> Leaving:
+    if isinstance(error, WorkbenchError):
+        message = f"{error.where}: {error.what}"
     else:
         message = f"{type(error).__name__}: {error}"
-        remedy = "see the traceback in the log"
-    if isinstance(error, torch.OutOfMemoryError):
-        remedy = "lower data.max_length, or raise batch.microbatches"
     return Leaving(
         state="failed",
         step=step,
@@ -164,9 +184,9 @@ def _reason(error: Exception) -> JobFailure:
             return "data"
         case ConfigError() | RunError():
             return "config"
-        case torch.OutOfMemoryError() | MemoryError():
+        case RefusedError():  # a plan that the budget or the host does not hold
             return "out_of_memory"
-        case RuntimeError() if "DefaultCPUAllocator" in str(error):
+        case _ if is_out_of_memory(error):
             return "out_of_memory"
         case DistError():
             return "communication"
