@@ -11,6 +11,8 @@ import workbench
 
 MODEL_LIBRARIES = ("torch", "transformers", "triton", "tokenizers", "datasets", "fastapi")
 SCREEN_LIBRARIES = ("textual", "rich")
+# Imported on a GPU alone: Triton comes with torch's CUDA builds.
+NEED_TRITON = ("_triton", "fused_kernels")
 WORKER_PACKAGES = ("data", "model", "training", "inference")
 USER_PACKAGES = ("cli", "tui", "jobs")
 
@@ -19,7 +21,8 @@ def modules_of(*packages: str) -> list[str]:
     names = [
         module.name
         for module in pkgutil.walk_packages(workbench.__path__, prefix="workbench.")
-        if module.name.split(".")[1] in packages and not module.name.endswith("__main__")
+        if module.name.split(".")[1] in packages
+        and not module.name.endswith(("__main__", *NEED_TRITON))
     ]
     assert names, f"no modules found in {packages}"
     return names
