@@ -158,6 +158,10 @@ class CheckpointFolder:
         """Optimizer statistics of a rank, keyed by parameter name."""
         return self.training_state / f"optimizer-{rank:05d}.safetensors"
 
+    def low_bits(self, rank: int) -> Path:
+        """Low halves of exact fp32 weights, keyed by parameter name; only where there are any."""
+        return self.training_state / f"low_bits-{rank:05d}.safetensors"
+
     def random(self, rank: int) -> Path:
         """Random states of a rank: python, numpy, torch, CUDA."""
         return self.training_state / f"random-{rank:05d}.json"

@@ -9,25 +9,27 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from workbench.errors import RunError
 from workbench.model.families import Dimensions
-from workbench.model.safetensors_writer import write_safetensors
-from workbench.model.weights import iterate_weights, write_weights
+from workbench.model.safetensors_reader import StoredTensor, read_header, read_into
+from workbench.model.safetensors_writer import num_bytes_of, write_safetensors
+from workbench.model.weights import stored_weights, write_weights
 from workbench.runs import checkpoints as folders
 from workbench.runs.atomic import sync_folder
 from workbench.runs.layout import CheckpointFolder, RunFolder
 from workbench.runs.manifest import WrittenFile, verify, write_hashed, write_manifest
 from workbench.training.distributed import Ranks
+from workbench.training.optimizer.exact import LOW
 from workbench.training.state import (
     FORMAT_VERSION,
     SavedState,
@@ -68,17 +70,40 @@ class SavedCheckpoint:
 class Content:
     """What goes into every checkpoint of a run, beside counters and random states.
 
+    Tensors are those the run works with, where they live: on the device or on the host. They are
+    written from there and overwritten there; nothing may change them meanwhile.
+
     Attributes:
         weights: parameters by Hugging Face name, in order; a tied head is left out.
-        statistics: the optimizer's tensors, named after their parameters.
+        statistics: the optimizer's tensors, ``<parameter>:<part>``.
         common: config, tokenizer, template and other small files by name.
         device: whose random state is kept.
+        companions: what travels with weights, ``<parameter>:<part>``; low bits of exact weights
+            have a file of their own.
     """
 
     weights: Mapping[str, Tensor]
     statistics: Mapping[str, Tensor]
     common: Mapping[str, bytes]
     device: torch.device
+    companions: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def low_bits(self) -> dict[str, Tensor]:
+        """Give the low halves of exact weights by parameter; none where weights are rounded."""
+        ending = f":{LOW}"
+        return {
+            name.removesuffix(ending): tensor
+            for name, tensor in self.companions.items()
+            if name.endswith(ending)
+        }
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Give statistics and all companions but low bits, ``<parameter>:<part>``."""
+        travelling = {
+            name: tensor for name, tensor in self.companions.items() if not name.endswith(f":{LOW}")
+        }
+        assert not travelling.keys() & self.statistics.keys(), "a part has two owners"
+        return {**self.statistics, **travelling}
 
 
 def save(run: RunFolder, content: Content, state: SavedState, ranks: Ranks) -> SavedCheckpoint:
@@ -155,8 +180,9 @@ def _prepare(run: RunFolder, partial: Path, content: Content, ranks: Ranks) -> N
     folders.remove_partials(run)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     needed = ranks.world_size * sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in (*content.weights.values(), *content.statistics.values())
+        num_bytes_of(tensor)
+        for tensors in (content.weights, content.statistics, content.companions)
+        for tensor in tensors.values()
     )
     needed += sum(len(file) for file in content.common.values()) + _SLACK_BYTES
     free = shutil.disk_usage(run.checkpoints).free
@@ -176,16 +202,27 @@ def _write(
     """Write this rank's files, durable; give them by name relative to the folder."""
     folder = CheckpointFolder(partial)
     files: dict[str, WrittenFile] = {}
-    if ranks.rank == 0:
-        files |= write_weights(partial, content.weights)
+    large = {folder.optimizer(ranks.rank): content.optimizer_state()}
+    if low_bits := content.low_bits():
+        large[folder.low_bits(ranks.rank)] = low_bits
+    # Files are hashed as fast as one thread can: the large ones are written at the same time.
+    with ThreadPoolExecutor(1 + len(large)) as threads:
+        weights = (
+            threads.submit(write_weights, partial, content.weights) if ranks.rank == 0 else None
+        )
+        writing = {
+            path: threads.submit(write_safetensors, path, tensors)
+            for path, tensors in large.items()
+        }
+    if weights is not None:
+        files |= weights.result()
         for name, file in content.common.items():
             files[name] = write_hashed(partial / name, file)
         counters = msgspec.json.format(msgspec.json.encode(state), indent=2)
         files[_name(folder.state, partial)] = write_hashed(folder.state, counters)
+    files |= {_name(path, partial): file.result() for path, file in writing.items()}
     random = folder.random(ranks.rank)
     files[_name(random, partial)] = write_hashed(random, capture_random_states(content.device))
-    optimizer = folder.optimizer(ranks.rank)
-    files[_name(optimizer, partial)] = write_safetensors(optimizer, content.statistics)
     sync_folder(folder.training_state)
     return files
 
@@ -228,7 +265,8 @@ def load(
 ) -> SavedState:
     """Fill weights, statistics and random states from a checkpoint; give its counters.
 
-    Any number of ranks may have written it: statistics are found by parameter name.
+    Any number of ranks may have written it, under any memory plan: tensors are found by parameter
+    name. All names, shapes and dtypes are compared before the first tensor is overwritten.
 
     Args:
         folder: a complete checkpoint.
@@ -248,48 +286,91 @@ def load(
             where=str(folder),
             remedy="restore the data files as they were, or begin a new run",
         )
-    # Names are checked by iterate_weights against the dimensions, before the first tensor.
-    for name, tensor in iterate_weights(folder, dims):
-        _fill(folder, name, tensor, content.weights)
-    _load_statistics(folder, content.statistics)
+    weights = stored_weights(folder, dims)
+    pairs = [_pair(folder, name, stored, content.weights) for name, stored in weights.items()]
+    pairs += _optimizer_pairs(folder, content.optimizer_state())
+    pairs += _low_bits_pairs(folder, content.low_bits())
+    read_into(pairs)
     _load_random_states(folder, ranks.rank, content.device)
     return saved
 
 
-def _load_statistics(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the optimizer's tensors from every rank's file."""
+Pair = tuple[StoredTensor, Tensor]
+
+
+def _optimizer_pairs(folder: Path, into: Mapping[str, Tensor]) -> list[Pair]:
+    """Pair the optimizer's tensors with those in every rank's file."""
     training_state = CheckpointFolder(folder).training_state
-    missing = set(into)
-    for path in sorted(training_state.glob("optimizer-*.safetensors")):
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise RunError(
-                f"cannot be read: {error}", where=str(path), remedy="resume another checkpoint"
-            ) from error
-        for name, tensor in tensors.items():
-            _fill(path, name, tensor, into)
-            missing.discard(name)
-    if missing:
+    stored = _stored_in(training_state.glob("optimizer-*.safetensors"))
+    kept, ours = _parts(stored), _parts(into)
+    if kept and ours and not kept & ours:
         raise RunError(
-            f"optimizer statistics are missing: {sorted(missing)[:5]}",
+            f"was made by another optimizer: it keeps {', '.join(sorted(kept))} per parameter, "
+            f"this run's keeps {', '.join(sorted(ours))}",
             where=str(training_state),
+            remedy="set optimizer.name as it was, or begin a new run from the weights: model.path",
+        )
+    return _pairs(training_state, "optimizer statistics", stored, into)
+
+
+def _low_bits_pairs(folder: Path, into: Mapping[str, Tensor]) -> list[Pair]:
+    """Pair low bits with those that were kept; zero them where none were."""
+    training_state = CheckpointFolder(folder).training_state
+    stored = _stored_in(training_state.glob("low_bits-*.safetensors"))
+    if stored and not into:
+        logger.warning("%s: low bits are left out, this run rounds its weights", folder)
+        return []
+    if into and not stored:
+        logger.info("%s was made with rounded weights: their low bits begin at zero", folder)
+        for tensor in into.values():
+            tensor.zero_()
+        return []
+    return _pairs(training_state, "low bits", stored, into)
+
+
+def _stored_in(paths: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Give the tensors of several files by name, in the order of the files' names."""
+    stored: dict[str, StoredTensor] = {}
+    for path in sorted(paths):
+        try:
+            stored |= read_header(path)
+        except RunError as error:
+            raise RunError(
+                error.what, where=error.where, remedy="resume another checkpoint"
+            ) from error
+    return stored
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """Give what stands after parameters' names."""
+    return {name.rpartition(":")[2] for name in names}
+
+
+def _pairs(
+    where: Path, what: str, stored: Mapping[str, StoredTensor], into: Mapping[str, Tensor]
+) -> list[Pair]:
+    pairs = [_pair(tensor.path, name, tensor, into) for name, tensor in stored.items()]
+    if missing := into.keys() - stored.keys():
+        raise RunError(
+            f"{what} are missing: {sorted(missing)[:5]}",
+            where=str(where),
             remedy="resume another checkpoint",
         )
+    return pairs
 
 
-def _fill(path: Path, name: str, tensor: Tensor, into: Mapping[str, Tensor]) -> None:
+def _pair(path: Path, name: str, stored: StoredTensor, into: Mapping[str, Tensor]) -> Pair:
+    """Find the place of a stored tensor, which has its shape and dtype."""
     ours = into.get(name)
     if ours is None:
         wrong = f"{name} is unknown to this run"
-    elif ours.shape != tensor.shape or ours.dtype != tensor.dtype:
+    elif tuple(ours.shape) != stored.shape or ours.dtype != stored.dtype:
         wrong = (
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {ours.dtype} {tuple(ours.shape)}"
+            f"{name} is {stored.dtype or stored.code} {stored.shape}, "
+            f"not {ours.dtype} {tuple(ours.shape)}"
         )
     else:
-        ours.copy_(tensor)
-        return
+        return stored, ours
     raise RunError(
         wrong, where=str(path), remedy="resume a checkpoint of this model, dtype and optimizer"
     )
