@@ -43,10 +43,10 @@ class MetricsRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     nonfinite: list[Literal["loss", "gradient_norm"]] = msgspec.field(default_factory=list)
 
 
-def utilization(record: MetricsRecord) -> list[tuple[str, str]]:
-    """Say what the device was busy with, what was not measured left out.
+def shares(record: MetricsRecord) -> list[tuple[str, str]]:
+    """Say what the device was busy with, in percent; empty where nothing was timed.
 
-    ``[("MFU", "52 %"), ("compute", "96"), ("copies", "31"), ("waiting", "2 %")]``
+    ``[("compute", "96"), ("copies", "31"), ("waiting", "2"), ("optimizer", "2 %")]``
     """
     parts = {
         "compute": record.compute_share,
@@ -54,13 +54,16 @@ def utilization(record: MetricsRecord) -> list[tuple[str, str]]:
         "waiting": record.waiting_share,
         "optimizer": record.optimizer_share,
     }
-    shares = [(name, f"{100 * share:.0f}") for name, share in parts.items() if share is not None]
-    if shares:
-        name, share = shares.pop()
-        shares.append((name, f"{share} %"))
-    return shares if record.mfu is None else [("MFU", f"{100 * record.mfu:.0f} %"), *shares]
+    known = [(name, f"{100 * share:.0f}") for name, share in parts.items() if share is not None]
+    return [*known[:-1], *((name, f"{share} %") for name, share in known[-1:])]
 
 
 def utilization_words(record: MetricsRecord) -> str:
-    """Say the same in one line: ``MFU 52 % · compute 96 · copies 31 · waiting 2 %``."""
-    return " · ".join(f"{name} {share}" for name, share in utilization(record))
+    """Say how much of the card was used, and for what, in one line; what is not known is left out.
+
+    ``MFU 52 % · compute 96 · copies 31 · waiting 2 · optimizer 2 %``
+    """
+    parts = shares(record)
+    if record.mfu is not None:
+        parts = [("MFU", f"{100 * record.mfu:.0f} %"), *parts]
+    return " · ".join(f"{name} {share}" for name, share in parts)

@@ -2,7 +2,7 @@
 
 from textual.content import Content
 
-from workbench.runs.metrics import utilization
+from workbench.runs.metrics import shares
 from workbench.tui import words
 from workbench.tui.job_picture import JobPicture
 from workbench.tui.keys import hint
@@ -18,10 +18,10 @@ def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list
         *_reason(picture),
         *_in_lines(_numbers(picture), width),
         *_in_lines(_speed(picture), width),
-        *_in_lines(_utilization(picture), width),
         *_in_lines(_saved(picture, now), width),
     ]
     lines.append(_contact(picture, now))
+    lines.extend(_in_lines(_shares(picture), width))
     lines.extend(_memory(picture, width))
     if path:
         lines.append(Content.assemble(("run  ", "$quiet"), words.shorten_path(path, width - 5)))
@@ -112,6 +112,7 @@ def _speed(picture: JobPicture) -> list[Content]:
     return [
         Content(words.rate(last.tokens_per_second)),
         *_pairs(
+            ("MFU", f"{100 * last.mfu:.0f} %" if last.mfu is not None else ""),
             ("gnorm", norm),
             ("epoch", f"{last.epoch:.2f}"),
             ("tokens", short(last.tokens)),
@@ -120,9 +121,9 @@ def _speed(picture: JobPicture) -> list[Content]:
     ]
 
 
-def _utilization(picture: JobPicture) -> list[Content]:
-    """Say how much of the card the last window used, and for what."""
-    return _pairs(*utilization(picture.last)) if picture.last is not None else []
+def _shares(picture: JobPicture) -> list[Content]:
+    """Say what the device was busy with in the last window."""
+    return _pairs(*shares(picture.last)) if picture.last is not None else []
 
 
 def _saved(picture: JobPicture, now: float) -> list[Content]:
