@@ -1,0 +1,480 @@
+"""``Kernels`` in Triton: one pass over memory for each, imported only where Triton is.
+
+``EagerKernels`` defines the results; these agree within the last bit of bf16. Nothing is tuned at
+run time, which would cost seconds before the first step: sizes follow from the shapes by the rules
+below. Each sum has one fixed order, without atomics, so results repeat bit for bit. Offsets of rows
+are 64-bit numbers: a tensor may hold more than 2^31 elements. Tensors lie on the current device.
+
+    tokens (T), hidden (D), a head's width (R), query heads (H), key and value heads (K),
+    queries, keys and values side by side (E = (H + 2K) R), intermediate (F), vocabulary (V)
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# 16 bytes of bf16 per thread and load, several loads in flight: 32 elements of a row per thread,
+# and tiles of 2,048 elements where a row may be cut.
+_ELEMENTS_PER_THREAD = 32
+_TILE, _TILE_WARPS = 2048, 4
+_HEADS, _HEADS_WARPS = 8, 1
+# Each program of the norm's backward adds up the weight's gradient over its rows: more programs
+# hide more latency and leave more partial sums to be added.
+_PROGRAMS_PER_PROCESSOR = 4
+_REDUCED_COLUMNS, _REDUCED_PARTS = 32, 64
+# Rows under way together should stay in the L2 cache between the two passes over a row.
+_LOGITS, _LOGITS_WARPS = 8192, 16
+_ROW_COLUMNS, _ROW_WARPS = 1024, 4
+
+# Below any finite logit, and finite: the difference to a logit of minus infinity is no NaN.
+_LOWEST = tl.constexpr(-3.4e38)
+
+
+class FusedKernels:
+    """``Kernels`` on a CUDA device; see ``Kernels`` for what each does."""
+
+    def norm(self, x_TD: Tensor, weight_D: Tensor, epsilon: float, *, out_TD: Tensor) -> None:
+        """See ``Kernels.norm``."""
+        rows, width = x_TD.shape
+        if rows == 0:
+            return
+        block = triton.next_power_of_2(width)
+        _norm[(rows,)](
+            x_TD, weight_D, out_TD, width, epsilon, BLOCK=block, num_warps=_row_warps(block)
+        )
+
+    def norm_backward(
+        self,
+        gradient_TD: Tensor,
+        x_TD: Tensor,
+        weight_D: Tensor,
+        epsilon: float,
+        *,
+        onto_TD: Tensor,
+        weight_sum_D: Tensor,
+    ) -> None:
+        """See ``Kernels.norm_backward``."""
+        rows, width = x_TD.shape
+        if rows == 0:
+            return
+        block = triton.next_power_of_2(width)
+        programs = min(rows, _PROGRAMS_PER_PROCESSOR * _num_processors(x_TD.device))
+        share = triton.cdiv(rows, programs)
+        programs = triton.cdiv(rows, share)
+        parts_PD = torch.empty((programs, width), dtype=torch.float32, device=x_TD.device)
+        _norm_backward[(programs,)](
+            gradient_TD,
+            x_TD,
+            weight_D,
+            onto_TD,
+            parts_PD,
+            rows,
+            share,
+            width,
+            epsilon,
+            BLOCK=block,
+            num_warps=_row_warps(block),
+        )
+        _add_parts[(triton.cdiv(width, _REDUCED_COLUMNS),)](
+            parts_PD,
+            weight_sum_D,
+            programs,
+            width,
+            PARTS=_REDUCED_PARTS,
+            COLUMNS=_REDUCED_COLUMNS,
+            num_warps=4,
+        )
+
+    def rotate(
+        self, qkv_TE: Tensor, cosine_TR: Tensor, sine_TR: Tensor, *, num_heads: int, head_dim: int
+    ) -> None:
+        """See ``Kernels.rotate``."""
+        rows, stride = qkv_TE.shape
+        if rows == 0:
+            return
+        _rotate[(rows, triton.cdiv(num_heads, _HEADS))](
+            qkv_TE,
+            cosine_TR,
+            sine_TR,
+            stride,
+            num_heads,
+            HALF=head_dim // 2,
+            BLOCK=triton.next_power_of_2(head_dim // 2),
+            HEADS=_HEADS,
+            num_warps=_HEADS_WARPS,
+        )
+
+    def pack_rotated_back(
+        self,
+        dq_THR: Tensor,
+        dk_TKR: Tensor,
+        dv_TKR: Tensor,
+        cosine_TR: Tensor,
+        sine_TR: Tensor,
+        *,
+        out_TE: Tensor,
+    ) -> None:
+        """See ``Kernels.pack_rotated_back``."""
+        rows, num_queries, head_dim = dq_THR.shape
+        if rows == 0:
+            return
+        num_keys = dk_TKR.shape[1]
+        assert all(tensor.stride(2) == 1 for tensor in (dq_THR, dk_TKR, dv_TKR))
+        programs = triton.cdiv(num_queries, _HEADS) + 2 * triton.cdiv(num_keys, _HEADS)
+        _pack_rotated_back[(rows, programs)](
+            dq_THR,
+            dk_TKR,
+            dv_TKR,
+            cosine_TR,
+            sine_TR,
+            out_TE,
+            *dq_THR.stride()[:2],
+            *dk_TKR.stride()[:2],
+            *dv_TKR.stride()[:2],
+            out_TE.shape[1],
+            num_queries,
+            num_keys,
+            HALF=head_dim // 2,
+            BLOCK=triton.next_power_of_2(head_dim // 2),
+            HEADS=_HEADS,
+            num_warps=_HEADS_WARPS,
+        )
+
+    def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
+        """See ``Kernels.gated_product``."""
+        rows, width = out_TF.shape
+        if rows == 0:
+            return
+        tiles = triton.cdiv(width, _TILE)
+        _gated_product[(rows * tiles,)](
+            gate_up_T2F, out_TF, width, tiles, BLOCK=_TILE, num_warps=_TILE_WARPS
+        )
+
+    def gated_product_backward(self, gate_up_T2F: Tensor, product_TF: Tensor) -> None:
+        """See ``Kernels.gated_product_backward``."""
+        rows, width = product_TF.shape
+        if rows == 0:
+            return
+        tiles = triton.cdiv(width, _TILE)
+        _gated_product_backward[(rows * tiles,)](
+            gate_up_T2F, product_TF, width, tiles, BLOCK=_TILE, num_warps=_TILE_WARPS
+        )
+
+    def cross_entropy(
+        self,
+        logits_CV: Tensor,
+        labels_C: Tensor,
+        scale: float | None,
+        *,
+        losses_C: Tensor,
+        correct_C: Tensor | None = None,
+    ) -> None:
+        """See ``Kernels.cross_entropy``."""
+        rows, width = logits_CV.shape
+        if rows == 0:
+            return
+        block = min(_LOGITS, triton.next_power_of_2(width))
+        _cross_entropy[(rows,)](
+            logits_CV,
+            labels_C,
+            losses_C,
+            losses_C if correct_C is None else correct_C.view(torch.uint8),
+            width,
+            0.0 if scale is None else scale,
+            WITH_GRADIENT=scale is not None,
+            WITH_CORRECT=correct_C is not None,
+            BLOCK=block,
+            num_warps=min(_LOGITS_WARPS, max(1, block // 256)),
+        )
+
+    def add_rows(
+        self,
+        gradient_SD: Tensor,
+        order_S: Tensor,
+        begins_K1: Tensor,
+        ids_K: Tensor,
+        *,
+        onto_VD: Tensor,
+    ) -> None:
+        """See ``Kernels.add_rows``."""
+        width = gradient_SD.shape[1]
+        if ids_K.shape[0] == 0:
+            return
+        block = min(_ROW_COLUMNS, triton.next_power_of_2(width))
+        _add_rows[(ids_K.shape[0], triton.cdiv(width, block))](
+            gradient_SD,
+            order_S,
+            begins_K1,
+            ids_K,
+            onto_VD,
+            width,
+            BLOCK=block,
+            num_warps=_ROW_WARPS,
+        )
+
+
+def _row_warps(block: int) -> int:
+    """Give the warps of a program that holds a row of ``block`` elements."""
+    return min(16, max(1, block // (32 * _ELEMENTS_PER_THREAD)))
+
+
+@functools.cache
+def _num_processors(device: torch.device) -> int:
+    """Count a device's multiprocessors; on a CPU, for Triton's interpreter, there are two."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def _rounded(value, like):
+    """Round fp32 to the dtype of ``like``, as writing it to memory and reading it back would."""
+    return value.to(like.dtype).to(tl.float32)
+
+
+@triton.jit
+def _norm(x, weight, out, width, epsilon, BLOCK: tl.constexpr):
+    begin = tl.program_id(0).to(tl.int64) * width
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    read = tl.load(x + begin + columns, mask=inside, other=0.0)
+    wide = read.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(wide * wide, 0) / width + epsilon)
+    scale = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + begin + columns, _rounded(wide * inverse, read) * scale, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "share"])
+def _norm_backward(
+    gradient, x, weight, onto, parts, rows, share, width, epsilon, BLOCK: tl.constexpr
+):
+    """A program takes ``share`` rows in turn and adds up the weight's gradient over them."""
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    scale = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    weight_sum = tl.zeros((BLOCK,), dtype=tl.float32)
+    first = program * share
+    for row in range(first, tl.minimum(first + share, rows)):
+        at = row * width + columns
+        wide = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        given = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
+        before = tl.load(onto + at, mask=inside, other=0.0).to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(wide * wide, 0) / width + epsilon)
+        normed = wide * inverse
+        scaled = given * scale
+        along = tl.sum(scaled * normed, 0) / width
+        tl.store(onto + at, before + inverse * (scaled - normed * along), mask=inside)
+        weight_sum += given * normed
+    tl.store(parts + program * width + columns, weight_sum, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_parts"])
+def _add_parts(parts, weight_sum, num_parts, width, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < width
+    total = tl.zeros((PARTS, COLUMNS), dtype=tl.float32)
+    for begin in range(0, num_parts, PARTS):
+        part = begin + tl.arange(0, PARTS)
+        total += tl.load(
+            parts + part[:, None] * width + columns[None, :],
+            mask=(part < num_parts)[:, None] & inside[None, :],
+            other=0.0,
+        )
+    before = tl.load(weight_sum + columns, mask=inside, other=0.0)
+    tl.store(weight_sum + columns, before + tl.sum(total, 0), mask=inside)
+
+
+@triton.jit
+def _rotate(
+    qkv, cosine, sine, stride, num_heads,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    pairs = tl.arange(0, BLOCK)
+    turns = token * (2 * HALF) + pairs
+    cosines = tl.load(cosine + turns, mask=pairs < HALF, other=0.0).to(tl.float32)[None, :]
+    sines = tl.load(sine + turns, mask=pairs < HALF, other=0.0).to(tl.float32)[None, :]
+    at = qkv + token * stride + heads[:, None] * (2 * HALF) + pairs[None, :]
+    inside = (heads < num_heads)[:, None] & (pairs < HALF)[None, :]
+    read = tl.load(at, mask=inside, other=0.0)
+    first = read.to(tl.float32)
+    second = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    # Each product is rounded, as separate operations would.
+    turned_first = _rounded(first * cosines, read) - _rounded(second * sines, read)
+    turned_second = _rounded(second * cosines, read) + _rounded(first * sines, read)
+    tl.store(at, turned_first, mask=inside)
+    tl.store(at + HALF, turned_second, mask=inside)
+
+
+@triton.jit
+def _turn_back(
+    turned, token_stride, head_stride, token, block, num_heads, out, cosine, sine,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, TURN: tl.constexpr,
+):  # fmt: skip
+    """Turn a block of heads of one token back, or only copy them, to ``out``."""
+    heads = block * HEADS + tl.arange(0, HEADS)
+    pairs = tl.arange(0, BLOCK)
+    inside = (heads < num_heads)[:, None] & (pairs < HALF)[None, :]
+    at = turned + token * token_stride + heads.to(tl.int64)[:, None] * head_stride + pairs[None, :]
+    first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    to = out + heads[:, None] * (2 * HALF) + pairs[None, :]
+    if TURN:
+        turns = token * (2 * HALF) + pairs
+        cosines = tl.load(cosine + turns, mask=pairs < HALF, other=0.0).to(tl.float32)[None, :]
+        sines = tl.load(sine + turns, mask=pairs < HALF, other=0.0).to(tl.float32)[None, :]
+        tl.store(to, first * cosines + second * sines, mask=inside)
+        tl.store(to + HALF, second * cosines - first * sines, mask=inside)
+    else:
+        tl.store(to, first, mask=inside)
+        tl.store(to + HALF, second, mask=inside)
+
+
+@triton.jit
+def _pack_rotated_back(
+    dq, dk, dv, cosine, sine, out,
+    q_token, q_head, k_token, k_head, v_token, v_head, stride, num_queries, num_keys,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """The blocks of heads of one token: those of queries, then of keys, then of values."""
+    token = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    query_blocks = tl.cdiv(num_queries, HEADS)
+    key_blocks = tl.cdiv(num_keys, HEADS)
+    row = out + token * stride
+    keys = row + num_queries * (2 * HALF)
+    values = keys + num_keys * (2 * HALF)
+    if block < query_blocks:
+        _turn_back(
+            dq, q_token, q_head, token, block, num_queries, row, cosine, sine,
+            HALF, BLOCK, HEADS, True,
+        )  # fmt: skip
+    elif block < query_blocks + key_blocks:
+        _turn_back(
+            dk, k_token, k_head, token, block - query_blocks, num_keys, keys, cosine, sine,
+            HALF, BLOCK, HEADS, True,
+        )  # fmt: skip
+    else:
+        _turn_back(
+            dv, v_token, v_head, token, block - query_blocks - key_blocks, num_keys, values,
+            cosine, sine, HALF, BLOCK, HEADS, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def _sigmoid(value):
+    return 1.0 / (1.0 + tl.exp(-value))
+
+
+@triton.jit
+def _product(gate, up, like):
+    """silu(gate) * up, with silu rounded as if it were a result of its own."""
+    return _rounded(gate * _sigmoid(gate), like) * up
+
+
+@triton.jit
+def _gated_product(gate_up, out, width, tiles, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    columns = (program % tiles) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    at = gate_up + row * (2 * width) + columns
+    gate = tl.load(at, mask=inside, other=0.0)
+    up = tl.load(at + width, mask=inside, other=0.0)
+    product = _product(gate.to(tl.float32), up.to(tl.float32), gate)
+    tl.store(out + row * width + columns, product, mask=inside)
+
+
+@triton.jit
+def _gated_product_backward(gate_up, product, width, tiles, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    columns = (program % tiles) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    at = gate_up + row * (2 * width) + columns
+    read = tl.load(at, mask=inside, other=0.0)
+    gate = read.to(tl.float32)
+    up = tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
+    to = product + row * width + columns
+    gradient = tl.load(to, mask=inside, other=0.0).to(tl.float32)
+    sigmoid = _sigmoid(gate)
+    slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    tl.store(at, gradient * up * slope, mask=inside)
+    tl.store(at + width, gradient * (gate * sigmoid), mask=inside)
+    tl.store(to, _product(gate, up, read), mask=inside)
+
+
+@triton.jit
+def _cross_entropy(
+    logits, labels, losses, correct, width, scale,
+    WITH_GRADIENT: tl.constexpr, WITH_CORRECT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program takes one row: each lane keeps its own maximum and sum, joined at the end."""
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(labels + row)
+    start = logits + row * width
+    wanted = tl.load(start + label).to(tl.float32)
+    lanes = tl.arange(0, BLOCK)
+    largest = tl.full((BLOCK,), _LOWEST, dtype=tl.float32)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    found = tl.zeros((BLOCK,), dtype=tl.int32)
+    for begin in range(0, width, BLOCK):
+        columns = begin + lanes
+        value = tl.load(start + columns, mask=columns < width, other=float("-inf")).to(tl.float32)
+        is_larger = value > largest
+        # One exponential serves both cases: the old sum shrinks, or the new term is added.
+        ratio = tl.exp(-tl.abs(value - largest))
+        total = tl.where(is_larger, total * ratio + 1.0, total + ratio)
+        largest = tl.where(is_larger, value, largest)
+        if WITH_CORRECT:
+            found = tl.where(is_larger, columns, found)
+    maximum = tl.max(largest, 0)
+    log_terms = tl.sum(total * tl.exp(largest - maximum), 0)
+    tl.store(losses + row, tl.log(log_terms) + maximum - wanted)
+    if WITH_CORRECT:
+        first = tl.min(tl.where(largest == maximum, found, width), 0)
+        tl.store(correct + row, (first == label).to(tl.uint8))
+    if WITH_GRADIENT:
+        factor = scale / log_terms
+        for begin in range(0, width, BLOCK):
+            columns = begin + lanes
+            inside = columns < width
+            value = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
+            slope = tl.exp(value - maximum) * factor
+            slope = tl.where(columns == label, slope - scale, slope)
+            tl.store(start + columns, slope, mask=inside)
+
+
+@triton.jit
+def _add_rows(gradient, order, begins, ids, onto, width, BLOCK: tl.constexpr):
+    """A program adds up some columns of the rows of one id, four rows under way at a time."""
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    begin = tl.load(begins + tl.program_id(0))
+    end = tl.load(begins + tl.program_id(0) + 1)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for at in range(begin, end, 4):
+        row_0 = tl.load(order + at).to(tl.int64)
+        row_1 = tl.load(order + at + 1, mask=at + 1 < end, other=0).to(tl.int64)
+        row_2 = tl.load(order + at + 2, mask=at + 2 < end, other=0).to(tl.int64)
+        row_3 = tl.load(order + at + 3, mask=at + 3 < end, other=0).to(tl.int64)
+        # All four are asked for before the first is added.
+        value_0 = tl.load(gradient + row_0 * width + columns, mask=inside, other=0.0)
+        mask_1 = tl.where(at + 1 < end, inside, False)
+        value_1 = tl.load(gradient + row_1 * width + columns, mask=mask_1, other=0.0)
+        mask_2 = tl.where(at + 2 < end, inside, False)
+        value_2 = tl.load(gradient + row_2 * width + columns, mask=mask_2, other=0.0)
+        mask_3 = tl.where(at + 3 < end, inside, False)
+        value_3 = tl.load(gradient + row_3 * width + columns, mask=mask_3, other=0.0)
+        total += value_0.to(tl.float32)
+        total += value_1.to(tl.float32)
+        total += value_2.to(tl.float32)
+        total += value_3.to(tl.float32)
+    row = tl.load(ids + tl.program_id(0)).to(tl.int64)
+    to = onto + row * width + columns
+    tl.store(to, tl.load(to, mask=inside, other=0.0).to(tl.float32) + total, mask=inside)
