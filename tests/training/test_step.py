@@ -1,4 +1,5 @@
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -162,8 +163,10 @@ def test_clipping_by_the_previous_norm_scales_every_gradient_alike() -> None:
         torch.testing.assert_close(small, grown * scale**2, rtol=1e-2, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("sum_dtype", [torch.bfloat16, torch.float32])
-def test_bfloat16_steps_follow_the_fp32_losses(sum_dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("sum_dtype", ["bfloat16", "float32"])
+def test_bfloat16_steps_follow_the_fp32_losses(
+    sum_dtype: Literal["bfloat16", "float32"],
+) -> None:
     fp32 = tiny_engine(dimensions())
     bf16 = tiny_engine(dimensions(), dtype=torch.bfloat16, sum_dtype=sum_dtype)
     for number in range(1, 7):

@@ -2,9 +2,9 @@
 
 import json
 import queue
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from tests.data.token_stores import rows_in_memory
 from workbench.data.loader import Loader, StepRows, make_batch
 from workbench.data.packing import Row, Rows
+from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions
 from workbench.model.weights import random_weights
 from workbench.runs.json_lines import read_lines
@@ -21,11 +22,14 @@ from workbench.runs.metrics import MetricsRecord
 from workbench.training import checkpoint
 from workbench.training.control_point import ControlPoint, Wish
 from workbench.training.distributed import Ranks
+from workbench.training.engine.assemble import assemble
+from workbench.training.engine.lanes import Lanes
+from workbench.training.engine.plan import Plan, choose_plan
 from workbench.training.engine.step import LayerMajorEngine
-from workbench.training.engine.weight_store import ResidentStore
+from workbench.training.engine.weight_store import WeightStore
 from workbench.training.loop import Ending, Intervals, Training
-from workbench.training.optimizer.adafactor import Adafactor
-from workbench.training.optimizer.protocol import Rounding
+from workbench.training.optimizer.choice import OptimizerName, new_optimizer
+from workbench.training.optimizer.protocol import Optimizer, Rounding
 from workbench.training.publisher import Publisher
 from workbench.training.report import Report
 from workbench.training.state import TrainingState
@@ -104,44 +108,77 @@ class TinyEngine:
     """An engine with its parts."""
 
     engine: LayerMajorEngine
-    store: ResidentStore
-    optimizer: Adafactor
+    store: WeightStore
+    optimizer: Optimizer
 
     def weights(self) -> dict[str, torch.Tensor]:
+        self.store.settle()
         return {name: tensor.detach().clone() for name, tensor in self.store.named_tensors()}
+
+
+def tiny_plan(dims: Dimensions, **changes: Any) -> Plan:  # noqa: ANN401
+    """A plan that keeps everything where it is made, but for what is changed."""
+    plan = choose_plan(
+        dims,
+        dtype=torch.float32,
+        sum_dtype="auto",
+        microbatches=1,
+        rows=4,
+        row_length=LENGTH,
+        budget_bytes=None,
+    )
+    everything_stays = {
+        "microbatches": 4,
+        "sum_dtype": "float32",
+        "resident_blocks": dims.num_layers,
+        "vocabulary_resident": True,
+        "slots": 3,
+        "pinned_records": False,
+        "recompute": ("full",) * dims.num_layers,
+        "tile_rows": 1 << 20,
+        "head_rows": 1 << 10,
+        "companions_resident": False,
+    }
+    return replace(plan, **(everything_stays | changes))
 
 
 def tiny_engine(
     dims: Dimensions,
     *,
     dtype: torch.dtype = torch.float32,
-    sum_dtype: torch.dtype | None = None,
+    sum_dtype: Literal["bfloat16", "float32"] = "float32",
     device: torch.device = CPU,
     clip_norm: float | None = None,
     seed: int = 7,
     rounding: Rounding = "stochastic",
+    optimizer: OptimizerName = "adafactor",
+    attention: str = "auto",
+    lanes: Lanes | None = None,
+    **plan: Any,  # noqa: ANN401
 ) -> TinyEngine:
-    store = ResidentStore(dims, dtype, device)
-    store.load(random_weights(dims, seed, dtype))
-    shapes = {name: tuple(tensor.shape) for name, tensor in store.named_tensors()}
-    optimizer = Adafactor(
-        shapes,
+    """An engine of up to four microbatches of four rows; ``plan`` changes ``tiny_plan``."""
+    rule = new_optimizer(
+        optimizer,
+        parameter_shapes(dims),
+        dtype=dtype,
         device=device,
         seed=seed,
         weight_decay=1e-3,
         rounding=rounding,
     )
-    engine = LayerMajorEngine(
-        dims=dims,
-        store=store,
-        optimizer=optimizer,
-        sum_dtype=sum_dtype or torch.float32,
-        attention="auto",
-        clip_norm=clip_norm,
+    engine = assemble(
+        tiny_plan(dims, sum_dtype=sum_dtype, **plan),
+        dims,
+        rule,
+        part_tokens=4 * LENGTH,
         dtype=dtype,
         device=device,
+        attention=attention,
+        clip_norm=clip_norm,
+        lanes=lanes,
     )
-    return TinyEngine(engine, store, optimizer)
+    engine.store.load(random_weights(dims, seed, dtype))
+    return TinyEngine(engine, engine.store, rule)
 
 
 MODEL_CONFIG = {

@@ -28,6 +28,12 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
+BLOCK_STACKS = {
+    "self_attn.qkv": tuple(f"self_attn.{name}_proj.weight" for name in "qkv"),
+    "mlp.gate_up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+}
+"""Matrices of a block that read the same input: an engine may lay them on top of each other."""
+
 Weights = Mapping[str, Tensor]
 Linear = Callable[[Tensor, Tensor], Tensor]
 

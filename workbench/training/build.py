@@ -6,16 +6,19 @@ statistics, what resumes, and the loop over all of it.
 
 import functools
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from workbench.config.load import dump_config
 from workbench.config.schema.config import Config
 from workbench.data.loader import Loader
 from workbench.data.prepare import PreparedData, prepare
 from workbench.errors import ConfigError, RunError
+from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions, read_dimensions
 from workbench.model.weights import iterate_weights, random_weights
 from workbench.runs.layout import RunFolder
@@ -24,15 +27,21 @@ from workbench.training.beside_weights import files_beside_weights
 from workbench.training.control_point import ControlPoint
 from workbench.training.device import DTYPES, prepare_torch
 from workbench.training.distributed import Ranks
-from workbench.training.engine.plan import Plan, choose_plan, take_budget, write_plan
-from workbench.training.engine.step import LayerMajorEngine
-from workbench.training.engine.weight_store import ResidentStore
+from workbench.training.engine.assemble import assemble
+from workbench.training.engine.plan import (
+    Plan,
+    choose_plan,
+    facts_of_dimensions,
+    take_budget,
+    write_plan,
+)
 from workbench.training.loop import Intervals, Training
-from workbench.training.optimizer.adafactor import Adafactor
+from workbench.training.optimizer.choice import new_optimizer
 from workbench.training.optimizer.learning_rate import learning_rate
 from workbench.training.publisher import Publisher
 from workbench.training.report import Report
 from workbench.training.state import TrainingState, total_steps
+from workbench.training.utilization import Utilization, peak_flops_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,27 +92,31 @@ def build(
     template = _read_template(run)
     prepared = prepare(config, model_folder, template)
     plan = _plan(config, dims, dtype, device, prepared)
-    store = ResidentStore(dims, dtype, device)
-    weights = dict(store.named_tensors())
-    optimizer = Adafactor(
-        {name: tuple(tensor.shape) for name, tensor in weights.items()},
+    optimizer = new_optimizer(
+        config.optimizer.name,
+        parameter_shapes(dims),
+        dtype=dtype,
         device=device,
         seed=config.training.seed,
         weight_decay=config.optimizer.weight_decay,
         rounding=config.optimizer.rounding,
     )
-    engine = LayerMajorEngine(
-        dims=dims,
-        store=store,
-        optimizer=optimizer,
-        sum_dtype=DTYPES[plan.sum_dtype],
+    row_length = _row_length(config, prepared)
+    part_rows = -(-config.batch.train // plan.microbatches)
+    engine = assemble(
+        plan,
+        dims,
+        optimizer,
+        part_tokens=part_rows * row_length,
+        dtype=dtype,
+        device=device,
         attention=config.model.attention,
         clip_norm=config.optimizer.clip_norm
         if config.optimizer.clip_by == "previous_norm"
         else None,
-        dtype=dtype,
-        device=device,
+        compiled=config.model.compile,
     )
+    weights = dict(engine.store.named_tensors())
     content = checkpoint.Content(
         weights=weights,
         statistics=optimizer.named_tensors(),
@@ -116,11 +129,11 @@ def build(
         ),
         device=device,
     )
-    rows, validation = _loaders(config, prepared, plan)
+    rows, validation = _loaders(config, prepared, plan, part_rows)
     state = TrainingState()
     resumed = checkpoint.resume_point(run, config.checkpoints.resume, is_restart=is_restart)
     if resumed is None:
-        _load_model(config, model_folder, dims, dtype, store)
+        _load_model(config, model_folder, dims, dtype, weights)
     else:
         saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, ranks)
         engine.restore_previous_norm(saved.previous_gradient_norm)
@@ -133,6 +146,10 @@ def build(
         device=device,
         resumed_step=state.step,
         name=config.logging.name,
+        utilization=Utilization(
+            facts_of_dimensions(dims),
+            peak_flops_of(torch.cuda.get_device_name(device) if device.type == "cuda" else None),
+        ),
     )
     num_parameters = sum(tensor.numel() for tensor in weights.values())
     logger.info(
@@ -206,20 +223,33 @@ def _plan(
     device: torch.device,
     prepared: PreparedData,
 ) -> Plan:
-    is_fixed = config.data.pad_to == "context"
     return choose_plan(
         dims,
         dtype=dtype,
         sum_dtype=config.memory.sum_dtype,
         microbatches=config.batch.microbatches,
         rows=config.batch.train,
-        row_length=config.data.max_length if is_fixed else prepared.train.longest,
+        row_length=_row_length(config, prepared),
         budget_bytes=take_budget(device, config.memory.budget_gib),
+        resident_fraction=config.memory.resident_fraction,
+        block_inputs=config.memory.block_inputs,
+        recompute=config.memory.recompute,
+        optimizer=config.optimizer.name,
+        exact=config.optimizer.rounding == "exact",
     )
 
 
-def _loaders(config: Config, prepared: PreparedData, plan: Plan) -> tuple[Loader, Loader | None]:
-    """Give the loaders of training and of validation rows."""
+def _row_length(config: Config, prepared: PreparedData) -> int:
+    """Give the tokens of the longest row that will pass, of training or validation."""
+    if config.data.pad_to == "context":
+        return config.data.max_length
+    return max(prepared.train.longest, prepared.validation.longest)
+
+
+def _loaders(
+    config: Config, prepared: PreparedData, plan: Plan, part_rows: int
+) -> tuple[Loader, Loader | None]:
+    """Give the loaders of training and of validation rows; no part is larger than in training."""
     row_length = config.data.max_length if config.data.pad_to == "context" else None
     rows = Loader(
         prepared.train,
@@ -235,6 +265,7 @@ def _loaders(config: Config, prepared: PreparedData, plan: Plan) -> tuple[Loader
     validation = Loader(
         prepared.validation,
         rows_per_step=config.batch.evaluation,
+        num_microbatches=-(-config.batch.evaluation // part_rows),
         shuffle=False,
         seed=config.training.seed,
         pad_id=prepared.pad_id,
@@ -244,13 +275,19 @@ def _loaders(config: Config, prepared: PreparedData, plan: Plan) -> tuple[Loader
 
 
 def _load_model(
-    config: Config, folder: Path, dims: Dimensions, dtype: torch.dtype, store: ResidentStore
+    config: Config,
+    folder: Path,
+    dims: Dimensions,
+    dtype: torch.dtype,
+    weights: Mapping[str, Tensor],
 ) -> None:
-    """Fill the store with the weights a run begins with."""
+    """Fill the weights, where they live, with those a run begins with."""
     if config.model.weights == "random":
-        store.load(random_weights(dims, config.training.seed, dtype))
+        for name, tensor in random_weights(dims, config.training.seed, dtype).items():
+            weights[name].copy_(tensor)
     else:
-        store.load_each(iterate_weights(folder, dims))
+        for name, tensor in iterate_weights(folder, dims):
+            weights[name].copy_(tensor)
 
 
 def _intervals(config: Config, steps_per_epoch: int) -> Intervals:

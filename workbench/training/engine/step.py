@@ -1,11 +1,12 @@
 """One optimizer step, layer by layer: all microbatches pass a block before the next.
 
-So gradients of a step add up exactly in one buffer of a block's size, each block is updated as
-soon as its sum is complete, and nothing hooks into autograd. Inside a step nothing waits for the
-device. Invariant: each tensor is updated at most once per step, and not at all when the loss of
-the step is not finite.
+So gradients of a step add up exactly in one buffer of a block's size, a block's weights travel once
+per sweep whatever the step holds, and each block is updated as soon as its sum is complete. Inside
+a step nothing waits for the device. Invariant: each tensor is updated at most once per step, and
+not at all when the loss of the step is not finite.
 
-    rows (B), length of a row (T), hidden (D), target rows (N), vocabulary (V)
+    rows (B), length of a row, tokens of a microbatch (T), hidden (D), target rows (N),
+    vocabulary (V)
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.config.memory_parts import chunk_rows
 from workbench.data.batch import Batch
 from workbench.data.loader import StepRows
 from workbench.model.decoder import (
@@ -23,24 +23,21 @@ from workbench.model.decoder import (
     FINAL_NORM,
     HEAD,
     RowContext,
-    block_forward,
     block_parameters,
     block_prefix,
-    block_until_down,
-    embed,
-    final_norm,
     parameter_shapes,
     row_context,
 )
 from workbench.model.families import Dimensions
-from workbench.training.engine.block_inputs import BlockInputs
-from workbench.training.engine.step_times import StepTimes
-from workbench.training.engine.weight_store import WeightStore, flat_views
-from workbench.training.gradient import SummingLinear, add_product
-from workbench.training.loss import HeadLoss, head_loss, target_rows
-from workbench.training.optimizer.adafactor import Adafactor
-
-_DOWN = "mlp.down_proj.weight"
+from workbench.model.kernels import Kernels
+from workbench.training.engine.block import BlockPass, Sums
+from workbench.training.engine.gradient_sums import GradientSums
+from workbench.training.engine.head import HeadPass, HeadSums
+from workbench.training.engine.lanes import Lanes, Sample
+from workbench.training.engine.records import Records
+from workbench.training.engine.weight_store import WeightStore
+from workbench.training.loss import target_rows
+from workbench.training.optimizer.protocol import NO_COMPANION, Optimizer
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class StepResult:
         square_norms: (parameters,) fp32, per parameter the sum of its gradient's squares, in the
             order of ``names``; empty when the step ended without gradients.
         names: of the parameters.
-        times: of a step that was timed; read only once its numbers have arrived on the host.
+        times: of a step that was timed; read once its numbers have arrived on the host.
     """
 
     loss_sum: Tensor
@@ -64,7 +61,7 @@ class StepResult:
     ok: Tensor
     square_norms: Tensor
     names: tuple[str, ...]
-    times: StepTimes | None = None
+    times: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,13 @@ class EvaluationSums:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A microbatch on the device: ids (B, T), its context, and its target rows (N,)."""
+    """A microbatch on the device: ids (T,), its context, its target rows (N,), its place."""
 
     ids: Tensor
     context: RowContext
     positions: Tensor
     labels: Tensor
+    tokens: slice
 
 
 class LayerMajorEngine:
@@ -92,12 +90,20 @@ class LayerMajorEngine:
     Args:
         dims: of the model.
         store: the weights.
-        optimizer: the statistics and the rule.
-        sum_dtype: precision of gradient sums.
+        optimizer: the rule, and what it keeps.
+        records: where forward leaves what backward needs.
+        block: takes a microbatch through a block.
+        head: takes it through head and loss.
+        sums: of gradients.
+        kernels: for what lies between products.
+        lanes: time lines of the device.
+        step_tokens: of a step, all microbatches together, at most.
+        part_tokens: of a microbatch, at most.
         attention: ``model.attention``.
         clip_norm: bound for clipping by the previous step's norm; None does not clip.
         dtype: of weights and activations.
         device: where all of it happens.
+        sample_every: every so many steps one is timed.
     """
 
     def __init__(
@@ -105,24 +111,31 @@ class LayerMajorEngine:
         *,
         dims: Dimensions,
         store: WeightStore,
-        optimizer: Adafactor,
-        sum_dtype: torch.dtype,
+        optimizer: Optimizer,
+        records: Records,
+        block: BlockPass,
+        head: HeadPass,
+        sums: GradientSums,
+        kernels: Kernels,
+        lanes: Lanes,
+        step_tokens: int,
+        part_tokens: int,
         attention: str,
         clip_norm: float | None,
         dtype: torch.dtype,
         device: torch.device,
+        sample_every: int = 10,
     ) -> None:
-        self._dims, self._store, self._optimizer = dims, store, optimizer
+        self.store, self.optimizer = store, optimizer
+        self._dims, self._records, self._block, self._head = dims, records, block, head
+        self._sums, self._kernels, self._lanes = sums, kernels, lanes
         self._attention, self._dtype, self._device = attention, dtype, device
-        self._clip_norm = clip_norm
-        self._chunk = chunk_rows(dims.vocabulary_size)
-        self._inputs = BlockInputs()
-        self._block_flat, self._block_sums = flat_views(block_parameters(dims), sum_dtype, device)
-        # The head's sum, and when that is spent the embedding's; one and the same where tied.
-        vocabulary = (dims.vocabulary_size, dims.hidden_size)
-        self._vocabulary_sum = torch.zeros(vocabulary, dtype=sum_dtype, device=device)
-        self._norm_sum = torch.zeros(dims.hidden_size, dtype=sum_dtype, device=device)
+        self._part_tokens, self._clip_norm = part_tokens, clip_norm
+        self._sample_every = sample_every
+        # Hidden states of all microbatches, in forward; their gradients in backward.
+        self._hidden = torch.zeros(step_tokens, dims.hidden_size, dtype=dtype, device=device)
         self._names = tuple(parameter_shapes(dims))
+        self._block_names = tuple(block_parameters(dims))
         self.previous_norm: Tensor | None = None
         """() fp32: gradient norm of the last step whose norm was finite; None before the first."""
 
@@ -140,55 +153,173 @@ class LayerMajorEngine:
             number: the optimizer step, counted from 1.
             learning_rate: rate of this very step.
         """
-        microbatches = [self._to_device(batch) for batch in rows.microbatches]
-        hidden = self._forward(microbatches, keep_inputs=True)
-        scale = 1.0 / max(rows.num_targets, 1)
-        self._vocabulary_sum.zero_()
-        self._norm_sum.zero_()
-        loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
-        for index, microbatch in enumerate(microbatches):
-            found, hidden[index] = self._head(microbatch, hidden[index], scale)
-            loss_sum += found
+        if number % self._sample_every == 0:
+            self._lanes.begin_sample()
+        parts = self._to_device(rows.microbatches)
+        self._forward(parts, keeps_records=True)
+        self._records.turn_around()
+        loss_sum = self._loss_and_its_gradient(parts, 1.0 / max(rows.num_targets, 1))
         ok = loss_sum.isfinite()
         if rows.num_targets == 0 or (self._device.type == "cpu" and not ok):
-            self._inputs.clear()
+            self._records.clear()
+            self.store.release_vocabulary(HEAD)
             return self._result(rows, loss_sum, ok, {})
-        update = _Update(self._optimizer, number, learning_rate, self._clip_scale(), ok)
-        tied = self._store.head is self._store.embedding
-        update(FINAL_NORM, self._store.final_norm, self._norm_sum)
-        if not tied:
-            update(HEAD, self._store.head, self._vocabulary_sum)
-            self._vocabulary_sum.zero_()
+        update = _Update(self.optimizer, self._lanes, number, learning_rate, self._clip_scale(), ok)
+        update(
+            FINAL_NORM, self.store.final_norm, self._sums.final_norm,
+            self.store.final_norm_companion,
+        )  # fmt: skip
+        if self._dims.tied:
+            self.store.release_vocabulary(HEAD)
+        else:
+            self._update_vocabulary(HEAD, update)
         for block in reversed(range(self._dims.num_layers)):
-            self._backward(block, microbatches, hidden, update)
-        self._add_embedding_gradient(rows.microbatches, hidden)
-        update(EMBEDDING, self._store.embedding, self._vocabulary_sum)
+            self._backward(block, parts, update)
+        self._add_embedding_gradient(rows.microbatches)
+        self._update_vocabulary(EMBEDDING, update)
         return self._result(rows, loss_sum, ok, update.square_norms)
+
+    def _forward(self, parts: Sequence[_Rows], *, keeps_records: bool) -> None:
+        """Run all blocks over the hidden states of all microbatches."""
+        embedding = self.store.acquire_vocabulary(EMBEDDING)
+        for part in parts:
+            torch.index_select(embedding, 0, part.ids, out=self._hidden[part.tokens])
+        self.store.release_vocabulary(EMBEDDING)
+        self.store.prefetch_vocabulary(HEAD)
+        last = self._dims.num_layers
+        for block in range(last):
+            weights = self.store.acquire(block, ahead=range(block + 1, last))
+            for index, part in enumerate(parts):
+                hidden = self._hidden[part.tokens]
+                record = self._records.begin(block, index, len(hidden)) if keeps_records else None
+                self._block.forward(weights, hidden, part.context, record)
+                if keeps_records:
+                    self._records.end(block, index)
+            self.store.release(block)
+
+    def _loss_and_its_gradient(self, parts: Sequence[_Rows], scale: float) -> Tensor:
+        """Give the loss sum; hidden states become gradients of ``scale`` x loss."""
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
+        head = self.store.acquire_vocabulary(HEAD, for_update=not self._dims.tied)
+        sums = HeadSums(self._sums.vocabulary, self._sums.final_norm.zero_())
+        for part in parts:
+            hidden = self._hidden[part.tokens]
+            loss_sum += self._head.train(
+                hidden,
+                part.positions,
+                part.labels,
+                self.store.final_norm,
+                head,
+                scale=scale,
+                sums=sums,
+                spare_TD=self._block.spare(len(hidden)),
+            )
+        return loss_sum
+
+    def _backward(self, block: int, parts: Sequence[_Rows], update: "_Update") -> None:
+        """Take all microbatches back through a block, then move its weights."""
+        ahead = reversed(range(block))
+        weights = self.store.acquire(block, ahead=ahead, for_update=True)
+        norms = {name: norm.zero_() for name, norm in self._sums.norms.items()}
+        for index, part in enumerate(parts):
+            self._block.backward(
+                weights,
+                self._hidden[part.tokens],
+                part.context,
+                self._records.take(block, index),
+                Sums(self._sums.matrices, norms, are_empty=index == 0),
+            )
+            self._records.done(block, index)
+        companion = self.store.companion(block)
+        for name in self._block_names:
+            gradient = norms[name] if name in norms else self._sums.matrices[name]
+            beside = companion.get(name, NO_COMPANION)
+            update(block_prefix(block) + name, weights[name], gradient, beside)
+        self.store.write_back(block)
+
+    def _add_embedding_gradient(self, batches: Sequence[Batch]) -> None:
+        """Add each token's gradient to its row, sorted by row and within it by place.
+
+        The order is worked out on the host, where the ids come from: one fixed order of sums.
+        """
+        ids = np.concatenate([batch.ids.reshape(-1) for batch in batches])
+        distinct, counts = np.unique(ids, return_counts=True)
+        if not self._dims.tied:
+            self._sums.vocabulary.zero_()
+        self._kernels.add_rows(
+            self._hidden[: len(ids)],
+            self._copy(np.argsort(ids, kind="stable")),
+            self._copy(np.concatenate([[0], np.cumsum(counts)])),
+            self._copy(distinct.astype(np.int64)),
+            onto_VD=self._sums.vocabulary,
+        )
+
+    def _update_vocabulary(self, name: str, update: "_Update") -> None:
+        """Move the embedding or the head by the sum of its gradient."""
+        weight = self.store.acquire_vocabulary(name, for_update=True)
+        companion = self.store.vocabulary_companion(name)
+        update(name, weight, self._sums.vocabulary, companion)
+        self.store.write_back_vocabulary(name)
+        self.store.prefetch_vocabulary(EMBEDDING)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> EvaluationSums:
-        """Sum loss and correct predictions over a batch; changes nothing."""
-        microbatch = self._to_device(batch)
-        (hidden,) = self._forward([microbatch], keep_inputs=False)
-        found = self._head_loss(microbatch, hidden)
-        assert found.num_correct is not None
-        return EvaluationSums(found.loss_sum, found.num_correct, batch.num_targets)
+        """Sum loss and correct predictions over a batch; changes nothing.
 
-    def _to_device(self, batch: Batch) -> _Rows:
-        positions, labels = target_rows(batch.ids, batch.targets)
-        return _Rows(
-            ids=self._copy(batch.ids),
-            context=row_context(
-                torch.from_numpy(batch.document_starts),
-                batch.ids.shape[1],
-                self._dims,
-                self._dtype,
-                self._attention,
-                device=self._device,
-            ),
-            positions=self._copy(positions),
-            labels=self._copy(labels),
+        Args:
+            batch: no larger than a microbatch of training.
+        """
+        (part,) = self._to_device([batch])
+        self._forward([part], keeps_records=False)
+        loss_sum, num_correct = self._head.evaluate(
+            self._hidden[part.tokens],
+            part.positions,
+            part.labels,
+            self.store.final_norm,
+            self.store.acquire_vocabulary(HEAD),
         )
+        self.store.release_vocabulary(HEAD)
+        return EvaluationSums(loss_sum, num_correct, batch.num_targets)
+
+    def device_bytes(self) -> dict[str, int]:
+        """Count the bytes that lie on the device between steps, by part."""
+        return {
+            **self.store.device_bytes(),
+            **self._records.device_bytes(),
+            "hidden_states": self._hidden.numel() * self._hidden.element_size(),
+            "gradient_sums": self._sums.device_bytes(),
+            "optimizer_state": sum(
+                tensor.numel() * tensor.element_size()
+                for tensor in self.optimizer.named_tensors().values()
+            ),
+            "block_buffers": self._block.device_bytes(),
+            "head_buffers": self._head.device_bytes(),
+        }
+
+    def _to_device(self, batches: Sequence[Batch]) -> list[_Rows]:
+        parts, begin = [], 0
+        for batch in batches:
+            positions, labels = target_rows(batch.ids, batch.targets)
+            assert batch.ids.size <= self._part_tokens, (batch.ids.shape, self._part_tokens)
+            end = begin + batch.ids.size
+            parts.append(
+                _Rows(
+                    ids=self._copy(batch.ids.reshape(-1)),
+                    context=row_context(
+                        torch.from_numpy(batch.document_starts),
+                        batch.row_length,
+                        self._dims,
+                        self._dtype,
+                        self._attention,
+                        device=self._device,
+                    ),
+                    positions=self._copy(positions),
+                    labels=self._copy(labels),
+                    tokens=slice(begin, end),
+                )
+            )
+            begin = end
+        return parts
 
     def _copy(self, array: np.ndarray) -> Tensor:
         """Bring an array to the device without waiting for what runs there."""
@@ -196,125 +327,6 @@ class LayerMajorEngine:
         if self._device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
-
-    def _forward(self, microbatches: Sequence[_Rows], *, keep_inputs: bool) -> list[Tensor]:
-        """Run all blocks; give (B, T, D) per microbatch."""
-        hidden = [embed(self._store.embedding, microbatch.ids) for microbatch in microbatches]
-        for block in range(self._dims.num_layers):
-            weights = self._store.acquire(block)
-            self._store.prefetch(block + 1)
-            for index, microbatch in enumerate(microbatches):
-                if keep_inputs:
-                    self._inputs.keep(block, index, hidden[index])
-                hidden[index] = block_forward(
-                    weights, hidden[index], microbatch.context, self._dims
-                )
-            self._store.release(block)
-        return hidden
-
-    def _head(self, microbatch: _Rows, hidden_BTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Give the loss sum, and the gradient (B, T, D) of ``scale`` x loss."""
-        gradient_BTD = torch.zeros_like(hidden_BTD)
-        if microbatch.positions.numel() == 0:
-            return torch.zeros((), dtype=torch.float32, device=self._device), gradient_BTD
-        rows_ND = hidden_BTD.flatten(0, 1).index_select(0, microbatch.positions)
-        rows_ND.requires_grad_()
-        norm = self._store.final_norm.detach().requires_grad_()
-        with torch.enable_grad():
-            normed_ND = final_norm(norm, rows_ND, self._dims)
-        found = head_loss(
-            normed_ND.detach(),
-            microbatch.labels,
-            self._store.head,
-            chunk=self._chunk,
-            scale=scale,
-            head_gradient=self._vocabulary_sum,
-        )
-        torch.autograd.backward((normed_ND,), (found.hidden_gradient,))
-        assert norm.grad is not None
-        assert rows_ND.grad is not None
-        self._norm_sum += norm.grad
-        gradient_BTD.flatten(0, 1).index_copy_(0, microbatch.positions, rows_ND.grad)
-        return found.loss_sum, gradient_BTD
-
-    def _head_loss(self, microbatch: _Rows, hidden_BTD: Tensor) -> HeadLoss:
-        rows_ND = hidden_BTD.flatten(0, 1).index_select(0, microbatch.positions)
-        return head_loss(
-            final_norm(self._store.final_norm, rows_ND, self._dims),
-            microbatch.labels,
-            self._store.head,
-            chunk=self._chunk,
-            count_correct=True,
-        )
-
-    def _backward(
-        self, block: int, microbatches: Sequence[_Rows], gradients: list[Tensor], update: "_Update"
-    ) -> None:
-        """Take all microbatches back through a block, then move its weights.
-
-        ``gradients`` holds (B, T, D) per microbatch: of the block's output before, of its input
-        after.
-        """
-        weights = self._store.acquire(block)
-        self._store.prefetch(block - 1)
-        self._inputs.prefetch(block - 1)
-        self._block_flat.zero_()
-        for index, microbatch in enumerate(microbatches):
-            x = self._inputs.take(block, index)
-            gradients[index] = self._block_backward(
-                weights, x, microbatch.context, gradients[index]
-            )
-        prefix = block_prefix(block)
-        for name, gradient in self._block_sums.items():
-            update(prefix + name, weights[name], gradient)
-        self._store.write_back(block)
-
-    def _block_backward(
-        self, weights: Mapping[str, Tensor], x: Tensor, context: RowContext, gradient_BTD: Tensor
-    ) -> Tensor:
-        """Recompute a block up to its down projection and run it backward.
-
-        The down projection itself is never recomputed: its weight gradient needs only its input.
-        """
-        sums = self._block_sums
-        x = x.detach().requires_grad_()
-        vectors = {
-            name: weight.detach().requires_grad_()
-            for name, weight in weights.items()
-            if weight.dim() == 1
-        }
-        linear = SummingLinear({id(weight): sums[name] for name, weight in weights.items()})
-        with torch.enable_grad():
-            residual, product = block_until_down(
-                {**weights, **vectors}, x, context, self._dims, linear=linear
-            )
-        add_product(sums[_DOWN], gradient_BTD.flatten(0, 1), product.detach().flatten(0, 1))
-        torch.autograd.backward((residual, product), (gradient_BTD, gradient_BTD @ weights[_DOWN]))
-        for name, weight in vectors.items():
-            assert weight.grad is not None
-            sums[name] += weight.grad
-        assert x.grad is not None
-        return x.grad
-
-    def _add_embedding_gradient(self, batches: Sequence[Batch], gradients: list[Tensor]) -> None:
-        """Add each token's gradient to its row: sorted, in fp32, in one fixed order.
-
-        Sums of equal ids in bfloat16 would stop growing, and ``index_add`` is not deterministic on
-        a GPU. The order is worked out on the host, where the ids come from.
-        """
-        ids = np.concatenate([batch.ids.reshape(-1) for batch in batches])
-        order = np.argsort(ids, kind="stable")
-        distinct, counts = np.unique(ids, return_counts=True)
-        gradient = torch.cat([gradient.flatten(0, 1) for gradient in gradients])
-        sums = torch.segment_reduce(
-            gradient.index_select(0, self._copy(order)).to(torch.float32),
-            "sum",
-            lengths=self._copy(counts),
-            unsafe=True,
-        )
-        rows = self._copy(distinct.astype(np.int64))
-        sums += self._vocabulary_sum.index_select(0, rows)
-        self._vocabulary_sum.index_copy_(0, rows, sums.to(self._vocabulary_sum.dtype))
 
     def _clip_scale(self) -> Tensor | None:
         if self._clip_norm is None or self.previous_norm is None:
@@ -334,7 +346,10 @@ class LayerMajorEngine:
             norm = square_norms.sum().sqrt()
             old = norm.new_zeros(()) if self.previous_norm is None else self.previous_norm
             self.previous_norm = torch.where(norm.isfinite() & ok & (norm > 0), norm, old)
-        return StepResult(loss_sum, rows.num_targets, rows.num_tokens, ok, square_norms, names)
+        times = self._lanes.end_sample()
+        return StepResult(
+            loss_sum, rows.num_targets, rows.num_tokens, ok, square_norms, names, times
+        )
 
 
 class _Update:
@@ -342,26 +357,31 @@ class _Update:
 
     def __init__(
         self,
-        optimizer: Adafactor,
+        optimizer: Optimizer,
+        lanes: Lanes,
         number: int,
         learning_rate: float,
         scale: Tensor | None,
         ok: Tensor,
     ) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._lanes = optimizer, lanes
         self._number, self._learning_rate = number, learning_rate
         self._scale, self._ok = scale, ok
         self.square_norms: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+    def __call__(
+        self, name: str, weight: Tensor, gradient: Tensor, companion: Mapping[str, Tensor]
+    ) -> None:
         """Move one parameter in place."""
         assert name not in self.square_norms, f"{name} is updated twice in one step"
-        self.square_norms[name] = self._optimizer.update(
-            name,
-            weight,
-            gradient,
-            step=self._number,
-            learning_rate=self._learning_rate,
-            scale=self._scale,
-            ok=self._ok,
-        )
+        with self._lanes.updating():
+            self.square_norms[name] = self._optimizer.update(
+                name,
+                weight,
+                gradient,
+                companion,
+                step=self._number,
+                learning_rate=self._learning_rate,
+                scale=self._scale,
+                ok=self._ok,
+            )
