@@ -98,5 +98,3 @@ def test_without_a_gpu_auto_is_sdpa_and_varlen_is_refused() -> None:
     assert choose_method("auto", CPU, torch.bfloat16) == "sdpa"
     with pytest.raises(ConfigError, match=r"model\.attention.*varlen"):
         choose_method("varlen", CPU, torch.bfloat16)
-    with pytest.raises(ConfigError, match="flex"):
-        choose_method("flex", CPU, torch.bfloat16)

@@ -7,13 +7,14 @@ device. The ways:
     varlen      flash attention told where documents end, CUDA in 16 bits
     causal      every row is one document and no window bites
     documents   causal attention over documents of like length, gathered side by side
+    flex        a kernel that torch compiles around the mask, where it is asked for
     dense       the twin that defines the result: scores, mask, softmax in fp32
 
 Each can be had with autograd (``attend``) and without (``attend_forward``, ``attend_backward``).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from workbench.errors import ConfigError
+from workbench.model.attention_flex import attend_flex, flex_blocks, why_not_flex
 from workbench.model.attention_kernels import (
     Kernel,
     Spans,
@@ -31,7 +33,10 @@ from workbench.model.attention_kernels import (
 )
 from workbench.model.attention_twin import causal_band, dense_attention, visible
 
-Method = Literal["varlen", "sdpa", "dense"]
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+Method = Literal["varlen", "sdpa", "flex", "dense"]
 
 # Documents up to this length share a group; longer ones share it with those of up to twice their
 # length, so that a group's padding at most doubles its tokens and a row needs few calls.
@@ -67,17 +72,19 @@ class AttentionStructure:
         groups: for documents, all of them.
         places: for documents, (rows * length,) int64, where each token's result stands among the
             results of the groups.
+        blocks: for flex, its mask.
         kernel: what attends, forward and backward, without autograd; None where nothing does and
             the backward attends once more to get a graph. Always there for varlen.
         spans: what the kernel must know; always there for varlen.
     """
 
-    way: Literal["varlen", "causal", "documents", "dense"]
+    way: Literal["varlen", "causal", "documents", "flex", "dense"]
     row_length: int
     window: int | None = None
     mask: Tensor | None = None
     groups: tuple[DocumentGroup, ...] = ()
     places: Tensor | None = None
+    blocks: "BlockMask | None" = None
     kernel: Kernel | None = None
     spans: Spans = _NO_SPANS
 
@@ -88,16 +95,15 @@ def choose_method(
     """Turn ``model.attention`` into what this device can do.
 
     Raises:
-        ConfigError: varlen was asked for and fails its test here, or flex was asked for.
+        ConfigError: varlen was asked for and fails its test here, or flex and it cannot train here.
     """
     if requested in ("sdpa", "dense"):
         return requested  # type: ignore[return-value]
     if requested == "flex":
-        raise ConfigError(
-            "flex attention is not built in",
-            where="model.attention",
-            remedy="set model.attention: auto",
-        )
+        reason = why_not_flex(device)
+        if reason is not None:
+            raise ConfigError(reason, where="model.attention", remedy="set model.attention: auto")
+        return "flex"
     works = kernel_works("flash", device, dtype, head_dim)
     if requested == "varlen" and not works:
         raise ConfigError(
@@ -120,8 +126,8 @@ def attention_structure(
 ) -> AttentionStructure:
     """Work out what each row's documents mean for attention.
 
-    With starts on the host this never waits for the device; with starts on a GPU, every method
-    but varlen copies them back once.
+    With starts on the host this never waits for the device; with starts on a GPU, sdpa
+    copies them back once.
 
     Args:
         document_starts: (rows, documents) int32 or int64, ascending from 0; the tail repeats
@@ -141,6 +147,10 @@ def attention_structure(
     if method == "dense":
         mask = visible(document_starts.to(device, non_blocking=True), row_length, window)
         return AttentionStructure("dense", row_length, window, mask=mask)
+    if method == "flex":
+        starts = document_starts.to(device, non_blocking=True)
+        blocks = flex_blocks(starts, row_length, window)
+        return AttentionStructure("flex", row_length, window, blocks=blocks)
     begins, lengths = _documents(document_starts.cpu().long(), row_length)
     num_rows = document_starts.shape[0]
     if begins.numel() == num_rows and window is None:
@@ -170,6 +180,8 @@ def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, structure: AttentionS
         return _attend_documents(q_BTHD, k_BTKD, v_BTKD, structure)
     if structure.way == "causal":
         return _causal(q_BTHD, k_BTKD, v_BTKD)
+    if structure.blocks is not None:
+        return attend_flex(q_BTHD, k_BTKD, v_BTKD, structure.blocks)
     assert structure.mask is not None
     q, k, v = (tensor.transpose(1, 2) for tensor in (q_BTHD, k_BTKD, v_BTKD))
     return dense_attention(q, k, v, structure.mask).transpose(1, 2)
