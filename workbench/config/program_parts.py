@@ -15,6 +15,7 @@ MODULES = {
     "template_source": "workbench.config.template_source",
     "Loader": "workbench.data.loader",
     "prepare": "workbench.data.prepare",
+    "parameter_shapes": "workbench.model.decoder",
     "read_dimensions": "workbench.model.families",
     "iterate_weights": "workbench.model.weights",
     "random_weights": "workbench.model.weights",
@@ -25,13 +26,12 @@ MODULES = {
     "files_beside_weights": "workbench.training.beside_weights",
     "prepare_torch": "workbench.training.device",
     "Ranks": "workbench.training.distributed",
+    "assemble": "workbench.training.engine.assemble",
     "choose_plan": "workbench.training.engine.plan",
     "take_budget": "workbench.training.engine.plan",
-    "LayerMajorEngine": "workbench.training.engine.step",
-    "ResidentStore": "workbench.training.engine.weight_store",
     "evaluate_batches": "workbench.training.evaluate",
     "total": "workbench.training.evaluate",
-    "Adafactor": "workbench.training.optimizer.adafactor",
+    "new_optimizer": "workbench.training.optimizer.choice",
     "learning_rate": "workbench.training.optimizer.learning_rate",
     "Report": "workbench.training.report",
     "next_attempt": "workbench.training.report",
@@ -126,17 +126,25 @@ PREPARE = """\
 """
 
 PLAN = """\
-    # ---- the plan: in how many microbatches the rows of a step pass the model, so that it
-    # fits; how many there are changes no loss beyond rounding
+    # ---- the plan: what stays on the GPU and what waits in host memory, what backward
+    # computes again, and in how many microbatches the rows of a step pass the model, so
+    # that it fits; none of it changes a loss beyond rounding
+    longest = LENGTH
     plan = choose_plan(
         dims,
         dtype=dtype,
-        sum_dtype=<memory.sum_dtype>,
-        microbatches=<batch.microbatches>,
         rows=<batch.train>,
-        row_length=LENGTH
+        row_length=longest,
+        microbatches=<batch.microbatches>,
+        sum_dtype=<memory.sum_dtype>,
         budget_bytes=take_budget(device, <memory.budget_gib>),
+        resident_fraction=<memory.resident_fraction>,
+        block_inputs=<memory.block_inputs>,
+        recompute=<memory.recompute>,
+        optimizer=<optimizer.name>,
+        exact=EXACT,<=optimizer.rounding>
     )
+    part_rows = -(-<batch.train> // plan.microbatches)
 """
 
 ROWS = """\
@@ -164,6 +172,7 @@ VALIDATION = """\
         validation = Loader(
             prepared.validation,
             rows_per_step=<batch.evaluation>,
+            num_microbatches=-(-<batch.evaluation> // part_rows),
             shuffle=False,
             seed=seed,
             pad_id=prepared.pad_id,
@@ -172,30 +181,32 @@ VALIDATION = """\
 """
 
 ENGINE = """\
-    # ---- weights, and the rule by which they move: Adafactor keeps two vectors per matrix,
-    # and the fp32 result of an update is rounded once, at its end
-    store = ResidentStore(dims, dtype, device)
-    weights = dict(store.named_tensors())
-    optimizer = Adafactor(
-        {name: tuple(tensor.shape) for name, tensor in weights.items()},
+    # ---- the rule by which weights move, and what it remembers of each; the fp32 result of
+    # an update is rounded once, at its end
+    optimizer = new_optimizer(
+        <optimizer.name>,
+        parameter_shapes(dims),
+        dtype=dtype,
         device=device,
         seed=seed,
         weight_decay=<optimizer.weight_decay>,
         rounding=<optimizer.rounding>,
     )
-    # The engine takes a step block by block: forward keeps each block's input; backward
-    # recomputes one block, sums its gradients over the microbatches, moves its weights and
-    # frees the gradients before it goes on to the block below.
-    engine = LayerMajorEngine(
-        dims=dims,
-        store=store,
-        optimizer=optimizer,
-        sum_dtype=getattr(torch, plan.sum_dtype),
-        attention=<model.attention>,
-        clip_norm=CLIP_NORM,<=optimizer.clip_by>
+    # The engine takes a step block by block: all microbatches pass a block before the next,
+    # forward keeps a record of each, and backward sums a block's gradients over them, moves
+    # its weights and goes on to the block below. Weights that are not resident come and go.
+    engine = assemble(
+        plan,
+        dims,
+        optimizer,
+        part_tokens=part_rows * longest,
         dtype=dtype,
         device=device,
+        attention=<model.attention>,
+        clip_norm=CLIP_NORM,<=optimizer.clip_by>
+        compiled=<model.compile>,
     )
+    weights = dict(engine.store.named_tensors())
 """
 
 CHECKPOINTS = """\
@@ -203,6 +214,7 @@ CHECKPOINTS = """\
     content = checkpoint.Content(
         weights=weights,
         statistics=optimizer.named_tensors(),
+        companions=dict(engine.store.named_companions()),
         common=files_beside_weights(
             model_folder,
             template=template,
@@ -222,7 +234,8 @@ BEGIN = """\
         is_restart=False,
     )
     if resumed is None:
-        FIRST_WEIGHTS<=model.weights>
+        for name, tensor in FIRST_WEIGHTS:<=model.weights>
+            weights[name].copy_(tensor)
         state = TrainingState()
     else:
         saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, ranks)

@@ -53,12 +53,14 @@ def _paragraphs(config: Config, values: "Values") -> Iterator[str]:
     yield _model(config, values)
     yield _data(config, values)
     is_padded = config.data.pad_to == "context"
-    fixed = "<data.max_length>,<=data.pad_to>"
-    longest = fixed if is_padded else "prepared.train.longest,<=data.pad_to>"
-    yield values.fill(parts.PLAN.replace("LENGTH", longest))
+    fixed = "<data.max_length>"
+    is_exact = config.optimizer.rounding == "exact"
+    plan = parts.PLAN.replace("LENGTH", fixed if is_padded else _LONGEST)
+    yield values.fill(plan.replace("EXACT", str(is_exact)))
     evaluates = config.evaluation.every_steps > 0
     rows = parts.ROWS + (parts.VALIDATION if evaluates else "")
-    yield values.fill(rows.replace("LENGTH", fixed if is_padded else "None,<=data.pad_to>"))
+    padded_to = fixed if is_padded else "None"
+    yield values.fill(rows.replace("LENGTH", f"{padded_to},<=data.pad_to>"))
     yield values.fill(_engine(config))
     yield values.fill(parts.CHECKPOINTS)
     first = _LOADED if config.model.weights == "load" else _RANDOM
@@ -72,8 +74,9 @@ def _paragraphs(config: Config, values: "Values") -> Iterator[str]:
 
 # ---- paragraphs that depend on values ----------------------------------------------------------
 
-_RANDOM = "store.load(random_weights(dims, seed, dtype))"
-_LOADED = "store.load_each(iterate_weights(model_folder, dims))"
+_RANDOM = "random_weights(dims, seed, dtype).items()"
+_LOADED = "iterate_weights(model_folder, dims)"
+_LONGEST = "max(prepared.train.longest, prepared.validation.longest)<=data.pad_to>"
 
 _WITHOUT_EVALUATION = """Config(
         data=data,
