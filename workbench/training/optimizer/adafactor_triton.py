@@ -16,7 +16,6 @@ Invariant: scratch is allocated once, for the largest shape, and never grows.
 """
 
 # Arguments of device functions are what Triton makes of them: pointers, blocks and scalars.
-# ruff: noqa: ANN001, ANN202
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
 from collections.abc import Iterable

@@ -1,11 +1,13 @@
 """Which optimizer a name stands for, from plain values."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 
 from workbench.training.optimizer.adafactor import Adafactor
+from workbench.training.optimizer.adamw import AdamW
+from workbench.training.optimizer.moments import FullMoments, Moments, SmallMoments
 from workbench.training.optimizer.protocol import Optimizer, Rounding
 
 OptimizerName = Literal["adafactor", "adamw", "adamw_8bit", "adamw_4bit"]
@@ -31,13 +33,36 @@ def new_optimizer(
         seed: ``training.seed``, from which the bits of stochastic rounding are made.
         weight_decay: share of a weight taken off per step, times the rate.
         rounding: how an updated bfloat16 weight becomes bfloat16 again.
+
+    Raises:
+        ConfigError: the optimizer needs torchao, which is not installed.
     """
-    assert name == "adafactor", name
-    return Adafactor(
-        shapes,
+    if name == "adafactor":
+        return Adafactor(
+            shapes,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            weight_decay=weight_decay,
+            rounding=rounding,
+        )
+    return AdamW(
         dtype=dtype,
         device=device,
+        moments=_moments(name, device),
         seed=seed,
         weight_decay=weight_decay,
         rounding=rounding,
     )
+
+
+def _moments(name: Literal["adamw", "adamw_8bit", "adamw_4bit"], device: torch.device) -> Moments:
+    match name:
+        case "adamw":
+            return FullMoments()
+        case "adamw_8bit":
+            return SmallMoments(8, device)
+        case "adamw_4bit":
+            return SmallMoments(4, device)
+        case _:
+            assert_never(name)

@@ -69,7 +69,7 @@ def noise(key: NoiseKey, begin: int, end: int, device: torch.device) -> Tensor:
     return word.bitwise_xor_(shifted).bitwise_and_(0xFFFF)
 
 
-def round_stochastically(values: Tensor, into: Tensor, key: NoiseKey) -> None:
+def round_stochastically(values: Tensor, into: Tensor, key: NoiseKey, begin: int = 0) -> None:
     """Write ``values`` as bfloat16, each to a neighbour with the chance that keeps its mean.
 
     A uniform 16-bit number is added to the fp32 pattern and the low half is cut. Infinities and
@@ -79,15 +79,17 @@ def round_stochastically(values: Tensor, into: Tensor, key: NoiseKey) -> None:
         values: contiguous fp32.
         into: contiguous bfloat16 of the same number of elements; overwritten.
         key: the parameter's key for this step.
+        begin: index in the parameter of the first of these values.
     """
     chunk = _CPU_CHUNK if values.device.type == "cpu" else GPU_CHUNK
     flat, rounded = values.view(-1), into.view(-1)
-    for begin in range(0, flat.numel(), chunk):
-        piece = flat[begin : begin + chunk]
-        random = noise(key, begin, begin + piece.numel(), piece.device).to(torch.int32)
+    for start in range(0, flat.numel(), chunk):
+        piece = flat[start : start + chunk]
+        index = begin + start
+        random = noise(key, index, index + piece.numel(), piece.device).to(torch.int32)
         bits = random.add_(piece.view(torch.int32)).bitwise_right_shift_(16)
         as_bfloat16 = bits.to(torch.int16).view(torch.bfloat16)
-        target = rounded[begin : begin + chunk]
+        target = rounded[start : start + chunk]
         # A finite sum has finite terms; only where looking is free is it worth a look.
         if piece.device.type == "cpu" and piece.sum().isfinite():
             target.copy_(as_bfloat16)

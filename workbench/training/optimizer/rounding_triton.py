@@ -5,7 +5,6 @@ that rounds a whole tensor. Invariant: equal fp32 values and keys give the bits 
 """
 
 # Arguments of device functions are what Triton makes of them: pointers, blocks and scalars.
-# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
 import torch
