@@ -270,6 +270,7 @@ class Training:
         self._judge(self.report.faults(wait=True))
         self._at("stopping" if self._resting == "stopping" else "saving")
         try:
+            self.engine.store.settle()
             saved = checkpoint.save(self.run, self.content, self._saved_state(), self.ranks)
         except checkpoint.SaveError as error:
             self._save_failure = error
