@@ -18,13 +18,13 @@ import resource
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from workbench.errors import RefusedError, RunError
+from workbench.errors import RefusedError
 
 GIB = 1 << 30
 
@@ -135,8 +135,8 @@ def _group_bounds(root: Path) -> Iterator[HostMemory]:
             continue
         top = root / mounted.lstrip("/")
         # A container may see only its own part of the hierarchy, mounted as if it were the root.
-        inside = os.path.relpath(group, shown) if group.startswith(shown) else "."
-        folder = top / inside
+        is_inside = PurePosixPath(group).is_relative_to(shown)
+        folder = top / PurePosixPath(group).relative_to(shown) if is_inside else top
         for at in (folder, *folder.parents):
             bound = _group_bound(at, limit, usage, inactive)
             if bound is not None:
@@ -233,16 +233,7 @@ def pinned_bytes(
         with ThreadPoolExecutor(_num_threads()) as threads:
             list(threads.map(_touch, _cut(memory.data_ptr(), num_bytes, _TOUCHED_BYTES)))
         regions = list(_cut(memory.data_ptr(), num_bytes, _region_bytes(num_bytes, unit_bytes)))
-        try:
-            pages.registered = register(regions, _cudart(), device)
-        except RunError:
-            _forget_failure(device)
-            raise RefusedError(
-                f"{purpose} need {num_bytes / GIB:.1f} GiB of pinned memory, which CUDA does not "
-                f"register{_locked_limit(num_bytes)}",
-                where="host memory",
-                remedy=f"{_REMEDY}, or raise ulimit -l",
-            ) from None
+        pages.registered = register(regions, _cudart(), purpose=purpose, device=device)
         assert memory.is_pinned()
     return memory
 
@@ -273,20 +264,25 @@ def _cudart() -> HostRegistration:
 
 
 def register(
-    regions: Iterable[tuple[int, int]], cudart: HostRegistration, device: torch.device | None = None
+    regions: Iterable[tuple[int, int]],
+    cudart: HostRegistration,
+    *,
+    purpose: str,
+    device: torch.device | None = None,
 ) -> tuple[int, ...]:
     """Register all regions, several at a time, or none.
 
     Args:
         regions: addresses and bytes, none overlapping.
         cudart: that registers.
-        device: whose context the threads use; None: the current one.
+        purpose: what they are for, as a plural, for error messages.
+        device: whose context the threads use; None: none is needed.
 
     Returns:
         The addresses.
 
     Raises:
-        RunError: one could not be registered; those that could are given up.
+        RefusedError: one could not be registered; those that could are given up.
     """
 
     def register_one(region: tuple[int, int]) -> int:
@@ -298,11 +294,14 @@ def register(
         codes = list(threads.map(register_one, regions))
     if any(codes):
         unregister([at for (at, _), code in zip(regions, codes, strict=True) if not code], cudart)
-        raise RunError(
-            f"{sum(map(bool, codes))} of {len(codes)} regions cannot be registered "
-            f"(CUDA error {max(codes)})",
+        if device is not None:
+            _forget_failure(device)
+        num_bytes = sum(size for _, size in regions)
+        raise RefusedError(
+            f"{purpose} need {num_bytes / GIB:.3g} GiB of pinned memory, which CUDA does not "
+            f"register (error {max(codes)}{_locked_limit(num_bytes)})",
             where="host memory",
-            remedy="raise ulimit -l",
+            remedy=f"{_REMEDY}, or raise ulimit -l",
         )
     return tuple(address for address, _ in regions)
 
@@ -324,4 +323,4 @@ def _locked_limit(num_bytes: int) -> str:
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit == resource.RLIM_INFINITY or limit >= num_bytes:
         return ""
-    return f" (locked memory is limited to {limit >> 10} KiB)"
+    return f"; locked memory is limited to {limit >> 10:,} KiB"
