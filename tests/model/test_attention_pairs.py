@@ -32,7 +32,8 @@ SHARED = [[1, 1, 2, 33, 0, 28], [31, 34, 0, 0, 0, 0]]
         (ALONE, None, "sdpa", torch.float32, "causal", True),
         (ALONE, None, "sdpa", torch.float64, "causal", False),
         (ALONE, 9, "sdpa", torch.float32, "documents", False),
-        (SHARED, None, "sdpa", torch.float32, "documents", False),
+        (SHARED, None, "sdpa", torch.float32, "documents", True),
+        (SHARED, None, "sdpa", torch.float64, "documents", False),
         (SHARED, 9, "sdpa", torch.float32, "documents", False),
         (ALONE, None, "dense", torch.float32, "dense", False),
         (SHARED, 9, "dense", torch.float32, "dense", False),
@@ -80,8 +81,9 @@ def test_the_log_sum_is_one_fp32_number_for_each_token_and_head() -> None:
     assert (log_sum.shape, log_sum.dtype) == ((2 * 65 * 4,), torch.float32)
 
 
-def test_a_record_may_lie_elsewhere_until_the_backward() -> None:
-    structure = attention_structure(starts_of(ALONE), 65, None, "sdpa", CPU)
+@pytest.mark.parametrize("lengths", [ALONE, SHARED])
+def test_a_record_may_lie_elsewhere_until_the_backward(lengths: list[list[int]]) -> None:
+    structure = attention_structure(starts_of(lengths), 65, None, "sdpa", CPU)
     q, k, v, gradient = views_of_one_buffer(2, 65, (4, 2), 16, torch.float32, CPU)
     attended = attend_forward(q, k, v, structure)
     expected = attend_backward(gradient, q, k, v, attended, structure)

@@ -22,6 +22,15 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from workbench.errors import ConfigError
+from workbench.model.attention_documents import (
+    DocumentGroups,
+    attend_causally,
+    attend_documents,
+    document_spans,
+    documents_backward,
+    documents_forward,
+    group_documents,
+)
 from workbench.model.attention_flex import attend_flex, flex_blocks, why_not_flex
 from workbench.model.attention_kernels import (
     Kernel,
@@ -31,32 +40,14 @@ from workbench.model.attention_kernels import (
     kernel_forward,
     kernel_works,
 )
-from workbench.model.attention_twin import causal_band, dense_attention, visible
+from workbench.model.attention_twin import dense_attention, visible
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 Method = Literal["varlen", "sdpa", "flex", "dense"]
 
-# Documents up to this length share a group; longer ones share it with those of up to twice their
-# length, so that a group's padding at most doubles its tokens and a row needs few calls.
-_SHORT_DOCUMENT_TOKENS = 32
-
 _NO_SPANS = Spans()
-
-
-@dataclass(frozen=True)
-class DocumentGroup:
-    """Documents of like length, laid side by side for one call.
-
-    Attributes:
-        tokens: (documents, longest) int64, which token of the flattened rows stands here; a
-            shorter document repeats its last one, which no earlier token sees.
-        band: (longest, longest) bool, True where a query may see a key; None without a window.
-    """
-
-    tokens: Tensor
-    band: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +60,7 @@ class AttentionStructure:
         window: tokens a query sees, itself included; None sees all before it.
         mask: for dense, (rows, 1, length, length) bool, True where a query (third axis) may see a
             key.
-        groups: for documents, all of them.
-        places: for documents, (rows * length,) int64, where each token's result stands among the
-            results of the groups.
+        documents: for documents, all of them.
         blocks: for flex, its mask.
         kernel: what attends, forward and backward, without autograd; None where nothing does and
             the backward attends once more to get a graph. Always there for varlen.
@@ -82,8 +71,7 @@ class AttentionStructure:
     row_length: int
     window: int | None = None
     mask: Tensor | None = None
-    groups: tuple[DocumentGroup, ...] = ()
-    places: Tensor | None = None
+    documents: DocumentGroups | None = None
     blocks: "BlockMask | None" = None
     kernel: Kernel | None = None
     spans: Spans = _NO_SPANS
@@ -151,7 +139,7 @@ def attention_structure(
         starts = document_starts.to(device, non_blocking=True)
         blocks = flex_blocks(starts, row_length, window)
         return AttentionStructure("flex", row_length, window, blocks=blocks)
-    begins, lengths = _documents(document_starts.cpu().long(), row_length)
+    begins, lengths = document_spans(document_starts.cpu().long(), row_length)
     num_rows = document_starts.shape[0]
     if begins.numel() == num_rows and window is None:
         kernel = _causal_kernel(device, dtype, head_dim)
@@ -162,7 +150,9 @@ def attention_structure(
         boundaries = F.pad(begins, (0, 1), value=num_rows * row_length).to(torch.int32)
         longest = max(2, int(lengths.max()))  # for one token the kernel takes another path
         return _varlen(boundaries.to(device, non_blocking=True), row_length, longest, window)
-    return _grouped(begins, lengths, num_rows, row_length, window, device)
+    documents = group_documents(begins, lengths, num_rows * row_length, window, device)
+    kernel = None if window is not None else _cpu_kernel(device, dtype, head_dim)
+    return AttentionStructure("documents", row_length, window, documents=documents, kernel=kernel)
 
 
 def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, structure: AttentionStructure) -> Tensor:
@@ -176,10 +166,10 @@ def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, structure: AttentionS
             q_BTHD, k_BTKD, v_BTKD, structure
         )
         return out
-    if structure.way == "documents":
-        return _attend_documents(q_BTHD, k_BTKD, v_BTKD, structure)
+    if structure.documents is not None:
+        return attend_documents(q_BTHD, k_BTKD, v_BTKD, structure.documents)
     if structure.way == "causal":
-        return _causal(q_BTHD, k_BTKD, v_BTKD)
+        return attend_causally(q_BTHD, k_BTKD, v_BTKD)
     if structure.blocks is not None:
         return attend_flex(q_BTHD, k_BTKD, v_BTKD, structure.blocks)
     assert structure.mask is not None
@@ -217,12 +207,13 @@ def attend_forward(
         v_BTKD: values.
         structure: of the microbatch.
     """
+    inputs = q_BTHD, k_BTKD, v_BTKD
     with torch.no_grad():
-        if structure.kernel is not None:
-            return Attended(
-                *kernel_forward(structure.kernel, q_BTHD, k_BTKD, v_BTKD, structure.spans)
-            )
-        return Attended(attend(q_BTHD, k_BTKD, v_BTKD, structure), None)
+        if structure.kernel is None:
+            return Attended(attend(*inputs, structure), None)
+        if structure.documents is not None:
+            return Attended(*documents_forward(structure.kernel, *inputs, structure.documents))
+        return Attended(*kernel_forward(structure.kernel, *inputs, structure.spans))
 
 
 def attend_backward(
@@ -246,23 +237,18 @@ def attend_backward(
     Returns:
         dq (B, T, H, D), dk and dv (B, T, K, D), the dtype of the queries.
     """
-    if structure.kernel is not None:
-        assert attended.log_sum is not None, "attend_forward gave one"
-        with torch.no_grad():
-            return kernel_backward(
-                structure.kernel,
-                gradient_BTHD,
-                q_BTHD,
-                k_BTKD,
-                v_BTKD,
-                attended.out_BTHD,
-                attended.log_sum,
-                structure.spans,
-            )
-    with torch.enable_grad():
-        q, k, v = (tensor.detach().requires_grad_() for tensor in (q_BTHD, k_BTKD, v_BTKD))
-        dq, dk, dv = torch.autograd.grad(attend(q, k, v, structure), (q, k, v), gradient_BTHD)
-    return dq, dk, dv
+    inputs = q_BTHD, k_BTKD, v_BTKD
+    if structure.kernel is None:
+        with torch.enable_grad():
+            q, k, v = (tensor.detach().requires_grad_() for tensor in inputs)
+            dq, dk, dv = torch.autograd.grad(attend(q, k, v, structure), (q, k, v), gradient_BTHD)
+        return dq, dk, dv
+    assert attended.log_sum is not None, "attend_forward gave one"
+    known = (gradient_BTHD, *inputs, attended.out_BTHD, attended.log_sum)
+    with torch.no_grad():
+        if structure.documents is not None:
+            return documents_backward(structure.kernel, *known, structure.documents)
+        return kernel_backward(structure.kernel, *known, structure.spans)
 
 
 class _KernelWithGraph(torch.autograd.Function):
@@ -291,13 +277,16 @@ def _causal_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> K
     cuDNN's kernels are the faster ones from Hopper on (H200, four rows of 4,096: forward 0.90 ms
     against flash's 1.69, backward 2.90 against 5.0), but not deterministic.
     """
-    kernel: Kernel = "cpu"
-    if device.type == "cuda":
-        old = torch.cuda.get_device_capability(device) < (9, 0)
-        if old or torch.are_deterministic_algorithms_enabled():
-            return None
-        kernel = "cudnn"
-    return kernel if kernel_works(kernel, device, dtype, head_dim) else None
+    if device.type != "cuda":
+        return _cpu_kernel(device, dtype, head_dim)
+    old = torch.cuda.get_device_capability(device) < (9, 0)
+    if old or torch.are_deterministic_algorithms_enabled():
+        return None
+    return "cudnn" if kernel_works("cudnn", device, dtype, head_dim) else None
+
+
+def _cpu_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel | None:
+    return "cpu" if kernel_works("cpu", device, dtype, head_dim) else None
 
 
 def _varlen(
@@ -305,73 +294,3 @@ def _varlen(
 ) -> AttentionStructure:
     spans = Spans(window, boundaries, longest)
     return AttentionStructure("varlen", row_length, window, kernel="flash", spans=spans)
-
-
-def _causal(
-    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, band: Tensor | None = None
-) -> Tensor:
-    """Attend causally over the whole of each row, or within the band."""
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BTHD, k_BTKD, v_BTKD))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=band, is_causal=band is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out.transpose(1, 2)
-
-
-def _documents(document_starts: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
-    """Give each document's offset in the flattened rows and its length, empty ones left out.
-
-    Starts [[0, 3], [0, 5]] in rows of 5 give [0, 3, 5] and [3, 2, 5].
-    """
-    rows = torch.arange(document_starts.shape[0])[:, None] * row_length
-    ends = F.pad(document_starts[:, 1:], (0, 1), value=row_length)
-    lengths = (ends - document_starts).flatten()
-    begins = (document_starts + rows).flatten()
-    return begins[lengths > 0], lengths[lengths > 0]
-
-
-def _grouped(
-    begins: Tensor,
-    lengths: Tensor,
-    num_rows: int,
-    row_length: int,
-    window: int | None,
-    device: torch.device,
-) -> AttentionStructure:
-    """Group documents by length and say where to find each token's result again."""
-    doublings = (lengths.clamp(min=_SHORT_DOCUMENT_TOKENS) - 1).log2().floor()
-    groups = []
-    places = torch.empty(num_rows * row_length, dtype=torch.int64)
-    num_results = 0
-    for doubling in sorted(set(doublings.tolist())):
-        members = doublings == doubling
-        begin, length = begins[members, None], lengths[members, None]
-        offsets = torch.arange(int(length.max()))
-        tokens = begin + torch.minimum(offsets, length - 1)
-        found = offsets < length
-        places[tokens[found]] = num_results + found.flatten().nonzero().flatten()
-        num_results += tokens.numel()
-        longest = offsets.numel()
-        band = None if window is None or window >= longest else causal_band(longest, window, device)
-        groups.append(DocumentGroup(tokens.to(device, non_blocking=True), band))
-    return AttentionStructure(
-        "documents",
-        row_length,
-        window,
-        groups=tuple(groups),
-        places=places.to(device, non_blocking=True),
-    )
-
-
-def _attend_documents(q: Tensor, k: Tensor, v: Tensor, structure: AttentionStructure) -> Tensor:
-    assert structure.places is not None
-    flat = [tensor.flatten(0, 1) for tensor in (q, k, v)]
-    results = []
-    for group in structure.groups:
-        tokens = group.tokens.flatten()
-        side_by_side = [
-            tensor.index_select(0, tokens).view(*group.tokens.shape, *tensor.shape[1:])
-            for tensor in flat
-        ]
-        results.append(_causal(*side_by_side, band=group.band).flatten(0, 1))
-    return torch.cat(results).index_select(0, structure.places).view(q.shape)
