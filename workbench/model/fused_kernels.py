@@ -29,6 +29,8 @@ _REDUCED_COLUMNS, _REDUCED_PARTS = 32, 64
 _LOGITS, _LOGITS_WARPS = 8192, 16
 _ROW_COLUMNS, _ROW_WARPS = 1024, 4
 
+# ``enable_fp_fusion=False`` at each launch: a product is rounded before it is added, as the twin's.
+
 # Below any finite logit, and finite: the difference to a logit of minus infinity is no NaN.
 _LOWEST = tl.constexpr(-3.4e38)
 
@@ -43,7 +45,14 @@ class FusedKernels:
             return
         block = triton.next_power_of_2(width)
         _norm[(rows,)](
-            x_TD, weight_D, out_TD, width, epsilon, BLOCK=block, num_warps=_row_warps(block)
+            x_TD,
+            weight_D,
+            out_TD,
+            width,
+            epsilon,
+            BLOCK=block,
+            num_warps=_row_warps(block),
+            enable_fp_fusion=False,
         )
 
     def norm_backward(
@@ -77,6 +86,7 @@ class FusedKernels:
             epsilon,
             BLOCK=block,
             num_warps=_row_warps(block),
+            enable_fp_fusion=False,
         )
         _add_parts[(triton.cdiv(width, _REDUCED_COLUMNS),)](
             parts_PD,
@@ -86,6 +96,7 @@ class FusedKernels:
             PARTS=_REDUCED_PARTS,
             COLUMNS=_REDUCED_COLUMNS,
             num_warps=4,
+            enable_fp_fusion=False,
         )
 
     def rotate(
@@ -105,6 +116,7 @@ class FusedKernels:
             BLOCK=triton.next_power_of_2(head_dim // 2),
             HEADS=_HEADS,
             num_warps=_HEADS_WARPS,
+            enable_fp_fusion=False,
         )
 
     def pack_rotated_back(
@@ -141,6 +153,7 @@ class FusedKernels:
             BLOCK=triton.next_power_of_2(head_dim // 2),
             HEADS=_HEADS,
             num_warps=_HEADS_WARPS,
+            enable_fp_fusion=False,
         )
 
     def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
@@ -150,7 +163,13 @@ class FusedKernels:
             return
         tiles = triton.cdiv(width, _TILE)
         _gated_product[(rows * tiles,)](
-            gate_up_T2F, out_TF, width, tiles, BLOCK=_TILE, num_warps=_TILE_WARPS
+            gate_up_T2F,
+            out_TF,
+            width,
+            tiles,
+            BLOCK=_TILE,
+            num_warps=_TILE_WARPS,
+            enable_fp_fusion=False,
         )
 
     def gated_product_backward(self, gate_up_T2F: Tensor, product_TF: Tensor) -> None:
@@ -160,7 +179,13 @@ class FusedKernels:
             return
         tiles = triton.cdiv(width, _TILE)
         _gated_product_backward[(rows * tiles,)](
-            gate_up_T2F, product_TF, width, tiles, BLOCK=_TILE, num_warps=_TILE_WARPS
+            gate_up_T2F,
+            product_TF,
+            width,
+            tiles,
+            BLOCK=_TILE,
+            num_warps=_TILE_WARPS,
+            enable_fp_fusion=False,
         )
 
     def cross_entropy(
@@ -188,6 +213,7 @@ class FusedKernels:
             WITH_CORRECT=correct_C is not None,
             BLOCK=block,
             num_warps=min(_LOGITS_WARPS, max(1, block // 256)),
+            enable_fp_fusion=False,
         )
 
     def add_rows(
@@ -213,6 +239,7 @@ class FusedKernels:
             width,
             BLOCK=block,
             num_warps=_ROW_WARPS,
+            enable_fp_fusion=False,
         )
 
 

@@ -234,7 +234,7 @@ class EagerKernels:
         work = torch.empty_like(x)
         inverse_T1 = _inverse_root(x, epsilon, work)
         torch.mul(gradient, x, out=work)
-        weight_sum_D.addmv_(work.t(), inverse_T1[:, 0])
+        weight_sum_D.add_(torch.mv(work.t(), inverse_T1[:, 0]))
         along_T = torch.mv(work, weight)
         along_T1 = along_T[:, None] * inverse_T1.pow(3) / x.shape[1]
         torch.mul(gradient, weight, out=work)
