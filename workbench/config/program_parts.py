@@ -325,6 +325,7 @@ SAVE = """\
                 steps_per_epoch=rows.steps_per_epoch,
                 previous_norm=engine.previous_norm,
             )
+            engine.store.settle()  # what was on its way to host memory is there
             path = checkpoint.save(run, content, saved, ranks).path
             print(f"step {number} saved: {path}", flush=True)
 """

@@ -120,6 +120,7 @@ def build(
     content = checkpoint.Content(
         weights=weights,
         statistics=optimizer.named_tensors(),
+        companions=dict(engine.store.named_companions()),
         common=files_beside_weights(
             model_folder,
             template=template,
