@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from transformers import AutoModelForCausalLM
 from tests.model.tiny import dimensions_of, our_logits, reference_model, relative_difference
 from workbench.errors import RunError
 from workbench.model.decoder import HEAD, parameter_shapes
+from workbench.model.families import Dimensions
 from workbench.model.verify import verify_logits
 from workbench.model.weights import (
     INDEX_FILE,
     SINGLE_FILE,
     iterate_weights,
+    load_into,
+    random_into,
     random_weights,
     read_weights,
     write_weights,
@@ -98,6 +102,91 @@ def test_reading_converts_to_the_dtype_of_the_run(tmp_path: Path) -> None:
     write_weights(tmp_path, weights)
     back = read_weights(tmp_path, dims, torch.bfloat16)
     assert all(torch.equal(back[name], weights[name].bfloat16()) for name in weights)
+
+
+def flat_destinations(
+    dims: Dimensions, dtypes: list[torch.dtype]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """One region of sevens, and views of it for all parameters, of the dtypes in turn."""
+    shapes = parameter_shapes(dims)
+    region = torch.full((sum(math.prod(shape) for shape in shapes.values()) * 8,), 7).byte()
+    views, at = {}, 0
+    for number, (name, shape) in enumerate(shapes.items()):
+        dtype = dtypes[number % len(dtypes)]
+        size = math.prod(shape) * dtype.itemsize
+        views[name] = region[at : at + size].view(dtype).view(shape)
+        at += size + 256 - size % 256
+    return region, views
+
+
+@pytest.mark.parametrize("max_shard_bytes", [1 << 30, SMALL_SHARD_BYTES])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_loaded_into_views_of_a_region_whatever_their_dtypes(
+    tmp_path: Path, stored: torch.dtype, max_shard_bytes: int
+) -> None:
+    dims = dimensions_of(reference_model("llama"))
+    weights = random_weights(dims, seed=1, dtype=stored)
+    write_weights(tmp_path, weights, max_shard_bytes)
+    _, views = flat_destinations(dims, [torch.float32, torch.bfloat16])
+    load_into(tmp_path, dims, views)
+    assert {view.dtype for view in views.values()} == {torch.float32, torch.bfloat16}
+    assert all(torch.equal(views[name], weights[name].to(views[name].dtype)) for name in weights)
+
+
+def _halve_the_last_shard(folder: Path) -> None:
+    last = max(folder.glob("*.safetensors"))
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+
+
+def _lose_the_last_shard(folder: Path) -> None:
+    max(folder.glob("*.safetensors")).unlink()
+
+
+def _reshape_the_last_tensor(folder: Path) -> None:
+    last = max(folder.glob("*.safetensors"))
+    save_file({HEAD: torch.zeros(3)}, last)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_halve_the_last_shard, "cut short"),
+        (_lose_the_last_shard, "not in this folder"),
+        (_reshape_the_last_tensor, rf"of another shape: {HEAD} is \[3\]"),
+    ],
+)
+def test_no_weight_is_touched_when_the_last_shard_is_wrong(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    dims = dimensions_of(reference_model("llama"))
+    write_weights(tmp_path, random_weights(dims, 1, torch.float32), SMALL_SHARD_BYTES)
+    damage(tmp_path)
+    region, views = flat_destinations(dims, [torch.float32])
+    with pytest.raises(RunError, match=message):
+        load_into(tmp_path, dims, views)
+    assert region.eq(7).all()
+    _, views = flat_destinations(dims, [torch.float32])
+    with pytest.raises(RunError, match=message):
+        list(iterate_weights(tmp_path, dims))
+
+
+@pytest.mark.parametrize(("dtype", "rest"), [(torch.float32, 19), (torch.bfloat16, 5)])
+def test_weights_drawn_in_place_are_those_drawn_at_once(dtype: torch.dtype, rest: int) -> None:
+    # More numbers than are drawn at a time, and no multiple of sixteen: torch draws by sixteens.
+    odd = vars(dimensions_of(reference_model("llama"))) | {"num_layers": 1}
+    dims = Dimensions(**odd | {"hidden_size": 7, "vocabulary_size": ((4 << 20) + rest) // 7})
+    weights = random_weights(dims, 3, dtype)
+    assert weights[HEAD].numel() == (4 << 20) + rest
+    for name, weight in weights.items():
+        if weight.dim() > 1:
+            seed = int.from_bytes(hashlib.sha256(f"3/{name}".encode()).digest()[:7], "big")
+            at_once = torch.empty(weight.shape).normal_(
+                0.0, dims.initializer_range, generator=torch.Generator().manual_seed(seed)
+            )
+            assert torch.equal(weight, at_once.to(dtype)), name
+    _, views = flat_destinations(dims, [torch.float32])
+    random_into(dims, 3, dtype, views)
+    assert all(torch.equal(views[name], weights[name].float()) for name in weights)
 
 
 def test_random_weights_depend_on_seed_and_name_alone() -> None:
