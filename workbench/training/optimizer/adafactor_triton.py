@@ -176,9 +176,11 @@ def _statistics(
             inside = (band < bands)[:, None] & (column < columns)[None, :]
             at = column_parts_BC + (band[:, None] * columns + column[None, :])
             of_bands += tl.load(at, mask=inside, other=0.0)
-        old = tl.load(column_statistic + column, mask=column < columns, other=0.0)
-        new = _lerp(tl.sum(of_bands, 0) * factor + rows * _ADDED, old, kept)
-        tl.store(column_statistic + column, tl.where(healthy, new, old), mask=column < columns)
+        # Names of its own: triton gives a name one shape, whichever branch is taken.
+        before = tl.load(column_statistic + column, mask=column < columns, other=0.0)
+        after = _lerp(tl.sum(of_bands, 0) * factor + rows * _ADDED, before, kept)
+        after = tl.where(healthy, after, before)
+        tl.store(column_statistic + column, after, mask=column < columns)
 
 
 @triton.jit

@@ -81,7 +81,7 @@ def update(
         first = moments.read(companion, FIRST, piece)
         second = moments.read(companion, SECOND, piece)
         new_first = torch.lerp(first, gradient_32, 1 - BETA1)
-        new_second = (second * BETA2).addcmul_(gradient_32, gradient_32, value=1 - BETA2)
+        new_second = torch.lerp(second, gradient_32.square(), 1 - BETA2)
         moments.write(companion, FIRST, piece, new_first, healthy)
         moments.write(companion, SECOND, piece, new_second, healthy)
         root = new_second.sqrt_().div_(math.sqrt(1 - BETA2**step)).add_(EPSILON)
