@@ -38,6 +38,7 @@ def optimizer_of(
 
 
 def gradients(shape: tuple[int, ...], num: int) -> list[torch.Tensor]:
+    """Gradients with a drift, whose elements differ in size."""
     generator = torch.Generator().manual_seed(2)
     sizes = torch.rand(shape, generator=generator)
     drift = torch.randn(shape, generator=generator)
@@ -91,6 +92,8 @@ def test_small_moments_are_those_of_torchao(name: OptimizerName) -> None:
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     expected = weight.clone()
     for step, gradient in enumerate(gradients(SHAPE, 10), start=1):
+        # Where a square would become zero theirs makes a huge step and ours does not.
+        gradient = gradient.sign() * gradient.abs().clamp(min=0.05)
         optimizer.update("w", weight, gradient, companion, step=step, learning_rate=RATE)
         single_param_adam(
             expected, gradient, torch.tensor(float(step)), first, second, None,
@@ -115,6 +118,19 @@ def test_small_and_odd_tensors_keep_fp32_moments(
         optimizer.update("w", weights[0], gradient, companion, step=step, learning_rate=RATE)
         full.update("w", weights[1], gradient, full_companion, step=step, learning_rate=RATE)
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_4bit"])
+def test_elements_with_tiny_gradients_make_no_huge_step(name: OptimizerName) -> None:
+    optimizer, companion = optimizer_of(name)
+    weight = torch.zeros(SHAPE)
+    gradient = torch.ones(SHAPE)
+    gradient[:, ::2] = 1e-5  # its square is far below the least code beside that of one
+    for step in range(1, 11):
+        # As rows of an embedding: a token seen once, then no more.
+        seen = gradient if step == 1 else torch.zeros(SHAPE)
+        optimizer.update("w", weight, seen, companion, step=step, learning_rate=RATE)
+    assert 0.0 < float(weight.abs().max()) <= 10 * RATE
 
 
 def test_the_scale_multiplies_the_gradient_and_not_the_reported_norm() -> None:

@@ -2,7 +2,8 @@
 
 A small moment is a code per element and an fp32 scale per block of elements: "8-bit Optimizers via
 Block-wise Quantization" (Dettmers et al., 2021) and "Memory Efficient Optimizers with 4-bit States"
-(Li et al., 2023). Maps, codes and scales are those of torchao's own optimizers.
+(Li et al., 2023). Maps, codes and scales are those of torchao's own optimizers, but for one thing:
+no square that is above zero is kept as zero.
 
 Invariant: all parts begin as zeros, which stand for moments of zero.
 """
@@ -130,6 +131,10 @@ class SmallMoments:
         scaled, new_scales = self._quantization.scale_tensor(new, self.block)
         if self.bits == 8:
             new_codes = self._quantization.quantize_8bit_with_qmap(scaled, self.maps[moment])
+            if moment == SECOND:
+                # A square that became zero beside a first moment that did not would make the
+                # next change m / epsilon, millions of times too long: take the least code above.
+                new_codes.masked_fill_((new_codes == 0) & (new > 0), 1)
         else:
             halves = self._quantization.quantize_4bit_with_qmap(scaled, self.maps[moment])
             new_codes = (halves[::2] << 4) | halves[1::2]
