@@ -132,22 +132,23 @@ def measure_folder(
     kept = num_weights(dims) * dtype.itemsize
     measured("read, one thread", stored, lambda: read_through(files))
     measured("read again, page cache", stored, lambda: read_through(files))
-    places: dict[str, Tensor] = {}
-
-    def take(device: torch.device, pinned_for: torch.device | None = None) -> None:
-        places.clear()
-        places.update(destinations(dims, dtype, device, pinned_for=pinned_for))
-
     where = "pinned host memory" if gpu else "host memory"
-    measured(f"take {where}", kept, lambda: take(cpu, cuda if gpu else cpu))
+    on_host: dict[str, Tensor] = {}
+    measured(
+        f"take {where}",
+        kept,
+        lambda: on_host.update(
+            destinations(dims, dtype, cpu, pinned_for=cuda if gpu else cpu),
+        ),
+    )
     for again in ("", " again"):
-        measured(f"load_into {where}{again}", stored, lambda: load_into(folder, dims, places))
-    save(f"save from {where}", places, scratch)
+        measured(f"load_into {where}{again}", stored, lambda: load_into(folder, dims, on_host))
+    on_gpu = destinations(dims, dtype, cuda, pinned_for=None) if gpu else {}
+    for again in ("", " again") if gpu else ():
+        measured(f"load_into the GPU{again}", stored, lambda: load_into(folder, dims, on_gpu))
     if gpu:
-        take(cuda)
-        for again in ("", " again"):
-            measured(f"load_into the GPU{again}", stored, lambda: load_into(folder, dims, places))
-        save("save from the GPU", places, scratch)
+        save("save from the GPU", on_gpu, scratch)
+    save(f"save from {where}", on_host, scratch)
 
 
 def save(what: str, weights: Mapping[str, Tensor], scratch: Path | None) -> None:
@@ -219,6 +220,8 @@ def main() -> None:
         torch.empty(1, device="cuda")
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     print(HEADER)
+    for gib in arguments.pinned if gpu else []:
+        measure_pinned(int(gib * GIB), torch.device("cuda", 0))
     if arguments.folder is not None:
         dims = read_dimensions(arguments.folder)
         measure_folder(arguments.folder, dims, dtype, arguments.scratch, gpu)
@@ -226,8 +229,6 @@ def main() -> None:
         dims = dimensions_for(arguments.gib, dtype)
         with random_folder(dims, dtype, arguments.scratch) as folder:
             measure_folder(folder, dims, dtype, arguments.scratch, gpu)
-    for gib in arguments.pinned if gpu else []:
-        measure_pinned(int(gib * GIB), torch.device("cuda", 0))
 
 
 if __name__ == "__main__":
