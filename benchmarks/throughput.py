@@ -1,198 +1,184 @@
-"""Measure a layer-major step on random weights and packed random rows.
+"""Measure steps of the engine, and beside them what a skilled user writes by hand.
 
-    python benchmarks/throughput.py --shapes 1b --row 4096 --rows 4 --steps 8
+    python benchmarks/throughput.py --shapes mistral-7b --row 4096 --rows 4 --budget-gib 22.8 \\
+        --beside hf-liger-hooks
+    python benchmarks/throughput.py --settings E1 E2 E3 E8
 
-Prints the machine's ceiling first, then the plan's prediction beside what was measured. Weights,
-ids and masks are random: products run faster on zeros than on data. For peaks as ranks have them,
-set PYTORCH_ALLOC_CONF=expandable_segments:True, which ranks do by themselves.
+Weights, ids and masks are random (products run faster on zeros than on data), rows are packed with
+documents of 100 to 1,300 tokens, half of the tokens are targets. Ceilings of the machine come
+first, then 3 warm-up steps, then at least 8 that device events time; ``--budget-gib`` caps torch's
+allocator. Every trial is a process of its own, so that its peaks are.
+
+``--settings`` runs the named settings of ``settings.py`` and writes one file each. On an H200, with
+the start of every process: E1 55 s and 90 s of baseline, E2 20 s, E3 45 s, E4 40 s, E5 200 s, E6 5
+minutes, E7 90 s, E8 20 s. ``--first-only`` runs the trial that decides and nothing beside it.
+Results go to ``--results``; old files are never changed. E4 and E7 are ``memory.py``'s, E9
+``first_step.py``'s, E10 ``telemetry.py``'s, E11 ``memory.py --grid``'s.
 """
 
 import argparse
-import statistics
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
+from machine import choose_device, describe
+from our_step import Trial
+from result_file import share_words, speed_and_peak, write_result
+from settings import SETTINGS, Setting, judge
+from shapes import SHAPES
 
-from workbench.config.memory_parts import GIB
-from workbench.data.loader import StepRows, make_batch
-from workbench.data.packing import Row
-from workbench.model.families import Dimensions
-from workbench.model.weights import random_weights
-from workbench.training.engine.plan import Plan, choose_plan, take_budget
-from workbench.training.engine.step import LayerMajorEngine
-from workbench.training.engine.weight_store import ResidentStore
-from workbench.training.optimizer.adafactor import Adafactor
-
-# vocabulary, hidden, layers, intermediate, heads, key and value heads
-SHAPES = {
-    "demo": (1536, 128, 4, 384, 4, 2),
-    "1b": (32000, 2048, 16, 5632, 32, 8),
-    "mistral-7b": (32000, 4096, 32, 14336, 32, 8),
-    "llama-2-7b": (32000, 4096, 32, 11008, 32, 32),
-    "llama-2-13b": (32000, 5120, 40, 13824, 40, 40),
-    "llama-3.1-8b": (128256, 4096, 32, 14336, 32, 8),
-    "qwen-0.5b": (151936, 896, 24, 4864, 14, 2),
-    "qwen-1.5b": (151936, 1536, 28, 8960, 12, 2),
-    "qwen-7b": (152064, 3584, 28, 18944, 28, 4),
-}
+HERE = Path(__file__).parent
+STEP_SETTINGS = [name for name, setting in SETTINGS.items() if setting.kind == "step"]
+MEMORY_SETTINGS = [name for name, each in SETTINGS.items() if each.kind in ("least", "longest")]
 
 
-def dimensions(name: str) -> Dimensions:
-    vocabulary, hidden, layers, intermediate, heads, key_heads = SHAPES[name]
-    return Dimensions(
-        family="llama",
-        num_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_heads=heads,
-        num_key_value_heads=key_heads,
-        head_dim=hidden // heads,
-        vocabulary_size=vocabulary,
-        norm_epsilon=1e-5,
-        rope_theta=10000.0,
-        max_positions=1 << 17,
-        sliding_window=None,
-        tied=False,
-        initializer_range=0.02,
+def run_trial(script: str, trial: Trial, *options: str) -> dict[str, Any]:
+    """Run a trial in a process of its own; give its record, or what became of it instead."""
+    text = json.dumps(dataclasses.asdict(trial))
+    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} | dict(os.environ)
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), text, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=environment,
     )
+    lines = done.stdout.strip().splitlines()
+    try:
+        return dict(json.loads(lines[-1]))
+    except (IndexError, ValueError):
+        system = "workbench" if script != "rival.py" else "rival"
+        return {
+            "system": system,
+            "trial": dataclasses.asdict(trial),
+            "failed": f"exit status {done.returncode}",
+            "message": "\n".join(lines[-3:]),
+        }
 
 
-def random_rows(dims: Dimensions, rows: int, length: int, microbatches: int, seed: int) -> StepRows:
-    """Full rows of documents of 100 to 1,300 tokens; half of the tokens are targets."""
-    generator = np.random.default_rng(seed)
-    made = []
-    for _ in range(rows):
-        starts = [0]
-        while (start := starts[-1] + int(generator.integers(100, 1300))) < length:
-            starts.append(start)
-        targets = generator.random(length) < 0.5
-        targets[starts] = False
-        ids = generator.integers(0, dims.vocabulary_size, length).astype(np.int32)
-        made.append(Row(ids=ids, targets=targets, document_starts=np.array(starts, np.int32)))
-    share = -(-rows // microbatches)
-    widest = max(row.document_starts.size for row in made) + 1
-    batches = tuple(
-        make_batch(
-            made[start : start + share],
-            num_rows=share,
-            row_length=length,
-            max_documents=widest,
-            pad_id=0,
-        )
-        for start in range(0, rows, share)
+def run_setting(setting: Setting, *, first_only: bool, beside: bool) -> list[dict[str, Any]]:
+    """Run the trials of a setting, and the baseline between them; print each as it is done."""
+    script = "our_step.py" if setting.kind == "step" else "memory.py"
+    options = () if setting.kind == "step" else (f"--{setting.kind}", "--child")
+    ours = list(setting.trials[:1] if first_only else setting.trials)
+    theirs = list(setting.beside) if beside else []
+    records = []
+    # Alternating: whatever the machine does over time meets both.
+    while ours or theirs:
+        if ours:
+            records.append(run_trial(script, ours.pop(0), *options))
+            tell(records[-1])
+        if theirs:
+            records.append(run_trial("rival.py", theirs.pop(0)))
+            tell(records[-1])
+    return records
+
+
+def tell(record: dict[str, Any]) -> None:
+    """Print a record as a line for people, on stderr, and as JSON on stdout."""
+    trial = record["trial"]
+    who = "workbench" if record.get("system", "workbench") == "workbench" else "by hand"
+    words = f"{who} {trial['shapes']} {trial['row']} × {trial['rows']} {trial['label']}: "
+    words += speed_and_peak(record)
+    if record.get("mfu") is not None:
+        words += f", MFU {100 * record['mfu']:.1f} %"
+    if record.get("times"):
+        words += f"; {share_words(record)}"
+    if "failed" in record:
+        words += f" {record.get('message', '')}"
+    print(words, file=sys.stderr)
+    print(json.dumps(record), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    return StepRows(
-        batches,
-        num_targets=sum(batch.num_targets for batch in batches),
-        num_tokens=sum(batch.num_tokens for batch in batches),
-        epoch=0.0,
-    )
-
-
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square product of random numbers."""
-    size = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        left @ right
-    synchronize(device)
-    begin = time.perf_counter()
-    for _ in range(10):
-        left @ right
-    synchronize(device)
-    return 10 * 2 * size**3 / (time.perf_counter() - begin)
-
-
-def make_engine(
-    dims: Dimensions,
-    store: ResidentStore,
-    plan: Plan,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> LayerMajorEngine:
-    """The engine of a run with shipped settings, over weights that are there."""
-    optimizer = Adafactor(
-        {name: tuple(tensor.shape) for name, tensor in store.named_tensors()},
-        device=device,
-        seed=0,
-        weight_decay=1e-3,
-        rounding="stochastic",
-    )
-    return LayerMajorEngine(
-        dims=dims,
-        store=store,
-        optimizer=optimizer,
-        sum_dtype=getattr(torch, plan.sum_dtype),
-        attention="auto",
-        clip_norm=None,
-        dtype=dtype,
-        device=device,
-    )
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", nargs="+", choices=STEP_SETTINGS + MEMORY_SETTINGS)
+    parser.add_argument("--first-only", action="store_true", help="of a setting what decides")
+    parser.add_argument("--no-beside", action="store_true", help="of a setting no baseline")
     parser.add_argument("--shapes", choices=sorted(SHAPES), default="demo")
     parser.add_argument("--row", type=int, default=256, help="tokens of a row")
     parser.add_argument("--rows", type=int, default=8, help="rows of a step")
     parser.add_argument("--microbatches", type=int, default=None)
-    parser.add_argument("--cap-gib", type=float, default=None)
+    parser.add_argument("--budget-gib", type=float, default=None)
+    parser.add_argument(
+        "--layers", type=int, default=None, help="fewer blocks; 0: as many as host memory holds"
+    )
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--one-document", action="store_true", help="each row is one document")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    options = parser.parse_args()
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    dtype = getattr(torch, options.dtype)
-    dims = dimensions(options.shapes)
-    torch.set_float32_matmul_precision("high")
-    rate = product_rate(device, dtype)
-    print(f"product rate {rate / 1e12:.3g} TFLOP/s on {device}, torch {torch.__version__}")
-    plan = choose_plan(
-        dims,
-        dtype=dtype,
-        sum_dtype="auto",
-        microbatches=options.microbatches or "auto",
+    parser.add_argument("--beside", choices=["hf-liger-hooks"], help="the baseline, same rows")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--commit", help="of the code, where it is no checkout")
+    options = parser.parse_args(arguments)
+    command = shlex.join(["python", "benchmarks/throughput.py", *(arguments or sys.argv[1:])])
+    if options.settings:
+        return _run_settings(options, command)
+    trial = Trial(
+        shapes=options.shapes,
+        row=options.row,
         rows=options.rows,
-        row_length=options.row,
-        budget_bytes=take_budget(device, options.cap_gib),
+        budget_gib=options.budget_gib,
+        microbatches=options.microbatches or "auto",
+        layers=options.layers,
+        steps=options.steps,
+        warmup=options.warmup,
+        one_document=options.one_document,
+        dtype=options.dtype,
+        ceilings=True,
+        label="trial",
     )
-    store = ResidentStore(dims, dtype, device)
-    store.load(random_weights(dims, 0, dtype))
-    engine = make_engine(dims, store, plan, dtype, device)
-    seconds = []
-    num_tokens = options.rows * options.row
-    for number in range(1, options.steps + 4):
-        rows = random_rows(dims, options.rows, options.row, plan.microbatches, number)
-        synchronize(device)
-        begin = time.perf_counter()
-        result = engine.step(rows, number, 1e-6)
-        synchronize(device)
-        elapsed = time.perf_counter() - begin
-        if number > 3:
-            seconds.append(elapsed)
-        loss = float(result.loss_sum) / rows.num_targets
-        print(f"step {number}: {elapsed:.3f} s, loss {loss:.4f}")
-    median = statistics.median(seconds)
-    print(
-        f"{options.shapes} {options.row} x {options.rows} in {plan.microbatches} microbatches, "
-        f"sums in {plan.sum_dtype}: median {median:.3f} s, min {min(seconds):.3f} s, "
-        f"{num_tokens / median:.0f} tokens/s"
-    )
-    print(
-        f"predicted allocated {plan.predicted.peak / GIB:.2f} GiB, "
-        f"reserved {plan.predicted.reserved / GIB:.2f} GiB: {plan.predicted}"
-    )
-    if device.type == "cuda":
-        print(
-            f"allocated {torch.cuda.max_memory_allocated() / GIB:.2f} GiB, "
-            f"reserved {torch.cuda.max_memory_reserved() / GIB:.2f} GiB"
+    records = [run_trial("our_step.py", trial)]
+    tell(records[0])
+    if options.beside:
+        records.append(run_trial("rival.py", dataclasses.replace(trial, ceilings=False)))
+        tell(records[1])
+    return int("failed" in records[0])
+
+
+def _run_settings(options: argparse.Namespace, command: str) -> int:
+    machine = describe(choose_device())
+    if options.commit:
+        machine["commit"] = options.commit
+    missed = 0
+    for name in options.settings:
+        setting = SETTINGS[name]
+        records = run_setting(setting, first_only=options.first_only, beside=not options.no_beside)
+        verdict = judge(setting.target, records[0])
+        missed += not verdict.is_hit
+        path = write_result(
+            options.results,
+            setting,
+            command=command,
+            machine=machine,
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+            records=records,
+            verdict=verdict,
+            measured=measured_words(setting, records[0]),
         )
+        print(f"{name} {verdict}; {path}", file=sys.stderr)
+    return int(missed > 0)
+
+
+def measured_words(setting: Setting, record: dict[str, Any]) -> str:
+    """Give the figure of a setting that is quoted."""
+    if "failed" in record:
+        return f"failed: {record['failed']}"
+    words = speed_and_peak(record)
+    if setting.kind == "longest":
+        return f"{record['row']:,} tokens: {words}"
+    full = SHAPES[record["trial"]["shapes"]][2]
+    return words if record["layers"] == full else f"{words}, {record['layers']} of {full} blocks"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
