@@ -202,7 +202,7 @@ def test_every_key_that_a_start_heeds_is_in_the_program() -> None:
         ("checkpoints.save_strategy=no", [], ["checkpoint.save", "prune(", "note_evaluation"]),
         ("checkpoints.save_strategy=epoch", ["% rows.steps_per_epoch == 0"], ["% 50"]),
         ("training.nonfinite=skip", ["fault.skipped"], ["parser.exit"]),
-        ("model.weights=load", ["iterate_weights(model_folder, dims)"], ["random_weights"]),
+        ("model.weights=load", ["load_first_weights(model_folder,"], ["draw_first_weights"]),
         ("optimizer.clip_by=previous_norm", ["clip_norm=1.0,"], ["clip_norm=None"]),
         ("logging.every_steps=10", ["number % 10 == 0 or number == max_steps or faults"], []),
         ("data.pad_to=context", ["row_length=256,"], ["row_length=None", "prepared.train.longest"]),

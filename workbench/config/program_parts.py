@@ -17,8 +17,6 @@ MODULES = {
     "prepare": "workbench.data.prepare",
     "parameter_shapes": "workbench.model.decoder",
     "read_dimensions": "workbench.model.families",
-    "iterate_weights": "workbench.model.weights",
-    "random_weights": "workbench.model.weights",
     "prune": "workbench.runs.checkpoints",
     "RunFolder": "workbench.runs.layout",
     "take_lock": "workbench.runs.lock",
@@ -31,6 +29,8 @@ MODULES = {
     "take_budget": "workbench.training.engine.plan",
     "evaluate_batches": "workbench.training.evaluate",
     "total": "workbench.training.evaluate",
+    "draw_first_weights": "workbench.training.first_weights",
+    "load_first_weights": "workbench.training.first_weights",
     "new_optimizer": "workbench.training.optimizer.choice",
     "learning_rate": "workbench.training.optimizer.learning_rate",
     "Report": "workbench.training.report",
@@ -234,8 +234,7 @@ BEGIN = """\
         is_restart=False,
     )
     if resumed is None:
-        for name, tensor in FIRST_WEIGHTS:<=model.weights>
-            weights[name].copy_(tensor)
+        FIRST_WEIGHTS<=model.weights>
         state = TrainingState()
     else:
         saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, ranks)

@@ -74,8 +74,8 @@ def _paragraphs(config: Config, values: "Values") -> Iterator[str]:
 
 # ---- paragraphs that depend on values ----------------------------------------------------------
 
-_RANDOM = "random_weights(dims, seed, dtype).items()"
-_LOADED = "iterate_weights(model_folder, dims)"
+_RANDOM = "draw_first_weights(dims, seed, weights, content.low_bits())"
+_LOADED = "load_first_weights(model_folder, dims, weights, content.low_bits())"
 _LONGEST = "max(prepared.train.longest, prepared.validation.longest)<=data.pad_to>"
 
 _WITHOUT_EVALUATION = """Config(

@@ -6,12 +6,10 @@ statistics, what resumes, and the loop over all of it.
 
 import functools
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from workbench.config.load import dump_config
 from workbench.config.schema.config import Config
@@ -20,7 +18,6 @@ from workbench.data.prepare import PreparedData, prepare
 from workbench.errors import ConfigError, RunError
 from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions, read_dimensions
-from workbench.model.weights import iterate_weights, random_weights
 from workbench.runs.layout import RunFolder
 from workbench.training import checkpoint
 from workbench.training.beside_weights import files_beside_weights
@@ -35,6 +32,7 @@ from workbench.training.engine.plan import (
     take_budget,
     write_plan,
 )
+from workbench.training.first_weights import draw_first_weights, load_first_weights
 from workbench.training.loop import Intervals, Training
 from workbench.training.optimizer.choice import new_optimizer
 from workbench.training.optimizer.learning_rate import learning_rate
@@ -134,7 +132,10 @@ def build(
     state = TrainingState()
     resumed = checkpoint.resume_point(run, config.checkpoints.resume, is_restart=is_restart)
     if resumed is None:
-        _load_model(config, model_folder, dims, dtype, weights)
+        if config.model.weights == "random":
+            draw_first_weights(dims, config.training.seed, weights, content.low_bits())
+        else:
+            load_first_weights(model_folder, dims, weights, content.low_bits())
     else:
         saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, ranks)
         engine.restore_previous_norm(saved.previous_gradient_norm)
@@ -273,22 +274,6 @@ def _loaders(
         row_length=row_length,
     )
     return rows, validation
-
-
-def _load_model(
-    config: Config,
-    folder: Path,
-    dims: Dimensions,
-    dtype: torch.dtype,
-    weights: Mapping[str, Tensor],
-) -> None:
-    """Fill the weights, where they live, with those a run begins with."""
-    if config.model.weights == "random":
-        for name, tensor in random_weights(dims, config.training.seed, dtype).items():
-            weights[name].copy_(tensor)
-    else:
-        for name, tensor in iterate_weights(folder, dims):
-            weights[name].copy_(tensor)
 
 
 def _intervals(config: Config, steps_per_epoch: int) -> Intervals:
