@@ -34,12 +34,12 @@ from workbench.training.optimizer.adafactor import (
 )
 from workbench.training.optimizer.rounding import NoiseKey
 from workbench.training.optimizer.rounding_triton import (
-    EXACT,
-    NEAREST,
-    STOCHASTIC,
+    chosen_rounding,
+    is_healthy,
     load_weight,
     signed,
     store_weight,
+    total,
 )
 
 # Elements that a program holds at a time, and programs per launch: enough of both to keep the
@@ -87,30 +87,11 @@ def choose_tiles(rows: int, columns: int) -> Tiles:
 
 
 @triton.jit
-def _total(parts, num_parts, BLOCK: tl.constexpr):
-    """Add up an array that other programs wrote, in an order that depends on its length alone."""
-    lanes = tl.arange(0, BLOCK)
-    found = tl.zeros((BLOCK,), dtype=tl.float32)
-    for begin in range(0, num_parts, BLOCK):
-        found += tl.load(parts + begin + lanes, mask=begin + lanes < num_parts, other=0.0)
-    return tl.sum(found, 0)
-
-
-@triton.jit
 def _lerp(new, old, kept):
     # As torch.lerp does it: exact at both ends.
     near_new = new + kept * (old - new)
     near_old = old - (old - new) * (1.0 - kept)
     return tl.where(kept < 0.5, near_new, near_old)
-
-
-@triton.jit
-def _is_healthy(square, ok):
-    """Tell whether anything may move: a finite sum of squares and a true ``ok`` (uint8)."""
-    healthy = tl.abs(square) < float("inf")
-    if ok is not None:
-        healthy = healthy & (tl.load(ok) != 0)
-    return healthy
 
 
 @triton.jit
@@ -146,8 +127,8 @@ def _statistics(
     rows, columns, stripes, bands, num_square_parts, row_programs,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    square = _total(square_parts, num_square_parts, 1024)
-    healthy = _is_healthy(square, ok)
+    square = total(square_parts, num_square_parts, 1024)
+    healthy = is_healthy(square, ok)
     factor = 1.0
     if scale is not None:
         factor = tl.load(scale)
@@ -197,7 +178,7 @@ def _lengths(
     lane = tl.arange(0, BLOCK_ROWS)
     first_row = band * band_rows
     last_row = tl.minimum(first_row + band_rows, rows)
-    root = tl.sqrt(_total(row_total_parts, row_programs, 1024))
+    root = tl.sqrt(total(row_total_parts, row_programs, 1024))
     column_factor = tl.rsqrt(tl.load(column_statistic + column, mask=column < columns, other=1.0))
     found = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     for begin in range(first_row, last_row, BLOCK_ROWS):
@@ -226,8 +207,8 @@ def _move(
     lane = tl.arange(0, BLOCK_ROWS)
     first_row = band * band_rows
     last_row = tl.minimum(first_row + band_rows, rows)
-    root = tl.sqrt(_total(row_total_parts, row_programs, 1024))
-    mean_square = _total(length_parts, num_length_parts, 1024) / rows / columns
+    root = tl.sqrt(total(row_total_parts, row_programs, 1024))
+    mean_square = total(length_parts, num_length_parts, 1024) / rows / columns
     factor = 1.0
     if scale is not None:
         factor = tl.load(scale)
@@ -261,7 +242,7 @@ def _move_vector(
         found += values * values
     square = tl.sum(found, 0)
     tl.store(square_out, square)
-    if not _is_healthy(square, ok):
+    if not is_healthy(square, ok):
         return
     factor = 1.0
     if scale is not None:
@@ -338,11 +319,7 @@ class FusedUpdate:
         assert weight.is_contiguous(), weight.stride()
         assert gradient.is_contiguous(), gradient.stride()
         assert weight.shape == gradient.shape, (weight.shape, gradient.shape)
-        rounding = NEAREST
-        if low is not None:
-            rounding = EXACT
-        elif noise is not None and weight.dtype == torch.bfloat16:
-            rounding = STOCHASTIC
+        rounding = chosen_rounding(weight, noise, low)
         first = 0 if noise is None else signed(noise.first)
         second = 0 if noise is None else signed(noise.second)
         square = torch.empty((), dtype=torch.float32, device=self._device)
@@ -354,7 +331,7 @@ class FusedUpdate:
             _move_vector[(1,)](
                 gradient, weight, low, statistics.full, square, scale, ok,
                 kept, learning_rate, decay, first, second, size,
-                ROUNDING=rounding.value, BLOCK=min(4096, triton.next_power_of_2(size)),
+                ROUNDING=rounding, BLOCK=min(4096, triton.next_power_of_2(size)),
                 num_warps=8,
             )  # fmt: skip
             return square
@@ -384,6 +361,6 @@ class FusedUpdate:
             gradient, weight, low, statistics.row, statistics.column, self._row_total_parts,
             self._healthy, self._length_parts, scale, learning_rate, decay, first, second,
             rows, columns, tiles.band_rows, tiles.stripes, row_programs, programs,
-            ROUNDING=rounding.value, **blocks, num_warps=_WARPS,
+            ROUNDING=rounding, **blocks, num_warps=_WARPS,
         )  # fmt: skip
         return square

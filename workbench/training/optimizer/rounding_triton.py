@@ -1,7 +1,7 @@
 """The rounding of ``rounding.py`` and ``exact.py`` in Triton, bit for bit.
 
-Imported only where Triton is installed. Device functions for the update kernels, and one kernel
-that rounds a whole tensor. Invariant: equal fp32 values and keys give the bits of the twins.
+Imported only where Triton is installed. Device functions that the update kernels share, and one
+kernel that rounds a whole tensor. Invariant: equal fp32 values and keys give the bits of the twins.
 """
 
 # Arguments of device functions are what Triton makes of them: pointers, blocks and scalars.
@@ -21,6 +21,14 @@ _BLOCK = 2048
 def signed(word: int) -> int:
     """Give the int32 with the bits of a 32-bit word: its type does not depend on its size."""
     return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def chosen_rounding(weight: Tensor, noise: NoiseKey | None, low: Tensor | None) -> int:
+    """Give the constant that says how a kernel stores ``weight``."""
+    if low is not None:
+        return int(EXACT.value)
+    is_stochastic = noise is not None and weight.dtype == torch.bfloat16
+    return int(STOCHASTIC.value if is_stochastic else NEAREST.value)
 
 
 @triton.jit
@@ -94,6 +102,25 @@ def load_weight(weight, low, at, inside, ROUNDING: tl.constexpr):
     if ROUNDING == EXACT:
         return joined_halves(old, tl.load(low + at, mask=inside, other=0))
     return old.to(tl.float32)
+
+
+@triton.jit
+def total(parts, num_parts, BLOCK: tl.constexpr):
+    """Add up an array that other programs wrote, in an order that depends on its length alone."""
+    lanes = tl.arange(0, BLOCK)
+    found = tl.zeros((BLOCK,), dtype=tl.float32)
+    for begin in range(0, num_parts, BLOCK):
+        found += tl.load(parts + begin + lanes, mask=begin + lanes < num_parts, other=0.0)
+    return tl.sum(found, 0)
+
+
+@triton.jit
+def is_healthy(square, ok):
+    """Tell whether anything may move: a finite sum of squares and a true ``ok`` (uint8)."""
+    healthy = tl.abs(square) < float("inf")
+    if ok is not None:
+        healthy = healthy & (tl.load(ok) != 0)
+    return healthy
 
 
 @triton.jit(do_not_specialize=["first", "second"])
