@@ -2,7 +2,8 @@
 
 The rule is that of ``adamw.update``, its test; codes and scales are found as ``moments`` finds
 them, in registers. With bf16 gradients 24 bytes per parameter travel for fp32 moments, 12 for those
-of 8 bits, 10 for those of 4. Each program adds the parts of the sum of squares itself, in one order, so results repeat.
+of 8 bits, 10 for those of 4. Each program adds the parts of the sum of squares itself, in one
+order, so results repeat.
 """
 
 # Arguments of device functions are what Triton makes of them: pointers, blocks and scalars.
