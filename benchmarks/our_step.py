@@ -23,7 +23,7 @@ from machine import ceilings, choose_device, synchronize
 from shapes import dimensions, draw_weights, layers_that_fit, random_rows
 
 from workbench.config.memory_parts import GIB
-from workbench.config.time_plan import rates_of
+from workbench.config.rates import rates_of
 from workbench.data.loader import StepRows
 from workbench.errors import RefusedError
 from workbench.model.decoder import parameter_shapes

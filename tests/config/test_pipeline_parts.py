@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from workbench.config.known_models import KNOWN_MODELS
-from workbench.config.memory_parts import GIB, needed_bytes, saved_bytes_per_token
+from workbench.config.memory_parts import GIB, needed_bytes
 from workbench.config.pipeline_parts import (
     PipelineForm,
     deal_blocks,
@@ -13,6 +13,7 @@ from workbench.config.pipeline_parts import (
     ranks_bytes,
     worst_rank,
 )
+from workbench.config.pipeline_twins import saved_bytes_per_token
 from workbench.config.schedule_facts import ScheduleName
 
 MISTRAL, BIG = KNOWN_MODELS["mistral-7b"], KNOWN_MODELS["llama-30b"]

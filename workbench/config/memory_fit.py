@@ -1,33 +1,31 @@
 """What one config takes of one machine: every choice its engine would make, bytes, seconds.
 
-Turns keys of a config into a form and hands it to the arithmetic of ``memory_parts``,
-``pipeline_parts`` and ``time_plan``. Knows no torch and asks no machine: all it has are arguments.
+Turns keys of a config into wishes and lets ``plan_search`` choose, as the worker does; a pipeline's
+form goes to ``pipeline_parts``. Knows no torch and asks no machine: all it has are arguments.
 
 Invariant: the parts of a rank add up to its total.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from workbench.config.checks import check_model, not_in_this_version
 from workbench.config.memory_parts import (
     GIB,
-    Choice,
     DeviceBytes,
     HostBytes,
-    Recompute,
     StepForm,
-    choose_microbatches,
-    host_bytes,
     needed_bytes,
     sum_bytes_of,
 )
 from workbench.config.model_facts import ModelFacts
 from workbench.config.pipeline_parts import PipelineForm, RankBytes, place_sums, worst_rank
+from workbench.config.plan_search import Choice, Wishes, choose_plan_form, smallest_form
+from workbench.config.rates import MeasuredRates, Rates, rates_of
 from workbench.config.schedule_facts import ASSUMED, efficiency, stages_per_rank
 from workbench.config.schema.config import Config
-from workbench.config.time_plan import Rates, rates_of, stage_seconds, step_seconds
+from workbench.config.time_plan import StepSeconds, stage_seconds
 
 Verdict = Literal["fits", "tight", "will_not_fit", "unknown"]
 
@@ -41,6 +39,9 @@ VERDICT_WORDS: dict[Verdict, str] = {
 COMFORTABLE = 0.10
 """Share of the budget that must be left over for a fit that is not tight."""
 
+# Where nothing is known of the host: this much, or so many times what the smallest plan takes.
+_ASSUMED_HOST_BYTES, _ASSUMED_HOST = 64 * GIB, 1.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -51,16 +52,30 @@ class Machine:
         gpu_free_bytes: what is free on it.
         host_bytes: of host memory that can be had.
         budget_gib: stated beside the config; comes before ``memory.budget_gib``.
-        tflops: achieved, stated.
+        host_gib: of host memory, stated for the machine that is meant.
+        tflops: of products, stated.
         link_gbps: of one direction, stated.
+        rates: measured on the GPU that is here.
     """
 
     gpu_name: str | None = None
     gpu_free_bytes: int | None = None
     host_bytes: int | None = None
     budget_gib: float | None = None
+    host_gib: float | None = None
     tflops: float | None = None
     link_gbps: float | None = None
+    rates: MeasuredRates | None = None
+
+    @property
+    def is_meant(self) -> bool:
+        """Say whether this machine trains, so that its host memory decides too."""
+        return self.gpu_name is not None or self.host_gib is not None
+
+    @property
+    def host_limit(self) -> int | None:
+        """Give the bytes of host memory that can be had, as stated or as found."""
+        return self.host_bytes if self.host_gib is None else int(self.host_gib * GIB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +132,14 @@ class Fit:
         form: every choice made.
         ranks: what each takes.
         is_gpu: a GPU trains.
-        is_measured_form: the engine's measured form, not formula only.
+        is_measured_form: an engine runs this form and its peaks were measured; not formula only.
         budget_bytes: what a rank may take: of the GPU, or of host memory where the CPU trains.
         budget_source: who says so.
         host_needed: bytes of host memory of all ranks together.
         seconds: of a step.
+        step_parts: those of a layer-major step, by part.
+        least: the smallest budget that a GPU can train this with, whatever it costs; None where
+            nothing is chosen by bytes.
         step_tokens: tokens of a step.
         notes: what was assumed, and what had to move.
         host_decides: host memory that is lacking makes it not fit.
@@ -136,6 +154,8 @@ class Fit:
     budget_source: str
     host_needed: int
     seconds: float
+    step_parts: StepSeconds | None
+    least: int | None
     step_tokens: int
     notes: tuple[str, ...]
     host_decides: bool
@@ -160,7 +180,9 @@ class Fit:
             return "unknown"
         if total > self.budget_bytes:
             return "will_not_fit"
-        comfortable = self.budget_bytes - total >= COMFORTABLE * self.budget_bytes
+        # A plan takes what makes it fast: it is tight where it could not do with less.
+        taken = total if self.least is None else min(total, self.least)
+        comfortable = self.budget_bytes - taken >= COMFORTABLE * self.budget_bytes
         return "fits" if comfortable else "tight"
 
 
@@ -194,6 +216,7 @@ def rates_for(machine: Machine, *, is_gpu: bool) -> Rates:
         tflops=machine.tflops,
         link_gbps=machine.link_gbps,
         is_gpu=is_gpu,
+        measured=machine.rates,
     )
 
 
@@ -208,28 +231,33 @@ def fit(config: Config, facts: ModelFacts, machine: Machine, counts: Counts | No
     seen = float(row_length)
     if counts is not None and counts.mean_document is not None:
         seen = min(seen, counts.mean_document)
-    how = _fit_pipeline if config.training.engine == "pipeline" else _fit_layer_major
-    form, ranks, seconds, notes = how(config, facts, row_length, budget, is_gpu, rates, seen)
+    if config.training.engine == "pipeline":
+        made = _fit_pipeline(config, facts, row_length, budget, is_gpu, rates, seen)
+    else:
+        made = _fit_layer_major(config, facts, machine, row_length, budget, is_gpu, rates, seen)
+    ranks, notes = made.ranks, made.notes
     needed = sum(rank.host.total for rank in ranks)
     if counts is None and not is_row_certain(config):
         notes = (*notes, f"rows taken to be data.max_length = {row_length:,} tokens long")
     return Fit(
-        form=form,
+        form=made.form,
         ranks=ranks,
         is_gpu=is_gpu,
-        is_measured_form=isinstance(form, StepForm) and form.is_measured,
+        is_measured_form=isinstance(made.form, StepForm),
         budget_bytes=budget,
         budget_source=source,
         host_needed=needed,
-        seconds=seconds,
-        step_tokens=form.step_tokens,
+        seconds=made.seconds,
+        step_parts=made.step_parts,
+        least=made.least,
+        step_tokens=made.form.step_tokens,
         notes=(
             *notes,
             *_machine_notes(config, machine, needed, is_gpu=is_gpu),
             *obstacles(config, facts),
         ),
-        host_decides=not is_gpu or machine.gpu_name is not None,
-        host_available=machine.host_bytes,
+        host_decides=not is_gpu or machine.is_meant,
+        host_available=machine.host_limit,
     )
 
 
@@ -239,8 +267,12 @@ def _machine_notes(
     """Say what was taken for granted of the machine."""
     if is_gpu:
         available = machine.host_bytes
-        if machine.gpu_name is None and available is not None and host_needed > available:
-            yield "this host has less memory than that; it has no GPU and is not judged"
+        if not machine.is_meant and available is not None and host_needed > available:
+            yield (
+                f"the host with that GPU needs {host_needed / GIB:,.1f} GiB of memory; this one, "
+                f"which has no GPU, has {available / GIB:,.1f} and could not train it: --host-gib "
+                f"says what the other has"
+            )
     elif machine.budget_gib is not None:
         yield "training.device is cpu, so that the budget of a GPU does not count"
     elif config.training.device == "auto":
@@ -267,85 +299,126 @@ def _budget(config: Config, machine: Machine, *, is_gpu: bool) -> tuple[int | No
     return machine.gpu_free_bytes, "free on the GPU"
 
 
-def _recompute(config: Config) -> Recompute:
-    wanted = config.memory.recompute
-    return "full" if wanted == "auto" else wanted
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What an engine's arithmetic gives; the fields are those of ``Fit``."""
+
+    form: StepForm | PipelineForm
+    ranks: tuple[RankFit, ...]
+    seconds: float
+    notes: tuple[str, ...]
+    step_parts: StepSeconds | None = None
+    least: int | None = None
+
+
+def wishes_of(config: Config) -> Wishes:
+    """Say what a config leaves to the plan, and what it fixes."""
+    return Wishes(
+        microbatches=config.batch.microbatches,
+        sum_dtype=config.memory.sum_dtype,
+        resident_fraction=config.memory.resident_fraction,
+        block_inputs=config.memory.block_inputs,
+        recompute=config.memory.recompute,
+    )
 
 
 def _fit_layer_major(
     config: Config,
     facts: ModelFacts,
+    machine: Machine,
     row_length: int,
     budget: int | None,
     is_gpu: bool,
     rates: Rates,
     seen: float,
-) -> tuple[StepForm, tuple[RankFit, ...], float, tuple[str, ...]]:
+) -> _Made:
     form = StepForm(
         rows=config.batch.train,
         row_length=row_length,
         microbatches=1,
         weight_bytes=weight_bytes_of(config),
-        recompute=_recompute(config),
         optimizer=config.optimizer.name,
         exact=keeps_low_bits(config),
         is_gpu=is_gpu,
     )
-    choice = _choose(config, facts, form, budget)
-    form, device = choice.form, choice.device
-    host = host_bytes(facts, form)
-    blocks = form.resident_blocks(facts.num_layers)
-    labels = _Labels(
-        weights=f"weights, {blocks}/{facts.num_layers} blocks resident",
-        inputs="block inputs → pinned RAM" if form.pinned_inputs else "block inputs",
-        sums="gradient sums: one block, the head",
-        state=_state_words(form.optimizer),
-    )
-    ranks = (_rank_fit(0, facts.num_layers, None, device, host, labels, is_gpu=is_gpu),)
+    wishes = wishes_of(config)
+    host_limit = machine.host_limit if machine.is_meant else None
     notes = []
+    least = None
+    if is_gpu:
+        smallest = smallest_form(
+            facts, form, wishes, rates, seen_tokens=seen, host_limit=host_limit
+        )
+        least = smallest.needed
+        if host_limit is None:
+            host_limit = max(_ASSUMED_HOST_BYTES, int(_ASSUMED_HOST * smallest.host.total))
+            notes.append(f"host memory taken to be {host_limit / GIB:,.0f} GiB; --host-gib says it")
+    choice = choose_plan_form(
+        facts,
+        form,
+        wishes,
+        rates,
+        seen_tokens=seen,
+        budget_bytes=budget if is_gpu else None,
+        host_limit=host_limit,
+    )
+    ranks = (_layer_major_rank(choice, facts, is_gpu=is_gpu),)
+    return _Made(
+        form=choice.form,
+        ranks=ranks,
+        seconds=choice.seconds.total,
+        notes=(*_plan_notes(config, choice.form, facts), *(notes if choice.host.pinned else ())),
+        step_parts=choice.seconds,
+        least=least,
+    )
+
+
+def _plan_notes(config: Config, form: StepForm, facts: ModelFacts) -> Iterator[str]:
+    """Say what the plan chose where the config leaves it open."""
     if config.batch.microbatches == "auto" and config.batch.train > 1:
         parts = "microbatch" if form.microbatches == 1 else "microbatches"
-        notes.append(f"batch.microbatches: auto gives {form.microbatches} {parts}")
-    if not form.is_measured and config.memory.resident_fraction == "auto":
-        notes.append(f"memory.resident_fraction: auto gives {blocks} of {facts.num_layers} blocks")
-    if not form.is_measured and config.memory.block_inputs == "auto":
-        place = "pinned RAM" if form.pinned_inputs else "the GPU"
-        notes.append(f"memory.block_inputs: auto gives {place}")
-    return form, ranks, step_seconds(facts, form, rates, seen), tuple(notes)
+        yield f"batch.microbatches: auto gives {form.microbatches} {parts}"
+    if not form.is_gpu:
+        return
+    if config.memory.resident_fraction == "auto" and form.streamed_blocks:
+        blocks = form.resident_blocks(facts.num_layers)
+        yield f"memory.resident_fraction: auto gives {blocks} of {facts.num_layers} blocks"
+    if config.memory.block_inputs == "auto" and form.pinned_records:
+        yield "memory.block_inputs: auto gives pinned RAM"
+    if config.memory.recompute == "auto":
+        yield f"memory.recompute: auto gives {recompute_words(form, facts.num_layers)}"
 
 
-def _choose(config: Config, facts: ModelFacts, form: StepForm, budget: int | None) -> Choice:
-    """Choose what the config leaves open.
+def recompute_words(form: StepForm, num_layers: int) -> str:
+    """Say how many blocks recompute how much: "30 blocks selective, 2 full"."""
+    counts = (
+        (form.kept_blocks, "none"),
+        (form.selective_blocks, "selective"),
+        (form.full_blocks(num_layers), "full"),
+    )
+    told = [(count, level) for count, level in counts if count]
+    if len(told) == 1:
+        return f"{told[0][1]} for every block"
+    first, *rest = told
+    return ", ".join(
+        [f"{first[0]} blocks {first[1]}", *(f"{count} {level}" for count, level in rest)]
+    )
 
-    The engine of this version keeps everything on the GPU. A config that asks for another form
-    means one that plans: it keeps as many blocks resident as fit, and moves block inputs to pinned
-    memory before it streams a block, for they cost less.
-    """
-    memory = config.memory
-    residents = [memory.resident_fraction] if memory.resident_fraction != "auto" else [1.0]
-    pinned = [memory.block_inputs == "pinned"]
-    choices = []
-    is_another = residents[0] != 1.0 or pinned[0] or not form.is_measured
-    if is_another and form.is_gpu and budget is not None:
-        if memory.resident_fraction == "auto":
-            num_layers = facts.num_layers
-            residents = [blocks / num_layers for blocks in range(num_layers, -1, -1)]
-        if memory.block_inputs == "auto":
-            pinned = [False, True]
-    for resident in residents:
-        for pinned_inputs in pinned:
-            choices.append(
-                choose_microbatches(
-                    facts,
-                    replace(form, resident_fraction=resident, pinned_inputs=pinned_inputs),
-                    microbatches=config.batch.microbatches,
-                    sum_dtype=memory.sum_dtype,
-                    budget_bytes=budget if form.is_gpu else None,
-                )
-            )
-            if choices[-1].fits:
-                return choices[-1]
-    return choices[-1]
+
+def _layer_major_rank(choice: Choice, facts: ModelFacts, *, is_gpu: bool) -> RankFit:
+    form = choice.form
+    blocks, num_layers = form.resident_blocks(facts.num_layers), facts.num_layers
+    kept = "block inputs and activations" if form.full_blocks(num_layers) == 0 else "block inputs"
+    if 0 < form.full_blocks(num_layers) < num_layers:
+        kept = "block inputs, some activations"
+    vocabulary = "" if form.vocabulary_resident else ", vocabulary streamed"
+    labels = _Labels(
+        weights=f"weights, {blocks}/{num_layers} blocks resident{vocabulary}",
+        inputs=f"{kept} → pinned RAM" if form.pinned_records else kept,
+        sums="gradient sums: one block, the head" if facts.tied else "gradient sums of one block",
+        state=_state_words(form.optimizer),
+    )
+    return _rank_fit(0, num_layers, None, choice.device, choice.host, labels, is_gpu=is_gpu)
 
 
 def _fit_pipeline(
@@ -356,7 +429,7 @@ def _fit_pipeline(
     is_gpu: bool,
     rates: Rates,
     seen: float,
-) -> tuple[PipelineForm, tuple[RankFit, ...], float, tuple[str, ...]]:
+) -> _Made:
     pipeline = config.pipeline
     rows = -(-config.batch.train // pipeline.replicas)
     stated = config.batch.microbatches
@@ -373,7 +446,7 @@ def _fit_pipeline(
         microbatches=microbatches,
         weight_bytes=weight_bytes_of(config),
         sum_bytes=sum_bytes_of(sums, weight_bytes_of(config), microbatches),
-        recompute=_recompute(config),
+        recompute="full" if config.memory.recompute == "auto" else config.memory.recompute,
         pinned_inputs=config.memory.block_inputs == "pinned",
         is_gpu=is_gpu,
     )
@@ -400,7 +473,7 @@ def _fit_pipeline(
             f"{weights / GIB:.1f} GiB of weights and {moved / GIB:.1f} GiB of gradient sums per "
             f"rank do not fit together: the sums must go to pinned RAM"
         )
-    return form, fits, busy / used, tuple(notes)
+    return _Made(form=form, ranks=fits, seconds=busy / used, notes=tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -448,17 +521,20 @@ def _rank_fit(
     total = needed_bytes(device) if is_gpu else host.total
     parts = [
         Part(labels.weights, device.weights),
-        Part("slots that blocks pass through", device.slots),
+        Part("slots that pass through", device.slots),
+        Part("low bits, moments", device.companions),
         Part(labels.inputs, device.block_inputs if phase.with_inputs else 0),
         Part("buffers to and from elsewhere", device.staging),
         Part("hidden states of the step", device.hidden_states),
         Part(labels.sums, device.gradient_sums),
         Part(labels.state, device.optimizer_state),
-        Part(f"workspace: {phase.name}", phase.workspace),
+        Part("where a block computes", device.block_arena),
+        Part("where head and loss compute", device.head_arena),
+        Part(f"beside it: {phase.name}", phase.workspace),
         Part("libraries, unused by the allocator", device.libraries + device.unused),
     ]
-    keep = (0, 2, 4, 5, 6, 7)
-    parts = [part for index, part in enumerate(parts) if index in keep or part.num_bytes]
+    always = (labels.weights, labels.inputs)
+    parts = [part for part in parts if part.num_bytes or part.label in always]
     rest = total - sum(part.num_bytes for part in parts)
     parts.append(Part("CUDA context, 2 % margin" if is_gpu else "Python, torch, loader", rest))
     return RankFit(

@@ -5,7 +5,7 @@ A lever is a config with one change, so no number is guessed.
 Invariant: a proposed config has been estimated and fits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -85,6 +85,21 @@ _CHANGE_TRAINING = (
 )
 
 
+def as_planned(config: Config, now: Fit) -> Config:
+    """Fix what a plan chose, so that a lever's bytes are its own and not another plan's answer."""
+    fixed: dict[str, object] = {"batch.microbatches": now.form.microbatches}
+    if isinstance(now.form, StepForm) and now.is_gpu:
+        form, num_layers = now.form, now.worst.blocks
+        fixed["memory.resident_fraction"] = form.resident_blocks(num_layers) / num_layers
+        fixed["memory.block_inputs"] = "pinned" if form.pinned_records else "gpu"
+        for level, blocks in (("selective", form.selective_blocks), ("none", form.kept_blocks)):
+            if blocks == num_layers:
+                fixed["memory.recompute"] = level
+        if form.full_blocks(num_layers) == num_layers:
+            fixed["memory.recompute"] = "full"
+    return with_overrides(config, fixed)
+
+
 def levers(
     config: Config,
     facts: ModelFacts,
@@ -102,8 +117,7 @@ def levers(
         now: what it takes as it is.
     """
     found_levers = []
-    # As many microbatches as now, so that a lever's bytes are its own and not the planner's answer.
-    as_now = with_overrides(config, {"batch.microbatches": now.form.microbatches})
+    as_now = as_planned(config, now)
     for words, overrides in _single_levers(config, facts, now):
         base = config if "batch.train" in overrides else as_now
         found = fit(with_overrides(base, overrides), facts, machine, counts)
@@ -113,7 +127,7 @@ def levers(
             continue
         found_levers.append(
             Lever(
-                words=words + _planned_beside(found, now, overrides, facts),
+                words=words,
                 overrides=overrides,
                 saved_bytes=saved,
                 time_ratio=_time_ratio(found, now),
@@ -127,23 +141,6 @@ def levers(
     )
 
 
-def _planned_beside(
-    found: Fit, now: Fit, overrides: Mapping[str, object], facts: ModelFacts
-) -> str:
-    """Say what the planner moved of its own accord, as its bytes are counted too."""
-    if not isinstance(found.form, StepForm) or not isinstance(now.form, StepForm):
-        return ""
-    words = ""
-    streamed = facts.num_layers - found.form.resident_blocks(facts.num_layers)
-    streams_more = found.form.resident_fraction < now.form.resident_fraction
-    if streams_more and "memory.resident_fraction" not in overrides:
-        words += f", {streamed} of {facts.num_layers} blocks streamed"
-    pins_more = found.form.pinned_inputs and not now.form.pinned_inputs
-    if pins_more and "memory.block_inputs" not in overrides:
-        words += ", inputs pinned"
-    return words
-
-
 def _time_ratio(found: Fit, now: Fit) -> float:
     return (found.seconds / found.step_tokens) / (now.seconds / now.step_tokens)
 
@@ -154,22 +151,26 @@ def _single_levers(
     """Give what can be tried, in words and as overrides."""
     memory, form = config.memory, now.form
     is_layer_major = isinstance(form, StepForm)
-    if memory.block_inputs != "pinned" and now.is_gpu:
-        yield "keep block inputs in pinned RAM", {"memory.block_inputs": "pinned"}
     if isinstance(form, StepForm) and now.is_gpu:
+        if not form.pinned_records:
+            yield "keep block inputs in pinned RAM", {"memory.block_inputs": "pinned"}
         resident = form.resident_blocks(facts.num_layers)
         for share in (0.75, 0.5, 0.25, 0.0):
             blocks = round(share * facts.num_layers)
             if blocks < resident:
                 words = f"stream {facts.num_layers - blocks} of {facts.num_layers} blocks"
                 yield words, {"memory.resident_fraction": share}
+        if form.full_blocks(facts.num_layers) < facts.num_layers:
+            yield "recompute blocks in backward", {"memory.recompute": "full"}
+    elif memory.block_inputs != "pinned" and now.is_gpu:
+        yield "keep block inputs in pinned RAM", {"memory.block_inputs": "pinned"}
+    if not is_layer_major and memory.recompute in ("none", "selective"):
+        yield "recompute blocks in backward", {"memory.recompute": "auto"}
     rows = config.batch.train
     more = [count for count in microbatch_counts(rows) if count > form.microbatches]
     if more and is_layer_major:
         for count in dict.fromkeys((more[0], more[-1])):
             yield f"{count} microbatches of {rows // count}", {"batch.microbatches": count}
-    if memory.recompute in ("none", "selective"):
-        yield "recompute blocks in backward", {"memory.recompute": "auto"}
     if config.optimizer.rounding == "exact":
         yield "round weights stochastically", {"optimizer.rounding": "stochastic"}
     if config.optimizer.name != "adafactor":
@@ -199,8 +200,6 @@ def proposals(
 ) -> Iterator[Proposal]:
     """Find what fits: without changing training, and, where that cannot start yet, what can.
 
-    Where neither is found, anything.
-
     Args:
         config: as it is now.
         facts: of its model.
@@ -215,14 +214,9 @@ def proposals(
         yield gentle
         if gentle.can_start:
             return
-    firm = _first_that_fits(config, facts, machine, counts, now, _firm_candidates(config))
-    if firm is not None and firm.can_start:
+    firm = _first_that_fits(config, facts, machine, counts, now, _firm_candidates(config, now))
+    if firm is not None and (gentle is None or firm.can_start):
         yield firm
-    elif gentle is None:
-        least = _least_candidates(config, now)
-        last = _first_that_fits(config, facts, machine, counts, now, least)
-        if last is not None:
-            yield last
 
 
 def _first_that_fits(
@@ -233,7 +227,7 @@ def _first_that_fits(
     now: Fit,
     candidates: Iterator[dict[str, object]],
 ) -> Proposal | None:
-    """Give the first candidate that fits; where nothing was measured, with room to spare if any."""
+    """Give the first candidate that fits; of what cannot start, with room to spare if any."""
     tight: Proposal | None = None
     for overrides in candidates:
         changed = with_overrides(config, overrides)
@@ -254,86 +248,59 @@ def _first_that_fits(
     return tight
 
 
+_LEFT_OPEN = ("resident_fraction", "block_inputs", "recompute")
+
+
 def _gentle_candidates(config: Config, facts: ModelFacts, now: Fit) -> Iterator[dict[str, object]]:
-    """Give combinations that change no loss, cheapest first."""
+    """Give combinations that change no loss beyond rounding, cheapest first."""
+    memory = config.memory
+    opened: dict[str, object] = {
+        f"memory.{key}": "auto" for key in _LEFT_OPEN if getattr(memory, key) != "auto"
+    }
+    if not isinstance(now.form, StepForm):
+        base = opened if memory.recompute in ("none", "selective") else {}
+        if base:
+            yield dict(base)
+        if memory.block_inputs != "pinned":
+            yield base | {"memory.block_inputs": "pinned"}
+        return
+    if opened:
+        yield dict(opened)
+    if config.batch.microbatches != "auto":
+        yield opened | {"batch.microbatches": "auto"}
+
+
+def _firm_candidates(config: Config, now: Fit) -> Iterator[dict[str, object]]:
+    """Give combinations that change training too: what is remembered first, then what is seen."""
     base: dict[str, object] = {}
-    if config.memory.recompute in ("none", "selective"):
-        base["memory.recompute"] = "auto"
-        yield dict(base)
     if isinstance(now.form, StepForm):
-        more = [
-            count
-            for count in microbatch_counts(config.batch.train)
-            if count > now.form.microbatches
-        ]
-        for count in more:
-            yield base | {"batch.microbatches": count}
-        finest: Sequence[dict[str, object]] = [{"batch.microbatches": count} for count in more[-1:]]
-        if not now.is_gpu:
-            return
-        pinned = base | {"memory.block_inputs": "pinned"}
-        yield dict(pinned)
-        # Eighths of the blocks: a finer choice would promise more than a formula can say.
-        for eighths in range(7, -1, -1):
-            yield pinned | {"memory.resident_fraction": eighths / 8}
-        for cut in finest:
-            yield pinned | cut | {"memory.resident_fraction": 0.0}
-    elif config.memory.block_inputs != "pinned":
-        yield base | {"memory.block_inputs": "pinned"}
-
-
-def _firm_candidates(config: Config) -> Iterator[dict[str, object]]:
-    """Give combinations that this version can start, though they change training."""
-    base: dict[str, object] = {}
-    if config.memory.recompute not in ("auto", "full"):
+        base |= {f"memory.{key}": "auto" for key in _LEFT_OPEN}
+        base["batch.microbatches"] = "auto"
+        base = {key: value for key, value in base.items() if _value_of(config, key) != value}
+    elif config.memory.recompute not in ("auto", "full"):
         base["memory.recompute"] = "auto"
-    if config.memory.block_inputs == "pinned":
-        base["memory.block_inputs"] = "auto"
-    if config.memory.resident_fraction not in ("auto", 1.0):
-        base["memory.resident_fraction"] = "auto"
-    if config.optimizer.rounding == "exact":
-        base["optimizer.rounding"] = "stochastic"
-    if config.optimizer.name != "adafactor":
-        base["optimizer.name"] = "adafactor"
-    if base:
-        yield dict(base)
-    if config.model.dtype == "float32":
-        base["model.dtype"] = "bfloat16"
-        yield dict(base)
+    for changed in (
+        {"optimizer.rounding": "stochastic"} if config.optimizer.rounding == "exact" else {},
+        {"optimizer.name": "adafactor"} if config.optimizer.name != "adafactor" else {},
+        {"model.dtype": "bfloat16"} if config.model.dtype == "float32" else {},
+        {"memory.sum_dtype": "bfloat16"} if config.memory.sum_dtype != "bfloat16" else {},
+    ):
+        if changed:
+            base |= changed
+            yield dict(base)
     rows, length = config.batch.train, config.data.max_length
-    yield base | {"batch.microbatches": rows}
-    yield base | {"batch.microbatches": rows, "memory.sum_dtype": "bfloat16"}
-    while length // 2 >= _SHORTEST_ROW:
-        length //= 2
-        yield base | {"batch.microbatches": rows, "data.max_length": length}
-    while rows > 1:
-        rows //= 2
-        yield base | {
-            "batch.train": rows,
-            "batch.microbatches": rows,
-            "data.max_length": length,
-        }
-
-
-def _least_candidates(config: Config, now: Fit) -> Iterator[dict[str, object]]:
-    """Give combinations for what only fits with everything moved away and less trained at once."""
-    base: dict[str, object] = {"memory.sum_dtype": "bfloat16"}
-    if config.memory.recompute not in ("auto", "full"):
-        base["memory.recompute"] = "auto"
-    if now.is_gpu:
-        base["memory.block_inputs"] = "pinned"
-    if isinstance(now.form, StepForm):
-        base["batch.microbatches"] = config.batch.train
-        if now.is_gpu:
-            base["memory.resident_fraction"] = 0.0
-    if config.optimizer.name != "adafactor":
-        base["optimizer.name"] = "adafactor"
-    if config.optimizer.rounding == "exact":
-        base["optimizer.rounding"] = "stochastic"
-    if config.model.dtype == "float32":
-        base["model.dtype"] = "bfloat16"
-    yield dict(base)
-    length = config.data.max_length
     while length // 2 >= _SHORTEST_ROW:
         length //= 2
         yield base | {"data.max_length": length}
+    while rows > 1:
+        rows //= 2
+        fewer = {"batch.train": rows, "data.max_length": length}
+        stated = config.batch.microbatches
+        if stated != "auto" and not isinstance(now.form, StepForm):
+            fewer["batch.microbatches"] = min(stated, rows)
+        yield base | fewer
+
+
+def _value_of(config: Config, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)

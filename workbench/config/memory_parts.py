@@ -1,9 +1,9 @@
 """Bytes of every part of a step, by arithmetic alone: one function for forecast and worker.
 
-Two forms are known. *Measured* is the engine as it runs: every block resident, block inputs where
-they were made, PyTorch twins of the kernels. Its terms are counted from the tensors that are alive
-in each phase of a step and agree with peaks on one H200 (``tests/assets/measured_peaks.json``).
-*Formula* is every other form that a config can ask for; nothing was measured for it.
+The layer-major engine allocates what it needs once, before its first step: weights or the slots
+that they pass through, sums, what forward keeps, arenas. So its peak is the sum of these buffers
+and of the largest thing that comes and goes beside them. The engine counts the same parts by the
+same names, and a test holds the two against each other.
 
 Knows shapes and numbers, no config, no torch. Invariant: the total of a peak is the sum of its
 parts.
@@ -28,20 +28,22 @@ MARGIN = 0.02
 """Share of torch's bytes that a plan leaves free."""
 
 SLOTS = 3
-"""Blocks' worth of GPU memory that streamed blocks pass through."""
+"""Blocks' worth of GPU memory that streamed blocks pass through; two where it must be."""
+
+COMPANION_SLOTS = 2
+"""Slots for what an optimizer keeps of a block, which is there for updates alone."""
 
 LIBRARY_BYTES = 64 * MIB
 """Workspaces of cuBLAS and cuBLASLt, 32 MiB each, from torch's allocator."""
 
-# What the reductions of an update take beside its two fp32 copies, read off peaks on an H200 with
-# torch 2.11; the same for matrices of 60 to 540 million elements, but for one that took twice that.
-_REDUCTION_BYTES = 133 * MIB
-# What torch's allocator (expandable segments) holds without using it, fitted to the peaks of 0.6 B
-# to 8 B shapes: a share of a block's workspace, as tensors of many sizes come and go; and while
-# the head is at work a share of its chunk, whose tensors are the largest of all.
-_GAP_OF_BLOCK, _GAP_OF_HEAD, _GAP_BYTES = 0.07, 0.235, 32 * MIB
-# Rows of the MLP that exist at once where a block is tiled.
-_TILE_ROWS = 2048
+UPDATE_BYTES = 32 * MIB
+"""What the sums over a gradient take at most while a fused update runs."""
+
+# What torch's allocator (expandable segments) holds without using it: small tensors of many sizes,
+# and a share of what comes and goes. Arenas leave it little else.
+_GAP_BYTES, _GAP_OF_TRANSIENT = 24 * MIB, 0.03
+# Where a tensor may begin in a region.
+_ALIGNMENT = 256
 _SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNK_ELEMENTS = 1024, 4096, 1 << 25
 
 OptimizerName = Literal["adafactor", "adamw", "adamw_8bit", "adamw_4bit"]
@@ -62,11 +64,17 @@ class StepForm:
         microbatches: parts of the step.
         weight_bytes: per element of weights and activations, 2 or 4.
         sum_bytes: per element of a gradient sum, 2 or 4.
-        resident_fraction: share of blocks whose weights stay on the GPU.
-        pinned_inputs: block inputs wait in pinned host memory.
-        recompute: what of a block is computed again in backward; full keeps its input alone.
+        streamed_blocks: whose weights wait in host memory; 0 keeps all on the device.
+        vocabulary_resident: embedding and head stay on the device; else one slot serves both.
+        slots: that streamed blocks pass through.
+        pinned_records: what forward keeps for backward waits in pinned host memory.
+        selective_blocks: of which all but norms and MLP products is kept.
+        kept_blocks: of which every product is kept; of the others, the input alone.
+        tile_rows: rows of the MLP that exist at once.
+        head_rows: rows that pass the head together; None takes ``chunk_rows``.
         optimizer: update rule.
-        exact: the low 16 bits of fp32 weights are kept in host memory.
+        exact: the low 16 bits of fp32 weights are kept beside the high ones.
+        companions_resident: low bits and moments stay on the device; else they travel.
         is_gpu: on a GPU; on the CPU there is no context, and no allocator that holds back.
     """
 
@@ -75,11 +83,17 @@ class StepForm:
     microbatches: int
     weight_bytes: int = 2
     sum_bytes: int = 2
-    resident_fraction: float = 1.0
-    pinned_inputs: bool = False
-    recompute: Recompute = "full"
+    streamed_blocks: int = 0
+    vocabulary_resident: bool = True
+    slots: int = SLOTS
+    pinned_records: bool = False
+    selective_blocks: int = 0
+    kept_blocks: int = 0
+    tile_rows: int = 2048
+    head_rows: int | None = None
     optimizer: OptimizerName = "adafactor"
     exact: bool = False
+    companions_resident: bool = True
     is_gpu: bool = True
 
     @property
@@ -98,19 +112,25 @@ class StepForm:
         return self.rows_per_microbatch * self.row_length
 
     @property
-    def is_measured(self) -> bool:
-        """Say whether this is the form whose peaks were measured."""
-        return (
-            self.resident_fraction == 1.0
-            and not self.pinned_inputs
-            and self.recompute == "full"
-            and self.optimizer == "adafactor"
-            and not self.exact
-        )
+    def companion_bytes(self) -> float:
+        """Give the bytes that the optimizer keeps beside each element of a weight."""
+        return companion_bytes(self.optimizer, exact=self.exact)
 
     def resident_blocks(self, num_layers: int) -> int:
-        """Count the blocks whose weights stay on the GPU."""
-        return round(self.resident_fraction * num_layers)
+        """Count the blocks whose weights stay on the device."""
+        return num_layers - self.streamed_blocks
+
+    def at_level(self, recompute: Recompute, num_layers: int) -> "StepForm":
+        """Give the same form with every block recomputed so."""
+        return replace(
+            self,
+            selective_blocks=num_layers if recompute == "selective" else 0,
+            kept_blocks=num_layers if recompute == "none" else 0,
+        )
+
+    def full_blocks(self, num_layers: int) -> int:
+        """Count the blocks of which the input alone is kept."""
+        return num_layers - self.selective_blocks - self.kept_blocks
 
 
 @dataclass(frozen=True)
@@ -135,13 +155,17 @@ class DeviceBytes:
     """Bytes on the device that trains, by part.
 
     Attributes:
-        weights: resident blocks, embedding, head, final norm.
-        slots: where streamed blocks pass through.
-        block_inputs: kept on the device, with kept activations.
+        weights: resident blocks, embedding and head where they stay, final norm.
+        slots: where streamed blocks pass through, the vocabulary where it is streamed, and what
+            an optimizer keeps of either where that travels.
+        companions: low bits and moments that stay.
+        block_inputs: kept on the device for backward, with activations kept beside them.
         hidden_states: of the whole step, or their gradients; rotary tables and ids.
         gradient_sums: one block's, and the head's or embedding's; a pipeline stage's whole.
-        optimizer_state: statistics or moments.
+        optimizer_state: statistics that stay on the device.
         staging: buffers on the way to and from pinned memory, or between stages.
+        block_arena: where a block computes.
+        head_arena: where head and loss compute.
         libraries: workspaces of cuBLAS.
         phases: what each moment takes on top.
         gap: held by torch's allocator and not used, in every phase.
@@ -157,11 +181,21 @@ class DeviceBytes:
     libraries: int
     phases: tuple[Phase, ...]
     gap: int
+    companions: int = 0
+    block_arena: int = 0
+    head_arena: int = 0
+
+    @property
+    def lasting(self) -> int:
+        """Give the bytes that are there in every phase, block inputs left out."""
+        return (
+            self.weights + self.slots + self.companions + self.hidden_states + self.gradient_sums
+            + self.optimizer_state + self.staging + self.block_arena + self.head_arena
+            + self.libraries
+        )  # fmt: skip
 
     def _at(self, phase: Phase) -> int:
-        lasting = self.weights + self.slots + self.hidden_states + self.gradient_sums
-        lasting += self.optimizer_state + self.staging + self.libraries
-        return lasting + phase.workspace + (self.block_inputs if phase.with_inputs else 0)
+        return self.lasting + phase.workspace + (self.block_inputs if phase.with_inputs else 0)
 
     @property
     def peak_phase(self) -> Phase:
@@ -199,11 +233,9 @@ def factored_state_bytes(facts: ModelFacts) -> int:
     return 4 * (inside + vocabulary + facts.hidden_size)
 
 
-def optimizer_state_bytes(facts: ModelFacts, optimizer: OptimizerName, parameters: int) -> int:
-    """Give the bytes of the optimizer's state for so many of the model's parameters."""
-    if optimizer == "adafactor":
-        return round(factored_state_bytes(facts) * parameters / facts.num_parameters)
-    return round(_STATE_BYTES[optimizer] * parameters)
+def companion_bytes(optimizer: OptimizerName, *, exact: bool) -> float:
+    """Give the bytes kept beside each element of a weight: moments, and low bits where exact."""
+    return _STATE_BYTES.get(optimizer, 0.0) + (2.0 if exact else 0.0)
 
 
 def chunk_rows(vocabulary_size: int) -> int:
@@ -214,32 +246,33 @@ def chunk_rows(vocabulary_size: int) -> int:
     return max(_SMALLEST_CHUNK, min(_LARGEST_CHUNK, _CHUNK_ELEMENTS // vocabulary_size))
 
 
-def recomputed_block_bytes_per_token(facts: ModelFacts, element: int = 2) -> int:
-    """Give the bytes per token that the backward pass of one recomputed block takes at its worst.
-
-    Three moments compete. *MLP*: both norms' fp32 copies and results (2 x 8h in bfloat16), the
-    residual (2h), queries, keys, values and attention's result (4q + 4k), and seven tensors of the
-    MLP's width (gate, its SiLU, up, product, and the gradients of product, up and SiLU).
-    *Norm*: its backward holds five fp32 copies. *Attention*: gradients of q, k, v, and the fp32
-    sums of its backward kernel.
-    """
+def block_bytes(facts: ModelFacts, element: int) -> int:
+    """Give the bytes of one block's region: each tensor or stack at a multiple of 256 bytes."""
     h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
-    wide = 4  # a norm computes in fp32, whatever the activations are
-    norms = 2 * (wide * h + 2 * element * h)
-    mlp = norms + element * (h + 2 * q + 2 * k + 7 * f)
-    norm = (
-        norms // 2 + element * (h + 2 * q + 2 * k + 2 * f) + norms // 2 + (4 * wide + element) * h
-    )
-    attention = norms // 2 + element * (2 * h + 4 * q + 4 * k + 2 * f) + 8 * q
-    return max(mlp, norm, attention) + 4 * facts.num_heads
+    vectors = [shape[0] for shape in facts.block_shapes if len(shape) == 1]
+    groups = [(q + 2 * k) * h, h * q, 2 * f * h, h * f, *vectors]
+    return sum(_aligned(group * element) for group in groups)
+
+
+def record_bytes(facts: ModelFacts, tokens: int, recompute: Recompute, element: int = 2) -> int:
+    """Give the bytes that forward keeps of one block and microbatch.
+
+    *Full* keeps the block's input; *selective* queries, keys and values, attention's result with
+    its log-sum-exp, and the residual behind it; *none* gate and up as well, so that no product is
+    repeated.
+    """
+    h, q, k = facts.hidden_size, facts.query_size, facts.key_size
+    kept = _aligned(tokens * h * element)
+    if recompute != "full":
+        kept += _aligned(tokens * (q + 2 * k) * element) + _aligned(tokens * q * element)
+        kept += _aligned(tokens * facts.num_heads * 4) + _aligned(tokens * h * element)
+    if recompute == "none":
+        kept += _aligned(tokens * 2 * facts.intermediate_size * element)
+    return kept
 
 
 def kept_bytes_per_token(facts: ModelFacts, recompute: Recompute, element: int = 2) -> int:
-    """Give the bytes per token and block that are kept beside the block's input.
-
-    *Selective* keeps attention's result with its log-sum-exp, the residual behind it, and queries,
-    keys and values; *none* gate and up as well, so that no product is repeated.
-    """
+    """Give the bytes per token and block that are kept beside the block's input."""
     if recompute == "full":
         return 0
     h, q, k = facts.hidden_size, facts.query_size, facts.key_size
@@ -247,135 +280,119 @@ def kept_bytes_per_token(facts: ModelFacts, recompute: Recompute, element: int =
     return kept if recompute == "selective" else kept + 2 * element * facts.intermediate_size
 
 
-def saved_bytes_per_token(facts: ModelFacts, element: int = 2) -> int:
-    """Give the bytes per token and block that autograd keeps where nothing is recomputed.
-
-    What the twins of today's kernels save: the block's input and the residual behind attention,
-    both norms with an fp32 copy, q, k, v, attention's result, and gate, its SiLU, up, product.
-    """
-    h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
-    norms = 2 * (4 * h + 2 * element * h)
-    return norms + element * (2 * h + 2 * q + 2 * k + 4 * f) + 4 * facts.num_heads
-
-
-def head_bytes(facts: ModelFacts, tokens: int, element: int = 2) -> int:
-    """Give what head and loss of a microbatch take, all its tokens being targets.
-
-    A chunk's logits, their fp32 copy and the temporary of its log-sum-exp; for every target its
-    row, the row's norm with an fp32 copy, and the gradients of both and of the hidden state.
-    """
-    chunk = min(chunk_rows(facts.vocabulary_size), tokens)
-    logits = chunk * facts.vocabulary_size * (8 + (element if element < 4 else 0))
-    return logits + tokens * facts.hidden_size * (4 + 5 * element)
+def records_bytes(facts: ModelFacts, form: StepForm) -> int:
+    """Give the bytes that forward keeps of all blocks and microbatches."""
+    tokens, element = form.microbatch_tokens, form.weight_bytes
+    counts: tuple[tuple[int, Recompute], ...] = (
+        (form.full_blocks(facts.num_layers), "full"),
+        (form.selective_blocks, "selective"),
+        (form.kept_blocks, "none"),
+    )
+    return form.microbatches * sum(
+        count * record_bytes(facts, tokens, level, element) for count, level in counts if count
+    )
 
 
-def gap_bytes(block: int) -> int:
-    """Give what torch's allocator holds beside what is alive, from a block's workspace."""
-    return round(_GAP_OF_BLOCK * block + _GAP_BYTES)
+def largest_record_bytes(facts: ModelFacts, form: StepForm) -> int:
+    """Give the bytes of the largest record, which a staging buffer must hold."""
+    level: Recompute = (
+        "none" if form.kept_blocks else "selective" if form.selective_blocks else "full"
+    )
+    return record_bytes(facts, form.microbatch_tokens, level, form.weight_bytes)
 
 
-def head_phase(num_bytes: int, *, is_gpu: bool) -> Phase:
-    """Give the moment of head and loss, from what it takes."""
-    gap = round(_GAP_OF_HEAD * num_bytes) if is_gpu else 0
-    return Phase("head and loss", num_bytes, gap=gap)
-
-
-def update_bytes(parameters: int, sum_bytes: int) -> int:
-    """Give what updating one matrix takes: two fp32 copies and the reductions over them.
-
-    The first copy is the gradient, which an fp32 sum is already; later a copy of the weight takes
-    its place.
-    """
-    reductions = min(16 * parameters, _REDUCTION_BYTES)
-    copies = 8 * parameters
-    return copies + reductions if sum_bytes < 4 else max(copies, 4 * parameters + reductions)
+def head_rows_of(facts: ModelFacts, form: StepForm) -> int:
+    """Give the rows that pass the head together."""
+    rows = chunk_rows(facts.vocabulary_size) if form.head_rows is None else form.head_rows
+    return min(rows, form.microbatch_tokens)
 
 
 def device_bytes(facts: ModelFacts, form: StepForm) -> DeviceBytes:
     """Give the bytes of a layer-major step on its device, by part."""
-    return _measured(facts, form) if form.is_measured else _formula(facts, form)
-
-
-def _weights(facts: ModelFacts, form: StepForm) -> int:
-    resident = form.resident_blocks(facts.num_layers)
-    outside = facts.num_parameters - facts.num_layers * facts.block_parameters
-    return (resident * facts.block_parameters + outside) * form.weight_bytes
-
-
-def _measured(facts: ModelFacts, form: StepForm) -> DeviceBytes:
-    h, element = facts.hidden_size, form.weight_bytes
-    tokens, step_tokens = form.microbatch_tokens, form.step_tokens
-    vocabulary = facts.vocabulary_parameters
-    block = tokens * recomputed_block_bytes_per_token(facts, element)
-    head = head_bytes(facts, tokens, element)
-    largest = max(math.prod(shape) for shape in facts.block_shapes)
-    # Gradients laid end to end, sorted, and in fp32; then one fp32 row per distinct id.
-    embedding = step_tokens * h * (4 + 2 * element)
-    embedding += min(step_tokens, facts.vocabulary_size) * h * (4 + element)
-    update_vocabulary = update_bytes(vocabulary, form.sum_bytes)
-    phases = [
-        Phase("backward of a block", block),
-        head_phase(head, is_gpu=form.is_gpu),
-        Phase("update of a block", update_bytes(largest, form.sum_bytes)),
-        Phase("gradient of the embedding", embedding, with_inputs=False),
-        Phase("update of the embedding", update_vocabulary, with_inputs=False),
-    ]
-    if not facts.tied:
-        phases.append(Phase("update of the head", update_vocabulary))
+    h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
+    e, tokens, step_tokens = form.weight_bytes, form.microbatch_tokens, form.step_tokens
+    vocabulary, matrices = facts.vocabulary_parameters, 1 if facts.tied else 2
+    weights = form.resident_blocks(facts.num_layers) * block_bytes(facts, e) + h * e
+    slots = companions = 0
+    if form.streamed_blocks:
+        slots += form.slots * block_bytes(facts, e)
+    if form.vocabulary_resident:
+        weights += matrices * vocabulary * e
+    else:
+        slots += vocabulary * e
+    beside = form.companion_bytes
+    if beside and form.companions_resident:
+        companions = round(beside * facts.num_parameters)
+    elif beside:
+        slots += round(beside * (COMPANION_SLOTS * facts.block_parameters + vocabulary))
+    records = records_bytes(facts, form)
+    tile = min(form.tile_rows, tokens)
     return DeviceBytes(
-        weights=_weights(facts, form),
-        slots=0,
-        block_inputs=facts.num_layers * step_tokens * h * element,
-        hidden_states=step_tokens * (h * element + 2 * facts.head_size * element + 16),
-        gradient_sums=(facts.block_parameters + vocabulary + h) * form.sum_bytes,
-        optimizer_state=factored_state_bytes(facts),
-        staging=0,
+        weights=weights,
+        slots=slots,
+        companions=companions,
+        block_inputs=0 if form.pinned_records else records,
+        hidden_states=step_tokens * (h * e + 2 * facts.head_size * e + 16),
+        gradient_sums=_sums_bytes(facts, form),
+        optimizer_state=factored_state_bytes(facts) if form.optimizer == "adafactor" else 0,
+        staging=2 * largest_record_bytes(facts, form) if form.pinned_records else 0,
+        block_arena=tokens * e * (h + q + 2 * k + max(h, q)) + tile * 3 * f * e,
+        head_arena=head_rows_of(facts, form) * ((facts.vocabulary_size + 3 * h) * e + 5),
         libraries=LIBRARY_BYTES if form.is_gpu else 0,
-        phases=tuple(phases),
-        gap=gap_bytes(block) if form.is_gpu else 0,
+        phases=tuple(_phase(*each, is_gpu=form.is_gpu) for each in _transients(facts, form)),
+        gap=_GAP_BYTES if form.is_gpu else 0,
     )
 
 
-def _formula(facts: ModelFacts, form: StepForm) -> DeviceBytes:
-    """Give the bytes of a form that streams, offloads or keeps: buffers made once, tiled MLPs.
+def _sums_bytes(facts: ModelFacts, form: StepForm) -> int:
+    """Give the bytes of gradient sums; those of vectors are fp32.
 
-    A block's backward holds the attention tensors with their gradients, 2e(4h + 2k) per token in
-    step with 4T(4h + 2k) at two bytes, six tensors of one tile of the MLP with theirs, and the
-    microbatch's input with its gradient. A chunk of logits is overwritten by its own gradient.
+    A head that is no embedding is updated before the first block: one region serves both.
     """
-    h, k, f, element = (
-        facts.hidden_size,
-        facts.key_size,
-        facts.intermediate_size,
-        form.weight_bytes,
-    )
-    tokens, step_tokens = form.microbatch_tokens, form.step_tokens
-    streamed = facts.num_layers - form.resident_blocks(facts.num_layers)
-    slot_bytes = facts.block_parameters * (element + (2 if form.exact else 0))
-    resident_parameters = facts.num_parameters - streamed * facts.block_parameters
-    state = optimizer_state_bytes(facts, form.optimizer, resident_parameters)
-    if streamed and form.optimizer != "adafactor":
-        slot_bytes += optimizer_state_bytes(facts, form.optimizer, facts.block_parameters)
-    kept = facts.num_layers * step_tokens * kept_bytes_per_token(facts, form.recompute, element)
-    inputs = facts.num_layers * step_tokens * h * element + kept
-    block = 2 * element * tokens * (2 * h + 2 * facts.query_size + 2 * k)
-    block += 6 * element * min(_TILE_ROWS, tokens) * f + 2 * tokens * h * element
-    chunk = min(chunk_rows(facts.vocabulary_size), tokens)
-    head = tokens * h * element + chunk * facts.vocabulary_size * element
-    phases = (Phase("backward of a block", block), head_phase(head, is_gpu=form.is_gpu))
-    needs_slots = streamed > 0 or form.exact
-    return DeviceBytes(
-        weights=_weights(facts, form),
-        slots=SLOTS * slot_bytes if needs_slots else 0,
-        block_inputs=0 if form.pinned_inputs else inputs,
-        hidden_states=step_tokens * (h * element + 2 * facts.head_size * element + 16),
-        gradient_sums=(facts.block_parameters + facts.vocabulary_parameters + h) * form.sum_bytes,
-        optimizer_state=state,
-        staging=3 * tokens * h * element if form.pinned_inputs else 0,
-        libraries=LIBRARY_BYTES if form.is_gpu else 0,
-        phases=phases,
-        gap=gap_bytes(block) if form.is_gpu else 0,
-    )
+    vectors = sum(shape[0] for shape in facts.block_shapes if len(shape) == 1)
+    block = (facts.block_parameters - vectors) * form.sum_bytes
+    vocabulary = facts.vocabulary_parameters * form.sum_bytes
+    together = block + vocabulary if facts.tied else max(block, vocabulary)
+    return together + 4 * (vectors + facts.hidden_size)
+
+
+def _transients(facts: ModelFacts, form: StepForm) -> list[tuple[str, int]]:
+    """Give what comes and goes, by moment: tensors that torch's own kernels make."""
+    q, k, e, tokens = facts.query_size, facts.key_size, form.weight_bytes, form.microbatch_tokens
+    attended = tokens * (q * e + 4 * facts.num_heads)
+    # Gradients of queries, keys and values, fp32 sums of the first, and where several query heads
+    # share keys, gradients of both for every query head before they are added.
+    backward = tokens * ((q + 2 * k) * e + 4 * q)
+    if facts.num_heads != facts.num_key_value_heads:
+        backward += 2 * tokens * q * e
+    if form.full_blocks(facts.num_layers):
+        backward += attended
+    largest = max(facts.vocabulary_parameters, *(math.prod(shape) for shape in facts.block_shapes))
+    update = UPDATE_BYTES if form.is_gpu else twin_update_bytes(largest, form.sum_bytes)
+    return [
+        ("attention of a block", attended),
+        ("backward of a block", backward),
+        ("update of a matrix", update),
+    ]
+
+
+def _phase(name: str, workspace: int, *, is_gpu: bool) -> Phase:
+    return Phase(name, workspace, gap=round(_GAP_OF_TRANSIENT * workspace) if is_gpu else 0)
+
+
+def twin_update_bytes(parameters: int, sum_bytes: int) -> int:
+    """Give what updating one matrix takes without a fused kernel: fp32 copies and reductions.
+
+    The first copy is the gradient, which an fp32 sum is already; later a copy of the weight takes
+    its place.
+    """
+    reductions = min(16 * parameters, 133 * MIB)
+    copies = 8 * parameters
+    return copies + reductions if sum_bytes < 4 else max(copies, 4 * parameters + reductions)
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 # ---- host and disk -----------------------------------------------------------------------------
@@ -390,11 +407,11 @@ class HostBytes:
 
     Attributes:
         process: Python, torch, the loader.
-        weights: blocks that are streamed.
-        block_inputs: kept in pinned memory.
+        weights: blocks that are streamed, and the vocabulary where it is.
+        block_inputs: kept in pinned memory, with activations kept beside them.
         gradient_sums: of a pipeline stage, where they do not fit its GPU.
-        low_bits: of exact fp32 weights.
-        optimizer_state: of streamed blocks.
+        low_bits: of exact fp32 weights that travel.
+        optimizer_state: moments that travel.
         training: everything a step takes, where the CPU trains.
     """
 
@@ -407,28 +424,32 @@ class HostBytes:
     training: int = 0
 
     @property
+    def pinned(self) -> int:
+        """Add up what is locked in memory for the GPU."""
+        pinned = self.weights + self.block_inputs + self.gradient_sums + self.low_bits
+        return pinned + self.optimizer_state
+
+    @property
     def total(self) -> int:
         """Add up the parts."""
-        pinned = self.weights + self.block_inputs + self.gradient_sums + self.low_bits
-        return self.process + pinned + self.optimizer_state + self.training
+        return self.process + self.pinned + self.training
 
 
 def host_bytes(facts: ModelFacts, form: StepForm) -> HostBytes:
     """Give the host memory of a layer-major rank, by part."""
-    element = form.weight_bytes
     if not form.is_gpu:
         return HostBytes(process=CPU_PROCESS_BYTES, training=device_bytes(facts, form).reserved)
-    streamed = (facts.num_layers - form.resident_blocks(facts.num_layers)) * facts.block_parameters
-    kept = facts.hidden_size * element + kept_bytes_per_token(facts, form.recompute, element)
-    has_moments = form.optimizer != "adafactor"
+    weights = form.streamed_blocks * block_bytes(facts, form.weight_bytes)
+    if not form.vocabulary_resident:
+        weights += facts.vocabulary_parameters * (1 if facts.tied else 2) * form.weight_bytes
+    travelling = 0 if form.companions_resident else facts.num_parameters
+    moments = companion_bytes(form.optimizer, exact=False)
     return HostBytes(
         process=GPU_PROCESS_BYTES,
-        weights=streamed * element,
-        block_inputs=facts.num_layers * form.step_tokens * kept if form.pinned_inputs else 0,
-        low_bits=2 * facts.num_parameters if form.exact else 0,
-        optimizer_state=optimizer_state_bytes(facts, form.optimizer, streamed)
-        if has_moments
-        else 0,
+        weights=weights,
+        block_inputs=records_bytes(facts, form) if form.pinned_records else 0,
+        low_bits=2 * travelling if form.exact else 0,
+        optimizer_state=round(moments * travelling),
     )
 
 
@@ -443,15 +464,12 @@ def checkpoint_bytes(
 
     5 % stand for what varies: tokenizer, headers, random states.
     """
-    state = optimizer_state_bytes(facts, optimizer, facts.num_parameters)
-    weights = facts.num_parameters * (weight_bytes + (2 if exact else 0))
-    return int((weights + state) * 1.05)
+    state = factored_state_bytes(facts) if optimizer == "adafactor" else 0
+    beside = companion_bytes(optimizer, exact=exact)
+    return int((facts.num_parameters * (weight_bytes + beside) + state) * 1.05)
 
 
-# ---- choices -----------------------------------------------------------------------------------
-
-# On the CPU: few enough that a microbatch's activations of one block stay small beside the model.
-CPU_MICROBATCH_TOKENS = 8192
+# ---- what a config says ------------------------------------------------------------------------
 
 
 def sum_bytes_of(wanted: SumDtype, weight_bytes: int, microbatches: int) -> int:
@@ -465,50 +483,3 @@ def microbatch_counts(rows: int) -> list[int]:
     """Give the numbers of equal parts that rows can be cut into, ascending."""
     small = [count for count in range(1, math.isqrt(rows) + 1) if rows % count == 0]
     return sorted({*small, *(rows // count for count in small)})
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A form, its bytes, and whether it stays within the budget (True where there is none)."""
-
-    form: StepForm
-    device: DeviceBytes
-    fits: bool
-
-
-def choose_microbatches(
-    facts: ModelFacts,
-    form: StepForm,
-    *,
-    microbatches: Literal["auto"] | int,
-    sum_dtype: SumDtype,
-    budget_bytes: int | None,
-) -> Choice:
-    """Choose the fewest microbatches that fit the budget; the largest number where none does.
-
-    Without a budget on the CPU, the fewest of at most ``CPU_MICROBATCH_TOKENS`` tokens; on a GPU
-    whose memory is not known, one.
-
-    Args:
-        facts: of the model.
-        form: everything but ``microbatches`` and ``sum_bytes``, which are replaced.
-        microbatches: ``batch.microbatches``.
-        sum_dtype: ``memory.sum_dtype``.
-        budget_bytes: of the GPU; None where there is none, or none is known.
-    """
-    counts = microbatch_counts(form.rows) if microbatches == "auto" else [microbatches]
-    choice: Choice | None = None
-    for count in counts:
-        sums = sum_bytes_of(sum_dtype, form.weight_bytes, count)
-        tried = replace(form, microbatches=count, sum_bytes=sums)
-        device = device_bytes(facts, tried)
-        if budget_bytes is not None:
-            fits = needed_bytes(device, is_gpu=form.is_gpu) <= budget_bytes
-        else:
-            is_small = form.rows // count * form.row_length <= CPU_MICROBATCH_TOKENS
-            fits = form.is_gpu or is_small
-        choice = Choice(tried, device, fits or budget_bytes is None)
-        if fits:
-            break
-    assert choice is not None, "a step has rows"
-    return choice

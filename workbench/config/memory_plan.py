@@ -23,8 +23,8 @@ from workbench.config.memory_fit import (
 from workbench.config.memory_levers import Lever, Proposal, levers, proposals
 from workbench.config.memory_parts import CONTEXT_BYTES, GIB, checkpoint_bytes
 from workbench.config.model_facts import ModelFacts
+from workbench.config.rates import Rates
 from workbench.config.schema.config import Config
-from workbench.config.time_plan import Rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def basis_words(found: Estimate) -> str:
     if not found.fit.is_gpu:
         return "formula, on a CPU"
     if found.fit.is_measured_form:
-        return "formula, within 5 % of peaks measured on an H200"
+        return "the engine's own buffers, counted; within 5 % of peaks measured on an H200"
     return "formula only: no engine of this version was measured so"
 
 

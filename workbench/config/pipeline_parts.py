@@ -19,16 +19,18 @@ from workbench.config.memory_parts import (
     Phase,
     Recompute,
     factored_state_bytes,
+    kept_bytes_per_token,
+    needed_bytes,
+    twin_update_bytes,
+)
+from workbench.config.model_facts import ModelFacts
+from workbench.config.pipeline_twins import (
     gap_bytes,
     head_bytes,
     head_phase,
-    kept_bytes_per_token,
-    needed_bytes,
     recomputed_block_bytes_per_token,
     saved_bytes_per_token,
-    update_bytes,
 )
-from workbench.config.model_facts import ModelFacts
 from workbench.config.schedule_facts import ScheduleName, alive_passes, is_v_shaped
 
 
@@ -191,7 +193,7 @@ def _rank_bytes(
     )
     # Updates come after a stage's last backward: its activations are gone by then.
     phases.append(
-        Phase("update of a tensor", update_bytes(largest, form.sum_bytes), with_inputs=False)
+        Phase("update of a tensor", twin_update_bytes(largest, form.sum_bytes), with_inputs=False)
     )
     sums = parameters * form.sum_bytes
     slots = 2 * max(facts.block_parameters, copies * vocabulary) * form.sum_bytes

@@ -1,8 +1,11 @@
-"""Seconds of a step from FLOP, the rate of a card and the rate of its link.
+"""Seconds of a step from FLOP, bytes and rates: what a block computes, and what copies hide behind.
 
-A rate comes from whoever states it, from a card in the table, or is an assumption; ``Rates.basis``
-always says which. Knows numbers, no machine. Invariant: nothing here is precise; a measured run of
-the same config is better, and ``memory_plan`` prefers one.
+Knows numbers, no machine. Invariant: nothing here is precise; a measured run of the same config is
+better, and ``memory_plan`` prefers one. The constants that turn rates of a machine into seconds of
+the engine stand at the top; shares of what is published of a card in ``rates``.
+
+    hidden (h), queries, keys and values side by side (E), FFN width (f), vocabulary (V),
+    tokens of a step (S), of a microbatch (T)
 """
 
 import math
@@ -10,120 +13,36 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workbench.config.memory_parts import (
+    Recompute,
     StepForm,
-    kept_bytes_per_token,
-    optimizer_state_bytes,
+    block_bytes,
+    head_rows_of,
+    record_bytes,
 )
 from workbench.config.model_facts import ModelFacts
+from workbench.config.rates import Rates
 
-Recompute = Literal["full", "all", "selective", "none"]
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is published of a card: dense bf16 TFLOP/s, memory GB/s, link GB/s of one direction."""
-
-    peak_tflops: float
-    memory_gbps: float
-    link_gbps: float
-
-
-CARDS = {
-    "H200": Card(989, 4800, 55),
-    "H100 PCIe": Card(756, 2000, 50),
-    "H100": Card(989, 3350, 50),
-    "A100": Card(312, 1555, 24),
-    "L40S": Card(362, 864, 24),
-    "RTX A6000": Card(155, 768, 24),
-    "RTX 5090": Card(209, 1792, 50),
-    "RTX 4090": Card(165, 1008, 24),
-    "RTX 4080": Card(97, 717, 24),
-    "RTX 4070 Ti": Card(80, 504, 24),
-    "RTX 3090": Card(71, 936, 24),
-    "RTX 5060 Ti": Card(47, 448, 24),
-}
-"""By a part of the name that nvidia-smi gives; the first that fits counts."""
-
-# Share of a card's peak that products, attention and what lies between them reach together, and
-# bytes of its memory that one parameter's update moves: fitted to steps of 512 to 16,384 tokens
-# of 7 B and 8 B shapes on one H200. The same shares are taken for other cards, whose peak and
-# bandwidth stand in a like ratio.
-EFFICIENCY = 0.54
-_UPDATE_BYTES = 600
+# Bytes of device memory that one parameter's update moves, its gradient sum in 16 bits: read three
+# times, the weight read and written. Two more per pass of a sum in 32 bits.
+_UPDATE_BYTES = 10
+# A product of n rows takes as long as one of this many more: the last wave of tiles, and sums of
+# weight gradients that are read and written again for each part of the rows.
+_PRODUCT_ROWS = 48
 # Narrower products reach less: the root of the width below this one fits shapes of 900 to 4,096.
 _FULL_WIDTH = 4096
-# One microbatch through one block, forward and back, costs this in launches, read off steps of one
-# to eight microbatches.
-_LAUNCH_SECONDS = 0.7e-3
-# FLOP per byte of device memory where only a rate is stated.
-_FLOP_PER_BYTE = 110
-_CPU_TFLOPS = 0.1
-_ASSUMED_TFLOPS, _ASSUMED_LINK_GBPS = 85.0, 24.0
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How fast a machine is taken to be.
-
-    Attributes:
-        flops: achieved FLOP/s of training.
-        memory: bytes per second of device memory.
-        link: bytes per second between host and device, one direction.
-        basis: where these come from, in words.
-        is_gpu: narrow products reach a smaller share of the rate.
-    """
-
-    flops: float
-    memory: float
-    link: float
-    basis: str
-    is_gpu: bool = True
-
-
-def rates_of(
-    *,
-    gpu_name: str | None,
-    tflops: float | None = None,
-    link_gbps: float | None = None,
-    is_gpu: bool = True,
-) -> Rates:
-    """Find the rates of a machine.
-
-    Args:
-        gpu_name: as nvidia-smi gives it; None where there is none.
-        tflops: achieved, stated by the user; comes before the table.
-        link_gbps: GB/s of one direction, stated by the user.
-        is_gpu: a GPU trains.
-    """
-    found = _card(gpu_name)
-    if not is_gpu:
-        rate, memory = (tflops or _CPU_TFLOPS) * 1e12, 10e9
-        basis = f"{tflops or _CPU_TFLOPS:g} TFLOP/s" + (
-            " as stated" if tflops else ", an assumption"
-        )
-        return Rates(rate, memory, memory, f"CPU: {basis}", is_gpu=False)
-    if tflops is not None:
-        rate, memory = tflops * 1e12, tflops * 1e12 / _FLOP_PER_BYTE
-        words = f"{tflops:g} TFLOP/s as stated"
-    elif found is not None:
-        name, card = found
-        rate, memory = card.peak_tflops * 1e12 * EFFICIENCY, card.memory_gbps * 1e9
-        words = f"{name}: {EFFICIENCY:.0%} of {card.peak_tflops:g} TFLOP/s"
-    else:
-        rate, memory = _ASSUMED_TFLOPS * 1e12, _ASSUMED_TFLOPS * 1e12 / _FLOP_PER_BYTE
-        unknown = f"{gpu_name} is not in the table" if gpu_name else "no GPU here"
-        words = f"assumed {_ASSUMED_TFLOPS:g} TFLOP/s, about an RTX 4090 ({unknown}; --tflops)"
-    link = found[1].link_gbps if found and link_gbps is None else link_gbps or _ASSUMED_LINK_GBPS
-    stated = " as stated" if link_gbps is not None else ""
-    return Rates(rate, memory, link * 1e9, f"{words}, link {link:g} GB/s{stated}")
-
-
-def _card(gpu_name: str | None) -> tuple[str, Card] | None:
-    wanted = (gpu_name or "").lower()
-    for name, card in CARDS.items():
-        if all(word in wanted for word in name.lower().split()):
-            return name, card
-    return None
+# Backward of attention computes five products where forward computes two.
+_ATTENTION_BACKWARD = 2.5
+# What the host takes to launch one kernel, and the launches of a block, of each of its MLP's tiles,
+# and of the update of one matrix.
+_LAUNCH_SECONDS = 9e-6
+_FORWARD_LAUNCHES, _BACKWARD_LAUNCHES, _UPDATE_LAUNCHES = (6, 4), (18, 8), 4
+# A copy beside computing takes this share of its own time from it: bandwidth, and waits at the
+# ends. On an H200 streaming a whole 7 B cost 1 % of a step, pinned block inputs 0.3 %.
+_HIDDEN_COPY = 0.025
+# With two slots nothing evens out a copy that comes late.
+_TWO_SLOTS = 1.01
+# Ids and tables of a step, its loss and the end of its last update.
+_STEP_SECONDS = 3e-3
 
 
 # ---- FLOP --------------------------------------------------------------------------------------
@@ -142,16 +61,14 @@ def forward_flop_per_token(facts: ModelFacts, seen_tokens: float) -> float:
         facts: of the model.
         seen_tokens: length of the document a token stands in, on average; on average it sees half.
     """
-    if facts.sliding_window is not None:
-        seen_tokens = min(seen_tokens, facts.sliding_window)
-    attention = 2 * facts.num_layers * seen_tokens * facts.query_size
+    attention = facts.num_layers * _attention_flop(facts, seen_tokens)
     return 2 * matmul_parameters(facts) + attention
 
 
 def training_flop_per_token(
     facts: ModelFacts,
     seen_tokens: float,
-    recompute: Recompute = "full",
+    recompute: Literal["all"] | Recompute = "full",
 ) -> float:
     """Give the FLOP of one token's forward, recomputation and backward.
 
@@ -169,32 +86,249 @@ def training_flop_per_token(
     return 3 * forward + repeated[recompute]
 
 
+def _attention_flop(facts: ModelFacts, seen_tokens: float) -> float:
+    if facts.sliding_window is not None:
+        seen_tokens = min(seen_tokens, facts.sliding_window)
+    return 2 * seen_tokens * facts.query_size
+
+
 # ---- seconds -----------------------------------------------------------------------------------
 
 
-def step_seconds(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: float) -> float:
-    """Give the seconds of a layer-major step: the longest of compute, copies up, copies down.
+@dataclass(frozen=True, kw_only=True)
+class StepSeconds:
+    """Seconds of a step, by part; a sweep lasts as long as its computing or its copies.
+
+    Attributes:
+        forward: of all blocks.
+        head: final norm, head and loss, forward and back.
+        backward: of all blocks, their recomputation and updates with it.
+        vocabulary: updates of embedding and head.
+        copies: what copies that are hidden take from what they hide behind.
+        other: what comes once per step.
+        up: copies to the device, hidden or not.
+        down: copies to the host, hidden or not.
+    """
+
+    forward: float
+    head: float
+    backward: float
+    vocabulary: float
+    copies: float
+    other: float
+    up: float
+    down: float
+
+    @property
+    def total(self) -> float:
+        """Add up what comes one after the other."""
+        return self.forward + self.head + self.backward + self.vocabulary + self.copies + self.other
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepClock:
+    """What one block, the head and the updates of a step take, from which any form's step follows.
+
+    The forms share rows, microbatches, tiles and dtypes; what is streamed, kept and pinned differs.
+
+    Attributes:
+        num_layers: of the model.
+        forward: seconds of a block's forward, all microbatches.
+        backward: seconds of its backward and update, by what is recomputed.
+        head: seconds of head and loss.
+        vocabulary: seconds of the updates outside of blocks.
+        weights: bytes of a streamed block.
+        vocabulary_weights: bytes of embedding and head.
+        companions: bytes that travel with a block for its update.
+        vocabulary_companions: bytes that travel with embedding and head for theirs.
+        records: bytes kept of a block, all microbatches, by what is recomputed.
+        rates: of the machine.
+    """
+
+    num_layers: int
+    forward: float
+    backward: dict[Recompute, float]
+    head: float
+    vocabulary: float
+    weights: int
+    vocabulary_weights: int
+    companions: float
+    vocabulary_companions: float
+    records: dict[Recompute, int]
+    rates: Rates
+
+    def seconds(self, form: StepForm) -> StepSeconds:
+        """Give the seconds of a step, by part."""
+        forward, backward, up, down = self._sweeps(
+            form.streamed_blocks, form.selective_blocks, form.kept_blocks, form.pinned_records,
+            form.slots, form.vocabulary_resident, form.companions_resident,
+        )  # fmt: skip
+        return StepSeconds(
+            forward=forward,
+            head=self.head,
+            backward=backward,
+            vocabulary=self.vocabulary,
+            copies=_HIDDEN_COPY * (up + down),
+            other=self._other,
+            up=up,
+            down=down,
+        )
+
+    def total(
+        self, *, streamed: int, selective: int, kept: int, pinned: bool, slots: int,
+        vocabulary_resident: bool, companions_resident: bool,
+    ) -> float:  # fmt: skip
+        """Give the seconds of a step, as a search asks thousands of times."""
+        forward, backward, up, down = self._sweeps(
+            streamed, selective, kept, pinned, slots, vocabulary_resident, companions_resident
+        )
+        fixed = self.head + self.vocabulary + self._other
+        return forward + backward + _HIDDEN_COPY * (up + down) + fixed
+
+    @property
+    def _other(self) -> float:
+        return _STEP_SECONDS if self.rates.is_gpu else 0.0
+
+    def _sweeps(
+        self,
+        streamed: int,
+        selective: int,
+        kept: int,
+        pinned: bool,
+        slots: int,
+        vocabulary_resident: bool,
+        companions_resident: bool,
+    ) -> tuple[float, float, float, float]:
+        """Give the seconds of forward, of backward, and of copies up and down in both.
+
+        Blocks that travel, and levels of what is kept, are spread evenly among the others, so that
+        a sweep takes as long as the longest of its computing and its copies either way.
+        """
+        full = self.num_layers - selective - kept
+        computing_back = (
+            full * self.backward["full"]
+            + selective * self.backward["selective"]
+            + kept * self.backward["none"]
+        )
+        # What is in the slots at a turn need not come again.
+        weights = max(0, streamed - slots + 1) * self.weights
+        up_forward, up_back, down_back, down_forward = weights, weights, streamed * self.weights, 0
+        if not vocabulary_resident:
+            up_forward += self.vocabulary_weights // 2
+            up_back += self.vocabulary_weights // 2
+            down_back += self.vocabulary_weights
+        beside = 0.0
+        if not companions_resident:
+            beside = self.num_layers * self.companions + self.vocabulary_companions
+        if pinned:
+            down_forward = (
+                full * self.records["full"]
+                + selective * self.records["selective"]
+                + kept * self.records["none"]
+            )
+        forward_up, forward_down = self._copies(up_forward, down_forward)
+        back_up, back_down = self._copies(up_back + beside + down_forward, down_back + beside)
+        forward = max(self.num_layers * self.forward, forward_up, forward_down)
+        backward = max(computing_back, back_up, back_down)
+        if slots < 3 and streamed:
+            # A slot is filled only when what was in it has been written back.
+            one_way = streamed * self.weights * (1 / self.rates.up + 1 / self.rates.down)
+            forward, backward = forward * _TWO_SLOTS, max(backward, one_way) * _TWO_SLOTS
+        return forward, backward, forward_up + back_up, forward_down + back_down
+
+    def _copies(self, up: float, down: float) -> tuple[float, float]:
+        """Give the seconds of each direction, both at work as long as either has to."""
+        together = min(up, down) / self.rates.both
+        return (
+            together + max(0.0, up - down) / self.rates.up,
+            together + max(0.0, down - up) / self.rates.down,
+        )
+
+
+def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: float) -> StepClock:
+    """Work out what a block, the head and the updates take.
+
+    Args:
+        facts: of the model.
+        form: rows, microbatches, tiles and dtypes count.
+        rates: of the machine.
+        seen_tokens: length of the document a token stands in, on average.
+    """
+    h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
+    e, parts, tokens = form.weight_bytes, form.microbatches, form.microbatch_tokens
+    step_tokens, width = form.step_tokens, q + 2 * k
+    tile = min(form.tile_rows, tokens)
+    tiles = -(-tokens // tile)
+    products = _reached(facts, rates)
+
+    def computing(flop: float, rows: int) -> float:
+        return (
+            step_tokens * flop / products * ((rows + _PRODUCT_ROWS) / rows if rates.is_gpu else 1)
+        )
+
+    def moving(num_bytes: float) -> float:
+        return step_tokens * num_bytes / rates.memory if rates.is_gpu else 0.0
+
+    attention_products, mlp = 2 * (h * width + q * h), 2 * h * f
+    attention = step_tokens * _attention_flop(facts, seen_tokens) / rates.attention
+    # Two norms read and write, two sums of the residual read and write, and so do rotation and the
+    # gated product.
+    ways_in = computing(attention_products, tokens) + attention + moving(e * (4 * h + 2 * (q + k)))
+    gate_and_up = computing(2 * mlp, tile) + moving(2 * e * h)
+    forward = ways_in + gate_and_up + computing(mlp, tile) + moving(e * 3 * f)
+    gradients = (
+        computing(2 * attention_products, tokens)
+        + computing(6 * mlp, tile)
+        + _ATTENTION_BACKWARD * attention
+        + moving(e * (6 * f + 10 * h + 2 * width))
+    )
+    again: dict[Recompute, float] = {
+        "full": ways_in + gate_and_up,
+        "selective": gate_and_up,
+        "none": moving(2 * e * h),
+    }
+    per_parameter = _UPDATE_BYTES + 3 * (form.sum_bytes - 2) + 2 * form.companion_bytes
+    update = facts.block_parameters * per_parameter / rates.memory
+    matrices = len(facts.block_shapes)
+    launch = parts * _LAUNCH_SECONDS if rates.is_gpu else 0.0
+    least_forward = launch * (_FORWARD_LAUNCHES[0] + tiles * _FORWARD_LAUNCHES[1])
+    least_back = launch * (_BACKWARD_LAUNCHES[0] + tiles * _BACKWARD_LAUNCHES[1])
+    least_update = matrices * _UPDATE_LAUNCHES * _LAUNCH_SECONDS if rates.is_gpu else 0.0
+    vocabulary, copies = facts.vocabulary_parameters, 1 if facts.tied else 2
+    beside = form.companion_bytes
+    levels: tuple[Recompute, ...] = ("full", "selective", "none")
+    return StepClock(
+        num_layers=facts.num_layers,
+        forward=max(forward, least_forward),
+        backward={
+            level: max(gradients + again[level], least_back) + max(update, least_update)
+            for level in levels
+        },
+        head=computing(6 * vocabulary, head_rows_of(facts, form))
+        + moving(e * (4 * facts.vocabulary_size + 8 * h)),
+        vocabulary=copies * vocabulary * per_parameter / rates.memory,
+        weights=block_bytes(facts, e),
+        vocabulary_weights=copies * vocabulary * e,
+        companions=beside * facts.block_parameters,
+        vocabulary_companions=beside * copies * vocabulary,
+        records={level: parts * record_bytes(facts, tokens, level, e) for level in levels},
+        rates=rates,
+    )
+
+
+def step_parts(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: float) -> StepSeconds:
+    """Give the seconds of a layer-major step, by part.
 
     A streamed block goes up for forward and for backward and down once it is updated; low bits and
     moments go both ways in backward; pinned block inputs, and what is kept beside them, go down in
     forward and up in backward.
     """
-    flop = form.step_tokens * training_flop_per_token(facts, seen_tokens, form.recompute)
-    launches = facts.num_layers * form.microbatches * _LAUNCH_SECONDS if form.is_gpu else 0.0
-    # Moving less than the twin of today's factored update would be another kernel.
-    update = facts.num_parameters * _UPDATE_BYTES / rates.memory
-    streamed = (facts.num_layers - form.resident_blocks(facts.num_layers)) * facts.block_parameters
-    beside = 2 * facts.num_parameters if form.exact else 0
-    if form.optimizer != "adafactor":
-        beside += optimizer_state_bytes(facts, form.optimizer, streamed)
-    inputs = 0
-    if form.pinned_inputs:
-        kept = facts.hidden_size * form.weight_bytes
-        kept += kept_bytes_per_token(facts, form.recompute, form.weight_bytes)
-        inputs = facts.num_layers * form.step_tokens * kept
-    up = (2 * streamed * form.weight_bytes + beside + inputs) / rates.link
-    down = (streamed * form.weight_bytes + beside + inputs) / rates.link
-    return max(flop / _reached(facts, rates) + update + launches, up, down)
+    return step_clock(facts, form, rates, seen_tokens).seconds(form)
+
+
+def step_seconds(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: float) -> float:
+    """Give the seconds of a layer-major step."""
+    return step_parts(facts, form, rates, seen_tokens).total
 
 
 def stage_seconds(
@@ -210,5 +344,5 @@ def stage_seconds(
 def _reached(facts: ModelFacts, rates: Rates) -> float:
     """Give the FLOP/s that products of this width reach."""
     if not rates.is_gpu:
-        return rates.flops
-    return rates.flops * math.sqrt(min(1.0, facts.hidden_size / _FULL_WIDTH))
+        return rates.products
+    return rates.products * math.sqrt(min(1.0, facts.hidden_size / _FULL_WIDTH))

@@ -27,6 +27,7 @@ from workbench.jobs import data_worker
 from workbench.jobs.torchrun_command import visible_devices
 from workbench.runs.environment import available_host_bytes, list_gpus
 from workbench.runs.measured import measured_run
+from workbench.runs.rates_file import read_rates
 
 
 def usable_gpus(devices: str | None) -> list[dict[str, object]]:
@@ -83,7 +84,9 @@ def machine_of(gpus: Sequence[Mapping[str, object]]) -> Machine:
         (free if type(free := gpu.get("free_bytes")) is int else 0, str(gpu["name"]))
         for gpu in gpus
     )
-    return Machine(gpu_name=name, gpu_free_bytes=free or None, host_bytes=host)
+    return Machine(
+        gpu_name=name, gpu_free_bytes=free or None, host_bytes=host, rates=read_rates(name)
+    )
 
 
 def num_ranks(config: Config) -> int:

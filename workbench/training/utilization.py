@@ -4,7 +4,7 @@
 forwards and recomputation counts as nothing, so that keeping activations shows as a gain. Forward
 is two FLOP per parameter of the matrices and, for causal attention, ``2 x blocks x query width x
 length``, where the length is that of the document a token stands in, the mean over the tokens of
-the window. Peaks are those of ``config/time_plan.CARDS``.
+the window. Peaks are those of ``config/rates.CARDS``.
 
 Knows rows and rates, no device. Invariant: padding is no token.
 """
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.config.model_facts import ModelFacts
-from workbench.config.time_plan import CARDS, forward_flop_per_token
+from workbench.config.rates import CARDS
+from workbench.config.time_plan import forward_flop_per_token
 from workbench.data.batch import Batch
 
 

@@ -1,9 +1,11 @@
 """The plan of a run: how a step is cut, what lies where, what is repeated, and what that takes.
 
-The arithmetic is ``config/memory_parts``, the very functions that forecasts use; the worker brings
-what it measured: the row length of its data and the free bytes of its GPU.
+The arithmetic and the search are ``config/plan_search``, the very functions that forecasts use; the
+worker brings what it measured: the row length of its data, the free bytes of its GPU and of its
+host, and how fast they are.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,19 +16,23 @@ import torch
 from workbench.config.memory_parts import (
     CONTEXT_BYTES,
     GIB,
+    MARGIN,
     DeviceBytes,
+    HostBytes,
     OptimizerName,
     Recompute,
     StepForm,
-    choose_microbatches,
-    chunk_rows,
-    needed_bytes,
+    SumDtype,
+    head_rows_of,
 )
 from workbench.config.model_facts import ModelFacts
-from workbench.config.time_plan import Rates
+from workbench.config.plan_search import Choice, Wishes, choose_plan_form, smallest_form
+from workbench.config.rates import Rates, rates_of
+from workbench.config.time_plan import StepSeconds
 from workbench.errors import RefusedError
 from workbench.model.families import Dimensions
 from workbench.runs.atomic import write_atomically
+from workbench.runs.rates_file import read_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +48,14 @@ class Plan:
         slots: that streamed blocks pass through.
         pinned_records: what is kept for backward waits in pinned host memory.
         recompute: per block, first block first.
-        tile_rows: rows of the MLP that exist at once in a block's backward.
+        tile_rows: rows of the MLP that exist at once.
         head_rows: rows that pass the head together.
-        companions_resident: low bits and moments stay on the device with resident weights.
+        companions_resident: low bits and moments stay on the device.
         predicted: bytes per part.
         predicted_seconds: of a step; None where nothing is known of the machine.
+        host: bytes of host memory, per part; None where nobody worked them out.
+        seconds: those of ``predicted_seconds``, per part.
+        basis: what they rest on, in words.
     """
 
     microbatches: int
@@ -62,13 +71,16 @@ class Plan:
     companions_resident: bool
     predicted: DeviceBytes
     predicted_seconds: float | None
+    host: HostBytes | None = None
+    seconds: StepSeconds | None = None
+    basis: str = ""
 
 
-def spread(resident: int, num_layers: int) -> frozenset[int]:
-    """Choose which blocks stay: evenly, so that each copy has several blocks to hide behind.
+def spread(count: int, num_layers: int) -> frozenset[int]:
+    """Choose blocks evenly, so that each copy has several blocks to hide behind.
 
     Args:
-        resident: blocks that stay.
+        count: blocks to be chosen.
         num_layers: blocks of the model.
 
     Returns:
@@ -77,7 +89,24 @@ def spread(resident: int, num_layers: int) -> frozenset[int]:
     return frozenset(
         block
         for block in range(num_layers)
-        if (block + 1) * resident // num_layers > block * resident // num_layers
+        if (block + 1) * count // num_layers > block * count // num_layers
+    )
+
+
+def spread_levels(selective: int, kept: int, num_layers: int) -> tuple[Recompute, ...]:
+    """Say per block what is recomputed, each level spread evenly.
+
+    Args:
+        selective: blocks of that level.
+        kept: blocks that recompute nothing.
+        num_layers: blocks of the model; the others recompute everything.
+    """
+    nothing = spread(kept, num_layers)
+    others = [block for block in range(num_layers) if block not in nothing]
+    some = {others[index] for index in spread(selective, len(others))}
+    return tuple(
+        "none" if block in nothing else "selective" if block in some else "full"
+        for block in range(num_layers)
     )
 
 
@@ -102,7 +131,7 @@ def choose_plan(
     dims: Dimensions,
     *,
     dtype: torch.dtype,
-    sum_dtype: Literal["auto", "bfloat16", "float32"],
+    sum_dtype: SumDtype,
     microbatches: Literal["auto"] | int,
     rows: int,
     row_length: int,
@@ -116,7 +145,7 @@ def choose_plan(
     rates: Rates | None = None,
     seen_tokens: float | None = None,
 ) -> Plan:
-    """Choose the fewest microbatches that fit.
+    """Choose the fastest plan that fits, and of those about as fast one that takes little.
 
     Args:
         dims: of the model.
@@ -132,55 +161,184 @@ def choose_plan(
         optimizer: ``optimizer.name``.
         exact: the low halves of fp32 weights are kept beside bfloat16 ones.
         host_bytes: of host memory that can be had; None where that is not known.
-        rates: how fast the machine is; None for nothing but bytes.
+        rates: how fast the machine is; None takes what is known of this GPU.
         seen_tokens: mean length of a document; None takes the row's.
 
     Raises:
-        RefusedError: not even the smallest microbatch fits the budget.
+        RefusedError: nothing fits the budget, or the host memory; the message names the smallest
+            budget that works, and its plan.
     """
     form = StepForm(
         rows=rows,
         row_length=row_length,
         microbatches=1,
         weight_bytes=dtype.itemsize,
-        resident_fraction=1.0 if resident_fraction == "auto" else resident_fraction,
-        pinned_inputs=block_inputs == "pinned",
-        recompute="full" if recompute == "auto" else recompute,
         optimizer=optimizer,
-        exact=exact,
+        exact=exact and dtype != torch.float32,
         is_gpu=budget_bytes is not None,
     )
-    choice = choose_microbatches(
-        facts_of_dimensions(dims),
-        form,
+    wishes = Wishes(
         microbatches=microbatches,
         sum_dtype=sum_dtype,
-        budget_bytes=budget_bytes,
+        resident_fraction=resident_fraction,
+        block_inputs=block_inputs,
+        recompute=recompute,
     )
+    facts = facts_of_dimensions(dims)
+    rates = rates or known_rates(is_gpu=budget_bytes is not None)
+    choice = choose_plan_form(
+        facts,
+        form,
+        wishes,
+        rates,
+        seen_tokens=row_length if seen_tokens is None else seen_tokens,
+        budget_bytes=budget_bytes,
+        host_limit=host_bytes,
+    )
+    plan = _plan_of(choice, facts, rates, budget_bytes)
     if not choice.fits:
         assert budget_bytes is not None
-        raise RefusedError(
-            f"a step needs {needed_bytes(choice.device) / GIB:.1f} GiB with its context and a "
-            f"margin, the budget is {budget_bytes / GIB:.1f} GiB",
-            where="memory.budget_gib",
-            remedy="lower data.max_length or batch.train, or raise batch.microbatches to "
-            "batch.train",
-        )
-    return Plan(
-        microbatches=choice.form.microbatches,
-        sum_dtype="bfloat16" if choice.form.sum_bytes == 2 else "float32",
-        budget_bytes=budget_bytes,
-        resident_blocks=choice.form.resident_blocks(dims.num_layers),
-        vocabulary_resident=True,
-        slots=3,
-        pinned_records=choice.form.pinned_inputs,
-        recompute=(choice.form.recompute,) * dims.num_layers,
-        tile_rows=2048,
-        head_rows=chunk_rows(dims.vocabulary_size),
-        companions_resident=True,
-        predicted=choice.device,
-        predicted_seconds=None,
+        raise _refusal(choice, plan, budget_bytes, host_bytes)
+    return plan
+
+
+def smallest_plan(
+    dims: Dimensions,
+    *,
+    dtype: torch.dtype,
+    rows: int,
+    row_length: int,
+    sum_dtype: SumDtype = "auto",
+    microbatches: Literal["auto"] | int = "auto",
+    optimizer: OptimizerName = "adafactor",
+    exact: bool = False,
+    rates: Rates | None = None,
+    seen_tokens: float | None = None,
+) -> Plan:
+    """Give the plan that takes least of a GPU, whatever it costs in time.
+
+    Its budget is what it needs. Arguments as ``choose_plan``.
+    """
+    form = StepForm(
+        rows=rows,
+        row_length=row_length,
+        microbatches=1,
+        weight_bytes=dtype.itemsize,
+        optimizer=optimizer,
+        exact=exact and dtype != torch.float32,
     )
+    facts = facts_of_dimensions(dims)
+    rates = rates or known_rates(is_gpu=True)
+    choice = smallest_form(
+        facts,
+        form,
+        Wishes(microbatches=microbatches, sum_dtype=sum_dtype),
+        rates,
+        seen_tokens=row_length if seen_tokens is None else seen_tokens,
+    )
+    return _plan_of(choice, facts, rates, choice.needed)
+
+
+def known_rates(*, is_gpu: bool) -> Rates:
+    """Give what is known of this GPU without measuring: what was measured before, or its table."""
+    if not is_gpu or not torch.cuda.is_available():
+        return rates_of(gpu_name=None, is_gpu=is_gpu)
+    name = torch.cuda.get_device_name()
+    return rates_of(gpu_name=name, measured=read_rates(name, torch.__version__))
+
+
+def _plan_of(choice: Choice, facts: ModelFacts, rates: Rates, budget_bytes: int | None) -> Plan:
+    form = choice.form
+    is_known = form.is_gpu
+    return Plan(
+        microbatches=form.microbatches,
+        sum_dtype="bfloat16" if form.sum_bytes == 2 else "float32",
+        budget_bytes=budget_bytes,
+        resident_blocks=form.resident_blocks(facts.num_layers),
+        vocabulary_resident=form.vocabulary_resident,
+        slots=form.slots,
+        pinned_records=form.pinned_records,
+        recompute=spread_levels(form.selective_blocks, form.kept_blocks, facts.num_layers),
+        tile_rows=form.tile_rows,
+        head_rows=head_rows_of(facts, form),
+        companions_resident=form.companions_resident,
+        predicted=choice.device,
+        predicted_seconds=choice.seconds.total if is_known else None,
+        host=choice.host,
+        seconds=choice.seconds if is_known else None,
+        basis=rates.basis,
+    )
+
+
+def _refusal(choice: Choice, plan: Plan, budget_bytes: int, host_bytes: int | None) -> RefusedError:
+    """Say what is missing, and the smallest plan."""
+    how = "; ".join(plan_words(plan))
+    if choice.needed > budget_bytes:
+        return RefusedError(
+            f"a step needs a budget of {_up(choice.needed)} GiB at least, with the context and a "
+            f"margin of {MARGIN:.0%}, and it is {budget_bytes / GIB:.2f} GiB (that plan: {how})",
+            where="memory.budget_gib",
+            remedy=f"set memory.budget_gib to {_up(choice.needed)} or more, leave "
+            "memory.resident_fraction, block_inputs, recompute and batch.microbatches at auto, or "
+            "lower data.max_length or batch.train",
+        )
+    assert host_bytes is not None
+    return RefusedError(
+        f"the smallest plan needs {choice.host.total / GIB:.1f} GiB of host memory, "
+        f"{host_bytes / GIB:.1f} GiB can be had (that plan: {how})",
+        where="host memory",
+        remedy="raise memory.budget_gib, lower batch.train or data.max_length, or close other "
+        "programs",
+    )
+
+
+def _up(num_bytes: int) -> str:
+    """Say GiB, rounded up, so that what is said is enough."""
+    return f"{-(-num_bytes * 100 // GIB) / 100:.2f}"
+
+
+def plan_words(plan: Plan) -> Iterator[str]:
+    """Say what a plan does, in a few phrases."""
+    num_layers = len(plan.recompute)
+    parts = "1 microbatch" if plan.microbatches == 1 else f"{plan.microbatches} microbatches"
+    yield f"{parts}, sums in {plan.sum_dtype}"
+    streamed = num_layers - plan.resident_blocks
+    where = f"{streamed} of {num_layers} blocks streamed through {plan.slots} slots"
+    vocabulary = "resident" if plan.vocabulary_resident else "streamed"
+    yield (where if streamed else "every block resident") + f", vocabulary {vocabulary}"
+    counts = [(plan.recompute.count(level), level) for level in ("none", "selective", "full")]
+    told = ", ".join(f"{level} in {count}" for count, level in counts if count)
+    place = "pinned memory" if plan.pinned_records else "device memory"
+    yield f"recompute {told} of {num_layers} blocks, records in {place}"
+    yield f"{plan.tile_rows:,} rows of the MLP and {plan.head_rows:,} of the head at once"
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """Say a plan and what it is predicted to take, in the lines of a log."""
+    yield "plan: " + "; ".join(plan_words(plan))
+    device = plan.predicted
+    parts = {
+        "weights": device.weights,
+        "slots": device.slots,
+        "companions": device.companions,
+        "records": device.block_inputs,
+        "staging": device.staging,
+        "hidden states": device.hidden_states,
+        "sums": device.gradient_sums,
+        "arenas": device.block_arena + device.head_arena,
+    }
+    told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+    budget = "" if plan.budget_bytes is None else f" of {plan.budget_bytes / GIB:.2f}"
+    yield f"predicted: {device.reserved / GIB:.2f} GiB reserved{budget} ({told})"
+    if plan.host is not None and plan.host.pinned:
+        host = plan.host
+        yield (
+            f"predicted: {host.pinned / GIB:.2f} GiB pinned of host memory "
+            f"(weights {host.weights / GIB:.2f}, records {host.block_inputs / GIB:.2f}, "
+            f"low bits and moments {(host.low_bits + host.optimizer_state) / GIB:.2f})"
+        )
+    if plan.predicted_seconds is not None:
+        yield f"predicted: {plan.predicted_seconds:.3f} s per step of full rows ({plan.basis})"
 
 
 def take_budget(device: torch.device, budget_gib: float | None) -> int | None:
@@ -198,12 +356,26 @@ def take_budget(device: torch.device, budget_gib: float | None) -> int | None:
     return allowed + CONTEXT_BYTES
 
 
-def write_plan(path: Path, plan: Plan, measured: dict[str, int] | None = None) -> None:
-    """Write plan.json: the plan, predicted bytes per part, and measured peaks once known."""
+def write_plan(
+    path: Path,
+    plan: Plan,
+    measured: dict[str, int] | None = None,
+    measured_seconds: float | None = None,
+) -> None:
+    """Write plan.json: the plan, what was predicted per part, and beside it what was measured.
+
+    Args:
+        path: of the file.
+        plan: of the run.
+        measured: peaks, as ``measured_peaks`` gives them; None before the end.
+        measured_seconds: of a step; None where no step was timed.
+    """
+    predicted = plan.predicted
     content = {
         "engine": "layer_major",
         "microbatches": plan.microbatches,
         "sum_dtype": plan.sum_dtype,
+        "budget_bytes": plan.budget_bytes,
         "resident_blocks": plan.resident_blocks,
         "vocabulary_resident": plan.vocabulary_resident,
         "slots": plan.slots,
@@ -212,16 +384,36 @@ def write_plan(path: Path, plan: Plan, measured: dict[str, int] | None = None) -
         "tile_rows": plan.tile_rows,
         "head_rows": plan.head_rows,
         "companions_resident": plan.companions_resident,
-        "budget_bytes": plan.budget_bytes,
         "predicted": {
-            **asdict(plan.predicted),
-            "peak_phase": plan.predicted.peak_phase.name,
-            "peak": plan.predicted.peak,
-            "reserved": plan.predicted.reserved,
+            **asdict(predicted),
+            "peak_phase": predicted.peak_phase.name,
+            "peak": predicted.peak,
+            "reserved": predicted.reserved,
         },
+        "predicted_host": None
+        if plan.host is None
+        else {**asdict(plan.host), "pinned": plan.host.pinned, "total": plan.host.total},
+        "predicted_seconds": plan.predicted_seconds,
+        "predicted_seconds_by_part": None if plan.seconds is None else asdict(plan.seconds),
+        "basis": plan.basis,
         "measured": measured,
+        "measured_seconds": measured_seconds,
+        "difference_percent": {
+            "reserved": _percent(
+                (measured or {}).get("peak_gpu_reserved_bytes"), predicted.reserved
+            ),
+            "allocated": _percent((measured or {}).get("peak_gpu_allocated_bytes"), predicted.peak),
+            "seconds": _percent(measured_seconds, plan.predicted_seconds),
+        },
     }
     write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+
+def _percent(measured: float | None, predicted: float | None) -> float | None:
+    """Say by how much a prediction is over what was measured, below 0 where it is under."""
+    if not measured or predicted is None:
+        return None
+    return round(100 * (predicted / measured - 1), 2)
 
 
 def measured_peaks(device: torch.device, host_bytes: int) -> dict[str, int]:

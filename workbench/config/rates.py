@@ -1,0 +1,157 @@
+"""How fast a machine is taken to be: stated, measured here, from a table of cards, or assumed.
+
+``Rates.basis`` always says which. Knows numbers, no machine. Invariant: every share and constant
+that turns what is published of a card into what training reaches stands in this file.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is published of a card: dense bf16 TFLOP/s, memory GB/s, link GB/s of one direction."""
+
+    peak_tflops: float
+    memory_gbps: float
+    link_gbps: float
+
+
+CARDS = {
+    "H200": Card(989, 4800, 55),
+    "H100 PCIe": Card(756, 2000, 50),
+    "H100": Card(989, 3350, 50),
+    "A100": Card(312, 1555, 24),
+    "L40S": Card(362, 864, 24),
+    "RTX A6000": Card(155, 768, 24),
+    "RTX 5090": Card(209, 1792, 50),
+    "RTX 4090": Card(165, 1008, 24),
+    "RTX 4080": Card(97, 717, 24),
+    "RTX 4070 Ti": Card(80, 504, 24),
+    "RTX 3090": Card(71, 936, 24),
+    "RTX 5060 Ti": Card(47, 448, 24),
+}
+"""By a part of the name that nvidia-smi gives; the first that fits counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRates:
+    """What one GPU reached when it was measured.
+
+    Attributes:
+        products: FLOP/s of large products in bfloat16.
+        memory: bytes per second of an elementwise kernel.
+        up: bytes per second from pinned host memory.
+        down: bytes per second to pinned host memory.
+        both: bytes per second of each direction while both run.
+    """
+
+    products: float
+    memory: float
+    up: float
+    down: float
+    both: float
+
+
+# Shares of what is published that an H200 reaches: products of a 7 B's shapes, attention over
+# packed documents, elementwise kernels, and each direction of the link while the other runs too.
+# The same shares are taken for other cards, whose peaks stand in a like ratio.
+PRODUCT_SHARE, ATTENTION_SHARE, MEMORY_SHARE, BOTH_SHARE = 0.72, 0.32, 0.85, 0.93
+
+# FLOP per byte of device memory where only a rate is stated.
+_FLOP_PER_BYTE = 160
+_CPU_TFLOPS = 0.1
+_ASSUMED_TFLOPS, _ASSUMED_LINK_GBPS = 110.0, 24.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How fast a machine is taken to be.
+
+    Attributes:
+        products: FLOP/s that large products reach.
+        attention: FLOP/s that attention reaches.
+        memory: bytes per second that elementwise kernels reach.
+        up: bytes per second from host to device.
+        down: bytes per second from device to host.
+        both: bytes per second of each direction while both run.
+        basis: where these come from, in words.
+        is_gpu: a GPU trains: it has launches, and narrow products reach a smaller share.
+    """
+
+    products: float
+    attention: float
+    memory: float
+    up: float
+    down: float
+    both: float
+    basis: str
+    is_gpu: bool = True
+
+
+def rates_of(
+    *,
+    gpu_name: str | None,
+    tflops: float | None = None,
+    link_gbps: float | None = None,
+    is_gpu: bool = True,
+    measured: MeasuredRates | None = None,
+) -> Rates:
+    """Find the rates of a machine.
+
+    Args:
+        gpu_name: as nvidia-smi gives it; None where there is none.
+        tflops: that products reach, stated by the user; comes before all else.
+        link_gbps: GB/s of one direction, stated by the user.
+        is_gpu: a GPU trains.
+        measured: what this GPU reached when it was measured; comes before the table.
+    """
+    if not is_gpu:
+        rate, memory = (tflops or _CPU_TFLOPS) * 1e12, 10e9
+        basis = f"{tflops or _CPU_TFLOPS:g} TFLOP/s" + (
+            " as stated" if tflops else ", an assumption"
+        )
+        return Rates(
+            products=rate, attention=rate, memory=memory, up=memory, down=memory, both=memory,
+            basis=f"CPU: {basis}", is_gpu=False,
+        )  # fmt: skip
+    found = _card(gpu_name)
+    if tflops is not None:
+        products, memory = tflops * 1e12, tflops * 1e12 / _FLOP_PER_BYTE
+        words = f"{tflops:g} TFLOP/s as stated"
+    elif measured is not None:
+        products, memory = measured.products, measured.memory
+        words = f"measured here: {products / 1e12:,.0f} TFLOP/s"
+    elif found is not None:
+        name, card = found
+        products = card.peak_tflops * 1e12 * PRODUCT_SHARE
+        memory = card.memory_gbps * 1e9 * MEMORY_SHARE
+        words = f"{name}: {PRODUCT_SHARE:.0%} of {card.peak_tflops:g} TFLOP/s"
+    else:
+        products, memory = _ASSUMED_TFLOPS * 1e12, _ASSUMED_TFLOPS * 1e12 / _FLOP_PER_BYTE
+        unknown = f"{gpu_name} is not in the table" if gpu_name else "no GPU here"
+        words = f"assumed {_ASSUMED_TFLOPS:g} TFLOP/s, about an RTX 4090 ({unknown}; --tflops)"
+    if measured is not None and link_gbps is None:
+        up, down, both = measured.up, measured.down, measured.both
+        link = f"{up / 1e9:.0f} up, {down / 1e9:.0f} down, {both / 1e9:.0f} both GB/s"
+    else:
+        gbps = link_gbps or (found[1].link_gbps if found else _ASSUMED_LINK_GBPS)
+        up = down = gbps * 1e9
+        both = up * BOTH_SHARE
+        link = f"{gbps:g} GB/s" + (" as stated" if link_gbps is not None else "")
+    return Rates(
+        products=products,
+        attention=products * ATTENTION_SHARE / PRODUCT_SHARE,
+        memory=memory,
+        up=up,
+        down=down,
+        both=both,
+        basis=f"{words}, link {link}",
+    )
+
+
+def _card(gpu_name: str | None) -> tuple[str, Card] | None:
+    wanted = (gpu_name or "").lower()
+    for name, card in CARDS.items():
+        if all(word in wanted for word in name.lower().split()):
+            return name, card
+    return None
