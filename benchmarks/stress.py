@@ -1,0 +1,156 @@
+"""Two hundred steps of random packed batches under a budget: no OOM, and nothing grows.
+
+    python benchmarks/stress.py --shapes mistral-7b --budgets 22.8 15.2 7.2
+
+Rows hold documents of 2 to 4,096 tokens, from one to hundreds a row; rows are full, half full or
+nearly empty, and now and then a whole row has no target. The plan is made for the longest row,
+once; the first step has full rows of the shortest documents, the second one document per row. After
+step 3 torch must never reserve more than it did: one byte of growth is a failure, exit status 1.
+Each budget is a process of its own. On an H200 with the defaults, 2 rows of 4,096: 0.8 s a step
+resident, 1.1 s streamed, so about 2.5 to 4 minutes a budget; ``--steps`` takes fewer.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from machine import choose_device, synchronize
+from our_step import Trial, _peaks, described, dimensions_of, make_engine, plan_of
+from shapes import SHAPES, step_of
+from throughput import run_trial
+
+from workbench.config.memory_parts import GIB
+from workbench.data.loader import StepRows
+from workbench.data.packing import Row
+from workbench.errors import RefusedError
+from workbench.model.families import Dimensions
+from workbench.training.engine.plan import take_budget
+
+_SETTLED_STEPS = 3
+
+
+def varied_rows(
+    dims: Dimensions,
+    number: int,
+    rows: int,
+    length: int,
+    microbatches: int,
+    generator: np.random.Generator,
+) -> StepRows:
+    """Draw rows of a step: documents of any length, rows of any filling, some without a target."""
+    made = []
+    for _ in range(rows):
+        size = int(generator.choice([length, length, length // 2 + 1, max(2, length // 16)]))
+        # Log-uniform: as many rows of few long documents as of many short ones.
+        longest = int(np.exp(generator.uniform(np.log(4), np.log(length))))
+        if number <= 2:
+            size, longest = length, 4 if number == 1 else 2 * length
+        starts = [0]
+        while (start := starts[-1] + int(generator.integers(2, longest + 1))) < size:
+            starts.append(start)
+        share = 0.9 if number == 1 else generator.choice([0.0, 0.1, 0.5, 0.9])
+        targets = generator.random(size) < share
+        targets[starts] = False
+        ids = generator.integers(0, dims.vocabulary_size, size).astype(np.int32)
+        made.append(Row(ids=ids, targets=targets, document_starts=np.array(starts, np.int32)))
+    return step_of(made, length, microbatches)
+
+
+def measure(trial: Trial) -> dict[str, Any]:
+    """Run the steps of a trial; give what was reserved after each, and the losses.
+
+    Raises:
+        AssertionError: torch reserved more than it had by step 3, or a loss is not finite.
+    """
+    device = choose_device()
+    torch.set_float32_matmul_precision("high")
+    dims = dimensions_of(trial)
+    plan = plan_of(trial, dims, take_budget(device, trial.budget_gib), device)
+    engine = make_engine(trial, dims, plan, device)
+    generator = np.random.default_rng(7)
+    reserved, losses, documents = [], [], []
+    for number in range(1, trial.steps + 1):
+        rows = varied_rows(dims, number, trial.rows, trial.row, plan.microbatches, generator)
+        documents.append(
+            sum(int((each.document_starts < each.row_length).sum()) for each in rows.microbatches)
+        )
+        result = engine.step(rows, number, 1e-6)
+        if rows.num_targets:
+            losses.append(float(result.loss_sum) / rows.num_targets)
+        synchronize(device)
+        reserved.append(_peaks(device)["reserved"])
+    record = {
+        "trial": dataclasses.asdict(trial),
+        "plan": described(plan),
+        "predicted_reserved": plan.predicted.reserved,
+        "reserved": reserved[-1],
+        "reserved_after_step_3": reserved[min(_SETTLED_STEPS, len(reserved)) - 1],
+        "documents": [min(documents), max(documents)],
+        "losses": [min(losses), max(losses)],
+        "steps": len(reserved),
+    }
+    assert all(np.isfinite(losses)), record
+    assert record["reserved"] == record["reserved_after_step_3"], record
+    return record
+
+
+def _child(trial: Trial) -> int:
+    try:
+        print(json.dumps(measure(trial)), flush=True)
+    except (AssertionError, RefusedError, torch.OutOfMemoryError) as error:
+        failed = {"trial": dataclasses.asdict(trial), "failed": type(error).__name__}
+        print(json.dumps(failed | {"message": str(error)[:800]}), flush=True)
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("trial", nargs="?", help="a trial as JSON, for --child")
+    parser.add_argument("--child", action="store_true")
+    parser.add_argument("--shapes", choices=sorted(SHAPES), default="mistral-7b")
+    parser.add_argument("--row", type=int, default=4096)
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=None)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[22.8, 15.2, 7.2])
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if options.child:
+        return _child(Trial(**json.loads(options.trial)))
+    failures = 0
+    for budget in options.budgets:
+        trial = Trial(
+            shapes=options.shapes,
+            row=options.row,
+            rows=options.rows,
+            layers=options.layers,
+            budget_gib=budget,
+            steps=options.steps,
+            label=f"budget {budget} GiB",
+        )
+        record = run_trial("stress.py", trial, "--child")
+        print(json.dumps(record), flush=True)
+        if "failed" in record:
+            failures += 1
+            print(f"{trial.label}: {record['failed']}: {record['message']}", file=sys.stderr)
+        else:
+            print(
+                f"{trial.label}: {record['steps']} steps, {record['documents'][0]} to "
+                f"{record['documents'][1]} documents a step, reserved "
+                f"{record['reserved'] / GIB:.2f} GiB from step 3 on",
+                file=sys.stderr,
+            )
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
