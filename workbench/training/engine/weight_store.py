@@ -28,7 +28,7 @@ from workbench.model.decoder import (
 )
 from workbench.model.families import Dimensions
 from workbench.training.engine.flat import Layout, Shape, flat_layout
-from workbench.training.engine.host_memory import pinned_bytes
+from workbench.training.engine.host_memory import check_host_memory, pinned_bytes
 from workbench.training.engine.lanes import Lanes, Mark
 
 Companion = Mapping[str, tuple[Shape, torch.dtype]]
@@ -88,6 +88,11 @@ class _Travels:
         self._turn = 0
         travelling = [name for name in layouts if name not in on_device]
         longest = max((layouts[name].num_bytes for name in travelling), default=0)
+        if travelling:  # before the first is allocated: a machine without memory stands still
+            check_host_memory(
+                sum(layouts[name].num_bytes for name in travelling),
+                f"{purpose} {len(travelling)} streamed parts",
+            )
         self._slots = [
             _Slot(torch.zeros(longest, dtype=torch.uint8, device=device))
             for _ in range(slots if longest else 0)
