@@ -72,7 +72,7 @@ def check_host_memory(num_bytes: int, purpose: str, *, root: Path = Path("/")) -
     Raises:
         RefusedError: less than this, with 1 GiB left to others, is available.
     """
-    memory = available_host_memory(root)
+    memory = available_host_memory(root) if num_bytes else None
     if memory is None or num_bytes + _SPARED_BYTES <= memory.available_bytes:
         return
     raise RefusedError(
@@ -222,20 +222,23 @@ def pinned_bytes(
             where="host memory",
             remedy=f"{_REMEDY}; where ulimit -v is set, raise it",
         ) from error
-    # A forked child neither needs these pages nor may copy them when it writes; a kernel without
-    # huge pages refuses the second, which changes nothing but speed.
-    for advice in (mmap.MADV_DONTFORK, mmap.MADV_HUGEPAGE):
-        with contextlib.suppress(OSError):
-            pages.madvise(advice)
+    _advise(pages, mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
     if device.type == "cuda":
         pages.device = device
+        # A child would share pages that the GPU writes, and copy them when either side does.
+        _advise(pages, mmap.MADV_DONTFORK)
         with ThreadPoolExecutor(_num_threads()) as threads:
             list(threads.map(_touch, _cut(memory.data_ptr(), num_bytes, _TOUCHED_BYTES)))
         regions = list(_cut(memory.data_ptr(), num_bytes, _region_bytes(num_bytes, unit_bytes)))
         pages.registered = register(regions, _cudart(), purpose=purpose, device=device)
         assert memory.is_pinned()
     return memory
+
+
+def _advise(pages: mmap.mmap, advice: int) -> None:
+    with contextlib.suppress(OSError):  # a kernel that knows it not is slower, no more
+        pages.madvise(advice)
 
 
 def _region_bytes(num_bytes: int, unit_bytes: int | None) -> int:
