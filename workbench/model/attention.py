@@ -142,7 +142,7 @@ def attention_structure(
     begins, lengths = document_spans(document_starts.cpu().long(), row_length)
     num_rows = document_starts.shape[0]
     if begins.numel() == num_rows and window is None:
-        kernel = _causal_kernel(device, dtype, head_dim)
+        kernel = _causal_kernel(row_length, device, dtype, head_dim)
         if kernel is not None or method != "varlen":
             return AttentionStructure("causal", row_length, kernel=kernel)
     if method == "varlen":
@@ -271,16 +271,19 @@ class _KernelWithGraph(torch.autograd.Function):
         return (*attend_backward(gradient, q, k, v, Attended(out, log_sum), structure), None)
 
 
-def _causal_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel | None:
+def _causal_kernel(
+    row_length: int, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> Kernel | None:
     """Choose what attends to rows of one document each; None leaves it to torch, or to flash.
 
     cuDNN's kernels are the faster ones from Hopper on (H200, four rows of 4,096: forward 0.90 ms
-    against flash's 1.69, backward 2.90 against 5.0), but not deterministic.
+    against flash's 1.69, backward 2.90 against 5.0), but not deterministic, and for each new shape
+    the host plans for 80 ms. Rows cut to one length have a round one; others change with each step.
     """
     if device.type != "cuda":
         return _cpu_kernel(device, dtype, head_dim)
     old = torch.cuda.get_device_capability(device) < (9, 0)
-    if old or torch.are_deterministic_algorithms_enabled():
+    if old or row_length % 128 or torch.are_deterministic_algorithms_enabled():
         return None
     return "cudnn" if kernel_works("cudnn", device, dtype, head_dim) else None
 
