@@ -5,7 +5,7 @@
     python benchmarks/memory.py --head --shapes mistral-7b
     python benchmarks/memory.py --grid
 
-``--least`` finds by bisection the smallest budget that the planner accepts and runs under it.
+``--least`` asks the planner for the smallest budget that works and runs under that one.
 ``--longest`` doubles the row and then bisects: with ``--by-running`` each length takes two steps in
 a process of its own, else the planner alone is asked and the length it ends at takes two steps, and
 shorter ones if those fail. ``--head`` measures final norm, head and loss of ``--row`` rows, all of
@@ -38,6 +38,7 @@ from workbench.config.memory_parts import GIB, chunk_rows
 from workbench.errors import RefusedError
 from workbench.model.kernels import choose_kernels
 from workbench.training.engine.head import HeadPass, HeadSums
+from workbench.training.engine.plan import smallest_plan
 
 _UNIT_BYTES = 16 << 20
 _LARGEST_BUDGET_BYTES = 1 << 38
@@ -61,20 +62,6 @@ GRID = tuple(
 # ---- searches ----------------------------------------------------------------------------------
 
 
-def least_number(fits: Callable[[int], bool], low: int, high: int, unit: int) -> int | None:
-    """Give the smallest multiple of ``unit`` above ``low`` that fits, ``high`` at most.
-
-    None where not even that fits. ``fits`` must stay true once it is.
-    """
-    low, high = low // unit, high // unit
-    if not fits(high * unit):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle * unit) else (middle, high)
-    return high * unit
-
-
 def longest_number(fits: Callable[[int], bool], begin: int, unit: int) -> int | None:
     """Give the largest multiple of ``unit`` that fits: doubling from ``begin``, then bisection."""
     length = begin
@@ -89,10 +76,10 @@ def longest_number(fits: Callable[[int], bool], begin: int, unit: int) -> int | 
     return low * unit
 
 
-def is_planned(trial: Trial, budget_bytes: int, device: torch.device) -> bool:
+def is_planned(trial: Trial, budget_bytes: int) -> bool:
     """Say whether the planner accepts a budget for a trial."""
     try:
-        plan_of(trial, dimensions_of(trial), budget_bytes, device)
+        plan_of(trial, dimensions_of(trial), budget_bytes)
     except RefusedError:
         return False
     return True
@@ -103,19 +90,20 @@ def is_planned(trial: Trial, budget_bytes: int, device: torch.device) -> bool:
 
 def measure_least(trial: Trial) -> dict[str, Any]:
     """Find the smallest budget of a trial and run it in that."""
-    device = choose_device()
-    budget = least_number(
-        lambda budget: is_planned(trial, budget, device), 0, _LARGEST_BUDGET_BYTES, _UNIT_BYTES
+    smallest = smallest_plan(
+        dimensions_of(trial),
+        dtype=getattr(torch, trial.dtype),
+        rows=trial.rows,
+        row_length=trial.row,
     )
-    assert budget is not None, "not even 256 GiB"
-    gib = round(budget / GIB, 4)
+    assert smallest.budget_bytes is not None
+    gib = -(-smallest.budget_bytes // _UNIT_BYTES) * _UNIT_BYTES / GIB
     record = measure(dataclasses.replace(trial, budget_gib=gib))
     return record | {"least_budget_gib": gib}
 
 
 def measure_longest(trial: Trial, *, by_running: bool) -> dict[str, Any]:
     """Find the longest row of a trial's budget; give the record of the steps at that length."""
-    device = choose_device()
     budget = int((trial.budget_gib or _LARGEST_BUDGET_BYTES / GIB) * GIB)
     unit = min(1024, max(64, trial.row // 8))
     begin = max(unit, trial.row // 16)
@@ -127,7 +115,7 @@ def measure_longest(trial: Trial, *, by_running: bool) -> dict[str, Any]:
         return "failed" not in records[row]
 
     def is_accepted(row: int) -> bool:
-        return row <= 1 << 20 and is_planned(dataclasses.replace(trial, row=row), budget, device)
+        return row <= 1 << 20 and is_planned(dataclasses.replace(trial, row=row), budget)
 
     row = longest_number(runs if by_running else is_accepted, begin, unit)
     if row is None:

@@ -23,7 +23,6 @@ from machine import ceilings, choose_device, synchronize
 from shapes import dimensions, draw_weights, layers_that_fit, random_rows
 
 from workbench.config.memory_parts import GIB
-from workbench.config.rates import rates_of
 from workbench.data.loader import StepRows
 from workbench.errors import RefusedError
 from workbench.model.decoder import parameter_shapes
@@ -90,15 +89,13 @@ def dimensions_of(trial: Trial) -> Dimensions:
     return dataclasses.replace(dims, num_layers=layers_that_fit(dims, trial.tokens, spare))
 
 
-def plan_of(trial: Trial, dims: Dimensions, budget_bytes: int | None, device: torch.device) -> Plan:
+def plan_of(trial: Trial, dims: Dimensions, budget_bytes: int | None) -> Plan:
     """Choose the plan of a trial as a rank does.
 
     Raises:
         RefusedError: the budget does not allow any.
     """
     memory = available_host_memory()
-    is_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if is_gpu else None
     return choose_plan(
         dims,
         dtype=getattr(torch, trial.dtype),
@@ -108,7 +105,6 @@ def plan_of(trial: Trial, dims: Dimensions, budget_bytes: int | None, device: to
         row_length=trial.row,
         budget_bytes=budget_bytes,
         host_bytes=None if memory is None else memory.available_bytes,
-        rates=rates_of(gpu_name=name, is_gpu=is_gpu),
         seen_tokens=trial.row if trial.one_document else min(trial.row, 870),
         **trial.plan,
     )
@@ -166,7 +162,7 @@ def measure(trial: Trial) -> dict[str, Any]:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
     budget_bytes = take_budget(device, trial.budget_gib)
-    plan = plan_of(trial, dims, budget_bytes, device)
+    plan = plan_of(trial, dims, budget_bytes)
     record |= {
         "layers": dims.num_layers,
         "plan": described(plan),

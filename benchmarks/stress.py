@@ -71,7 +71,7 @@ def measure(trial: Trial) -> dict[str, Any]:
     device = choose_device()
     torch.set_float32_matmul_precision("high")
     dims = dimensions_of(trial)
-    plan = plan_of(trial, dims, take_budget(device, trial.budget_gib), device)
+    plan = plan_of(trial, dims, take_budget(device, trial.budget_gib))
     engine = make_engine(trial, dims, plan, device)
     generator = np.random.default_rng(7)
     reserved, losses, documents = [], [], []

@@ -108,7 +108,7 @@ def measure(trial: Trial, *, steps: int, blocks: int, log_every: int) -> dict[st
     device = choose_device()
     torch.set_float32_matmul_precision("high")
     dims = dimensions_of(trial)
-    plan = plan_of(trial, dims, take_budget(device, trial.budget_gib), device)
+    plan = plan_of(trial, dims, take_budget(device, trial.budget_gib))
     engine = make_engine(trial, dims, plan, device)
     rows = RepeatedRows(
         [random_rows(dims, trial.rows, trial.row, plan.microbatches, seed) for seed in range(8)]

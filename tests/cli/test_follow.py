@@ -20,7 +20,6 @@ from workbench.control.messages import Status
 from workbench.jobs.follow import EventUpdate, MetricsUpdate, StatusUpdate, Update
 from workbench.runs.events import CheckpointEvent, EvaluationEvent, StateEvent, WarningEvent
 from workbench.runs.job_file import JobFile, this_boot, this_host, write_job_file
-from workbench.runs.json_lines import LineWriter
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord
 from workbench.runs.outcome import Outcome, write_outcome
@@ -97,18 +96,14 @@ def test_the_closing_lines_set_the_measured_beside_the_predicted(tmp_path: Path)
     run = RunFolder(tmp_path)
     run.plan.write_text(
         json.dumps(
-            {"predicted": {"reserved": 100 << 30}, "predicted_seconds": 2.0,
-             "measured": {"peak_gpu_reserved_bytes": 98 << 30}}
+            {"predicted": {"reserved": 102 << 30}, "predicted_seconds": 1.9,
+             "measured": {"peak_gpu_reserved_bytes": 100 << 30}, "measured_seconds": 2.0}
         )
     )  # fmt: skip
-    metrics = LineWriter(run.metrics)
-    for attempt, seconds in ((1, 9.0), (1, 9.0), (2, 30.0), (2, 1.9), (2, 1.5), (2, 1.9)):
-        metrics.append(replace(RECORD, attempt=attempt, step_seconds=seconds))
-    metrics.close()
     outcome = Outcome(attempt=2, state="finished", step=4, time=0.0)
     assert ending_lines(run, outcome, RECORD)[2:] == [
-        "memory: 100.0 GiB predicted, 98.0 GiB measured (−2.0 %)",
-        "step: 2 s predicted, 1.9 s measured (−5.0 %)",
+        "memory: 102.0 GiB predicted, 100.0 GiB measured (+2.0 %)",
+        "step: 1.9 s predicted, 2 s measured (−5.0 %)",
     ]
     run.plan.unlink()
     assert len(ending_lines(run, outcome, RECORD)) == 2, "an older run predicts no seconds"

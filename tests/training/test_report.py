@@ -102,6 +102,17 @@ def test_the_time_to_the_first_step_is_told_once_in_each_attempt(tmp_path: Path)
     assert 0 < told[0] <= told[2], "of this process, which belongs to no job"  # type: ignore[operator]
 
 
+def test_a_step_takes_what_windows_took_that_do_not_hold_the_first(tmp_path: Path) -> None:
+    report = report_in(tmp_path)
+    for step, seconds in enumerate((30.0, 2.0, 2.2, 2.1), start=1):
+        report.add(step, result(1.0, 10, 1.0), seconds)
+        report.faults(wait=True)
+        report.window(TrainingState(step=step), 1e-3)
+        assert (report.step_seconds is None) == (step == 1)
+    report.close()
+    assert report.step_seconds == pytest.approx(2.1, abs=0.05)
+
+
 def test_what_is_not_finite_becomes_null_and_is_named(tmp_path: Path) -> None:
     report = report_in(tmp_path)
     report.add(1, result(math.nan, 10), 1.0)

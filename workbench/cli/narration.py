@@ -120,17 +120,18 @@ def ending_lines(run: RunFolder, outcome: Outcome, last: MetricsRecord | None) -
 def comparison_lines(compared: PlanComparison) -> list[str]:
     """Set what was measured beside what the plan had predicted; a line for what both know.
 
-    ``memory: 17.2 GiB predicted, 17.0 GiB measured (−1.2 %)``.
+    The percentage says by how much the prediction is over what was measured:
+    ``memory: 17.2 GiB predicted, 17.0 GiB measured (+1.2 %)``.
     """
     lines = []
     if compared.predicted_bytes and compared.measured_bytes:
-        off = compared.measured_bytes / compared.predicted_bytes - 1
+        off = compared.predicted_bytes / compared.measured_bytes - 1
         lines.append(
             f"memory: {size(compared.predicted_bytes)} predicted, "
             f"{size(compared.measured_bytes)} measured ({_signed(off)})"
         )
     if compared.predicted_seconds and compared.measured_seconds:
-        off = compared.measured_seconds / compared.predicted_seconds - 1
+        off = compared.predicted_seconds / compared.measured_seconds - 1
         lines.append(
             f"step: {compared.predicted_seconds:.3g} s predicted, "
             f"{compared.measured_seconds:.3g} s measured ({_signed(off)})"

@@ -5,7 +5,6 @@ Reads run folders, writes nothing. Invariant: a run of other settings is never g
 
 import contextlib
 import re
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,7 @@ from workbench.config.memory_plan import MeasuredRun
 from workbench.config.problems import ConfigProblems
 from workbench.config.schema.config import Config
 from workbench.runs.catalog import last_metrics
-from workbench.runs.json_lines import read_lines
 from workbench.runs.layout import RunFolder
-from workbench.runs.metrics import MetricsRecord
 
 # What bytes and seconds depend on, apart from the data itself.
 _SECTIONS = ("model", "batch", "memory", "pipeline")
@@ -75,30 +72,19 @@ class PlanComparison:
 
 
 def compare_plan(run: RunFolder) -> PlanComparison:
-    """Read a run's plan and its metrics.
-
-    The seconds are the median over the windows of the last attempt, all but its first, which holds
-    the first step. A run of one window has none.
-    """
+    """Read what stands in a run's plan.json; nothing is measured before the run has ended."""
     plan = _read_plan(run.plan)
-    records = _metrics(run)
-    seconds = [each.step_seconds for each in records if each.attempt == records[-1].attempt][1:]
-    predicted_seconds = plan.get("predicted_seconds")
+
+    def seconds(key: str) -> float | None:
+        found = plan.get(key)
+        return float(found) if isinstance(found, int | float) else None
+
     return PlanComparison(
         predicted_bytes=_whole_number(plan.get("predicted"), "reserved"),
         measured_bytes=_whole_number(plan.get("measured"), "peak_gpu_reserved_bytes"),
-        predicted_seconds=float(predicted_seconds)
-        if isinstance(predicted_seconds, int | float)
-        else None,
-        measured_seconds=statistics.median(seconds) if seconds else None,
+        predicted_seconds=seconds("predicted_seconds"),
+        measured_seconds=seconds("measured_seconds"),
     )
-
-
-def _metrics(run: RunFolder) -> list[MetricsRecord]:
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        lines, _ = read_lines(run.metrics)
-        return [msgspec.json.decode(line.content, type=MetricsRecord) for line in lines]
-    return []
 
 
 def _settings(config: Config) -> list[object]:

@@ -136,7 +136,7 @@ def _meet_supervisor(
 def _say_goodbye(run: RunFolder, built: Built, ending: Ending, ranks: Ranks) -> None:
     measured = measured_peaks(built.device, peak_host_bytes())
     if ranks.rank == 0:
-        write_plan(run.plan, built.plan, measured)
+        write_plan(run.plan, built.plan, measured, built.training.report.step_seconds)
     words = f"{ending.state} at step {ending.step} of {built.training.max_steps}"
     built.training.report.text("train_results", f"{words}, {measured}", ending.step)
     logger.info("%s", words)

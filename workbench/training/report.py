@@ -8,6 +8,7 @@ Invariant: a record is on disk before anyone is told of it, and no record holds 
 import logging
 import math
 import resource
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ class Report:
         self._seconds = 0.0
         self._utilization = utilization
         self._first_step_seconds: float | None = None
+        self._window_step_seconds: list[float] = []
         self._is_writing = ranks.rank == 0
         if self._is_writing:
             self._metrics = LineWriter(run.metrics)
@@ -176,12 +178,19 @@ class Report:
             The byte where the record begins in metrics.jsonl, and the record.
         """
         record = self._record(state, learning_rate)
+        self._window_step_seconds.append(record.step_seconds)
         self._steps, self._seconds, self._first_step_seconds = [], 0.0, None
         if not self._is_writing:
             return 0, record
         offset = self._metrics.append(record)
         self._draw(record)
         return offset, record
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a step, the median over all windows but the first; None without those."""
+        windows = self._window_step_seconds[1:]  # the first holds the first step
+        return statistics.median(windows) if windows else None
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Draw an evaluation in TensorBoard."""
