@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,3 +161,14 @@ def test_numbers_about_a_job_go_to_the_next_line_before_they_are_cut() -> None:
     lines = [line.plain for line in detail_lines(trained(), NOW, 40, "")]
     assert all(len(line) <= 40 for line in lines if "supervisor" not in line)
     assert any("tokens" in line for line in lines)
+
+
+def test_the_shares_of_the_last_timed_step_stay_until_the_next_one() -> None:
+    picture = trained(50)
+    untimed = msgspec.structs.replace(
+        metrics_record(51, 2.0), compute_share=None, transfer_share=None,
+        waiting_share=None, optimizer_share=None,
+    )  # fmt: skip
+    picture.take_metrics(untimed)
+    lines = [line.plain for line in detail_lines(picture, NOW, 80, "")]
+    assert "compute 96  copies 31  waiting 2  optimizer 2 %" in lines

@@ -122,8 +122,8 @@ def _speed(picture: JobPicture) -> list[Content]:
 
 
 def _shares(picture: JobPicture) -> list[Content]:
-    """Say what the device was busy with in the last window."""
-    return _pairs(*shares(picture.last)) if picture.last is not None else []
+    """Say what the device was busy with in the last window that knows it."""
+    return _pairs(*shares(picture.last_timed)) if picture.last_timed is not None else []
 
 
 def _saved(picture: JobPicture, now: float) -> list[Content]:

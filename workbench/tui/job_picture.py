@@ -69,6 +69,7 @@ class JobPicture:
         self.has_link = False
         self.curves: Curves | None = None
         self.last: MetricsRecord | None = None
+        self.last_timed: MetricsRecord | None = None  # not every window holds a step that was timed
         self.last_evaluation: EvaluationEvent | None = None
         self.best_evaluation: EvaluationEvent | None = None
         self.last_checkpoint: CheckpointEvent | None = None
@@ -96,6 +97,8 @@ class JobPicture:
             self.happenings.append(Happening(record.step, "A"))
         self._attempts.add(record.attempt)
         self.last = record
+        if record.compute_share is not None:
+            self.last_timed = record
         self.step = record.step
         step = float(record.step)
         self.curves.loss.append(step, record.loss)
