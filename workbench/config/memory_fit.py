@@ -526,10 +526,11 @@ def _rank_fit(
         Part(labels.inputs, device.block_inputs if phase.with_inputs else 0),
         Part("buffers to and from elsewhere", device.staging),
         Part("hidden states of the step", device.hidden_states),
+        Part("tables and ids of the step", device.step_inputs),
         Part(labels.sums, device.gradient_sums),
         Part(labels.state, device.optimizer_state),
-        Part("where a block computes", device.block_arena),
-        Part("where head and loss compute", device.head_arena),
+        Part("where a block computes", device.block_buffers),
+        Part("where head and loss compute", device.head_buffers),
         Part(f"beside it: {phase.name}", phase.workspace),
         Part("libraries, unused by the allocator", device.libraries + device.unused),
     ]

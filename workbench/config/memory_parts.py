@@ -160,12 +160,13 @@ class DeviceBytes:
             an optimizer keeps of either where that travels.
         companions: low bits and moments that stay.
         block_inputs: kept on the device for backward, with activations kept beside them.
-        hidden_states: of the whole step, or their gradients; rotary tables and ids.
+        hidden_states: of the whole step, or their gradients.
+        step_inputs: rotary tables, ids, targets and their order, of the whole step.
         gradient_sums: one block's, and the head's or embedding's; a pipeline stage's whole.
         optimizer_state: statistics that stay on the device.
         staging: buffers on the way to and from pinned memory, or between stages.
-        block_arena: where a block computes.
-        head_arena: where head and loss compute.
+        block_buffers: where a block computes.
+        head_buffers: where head and loss compute.
         libraries: workspaces of cuBLAS.
         phases: what each moment takes on top.
         gap: held by torch's allocator and not used, in every phase.
@@ -181,17 +182,18 @@ class DeviceBytes:
     libraries: int
     phases: tuple[Phase, ...]
     gap: int
+    step_inputs: int = 0
     companions: int = 0
-    block_arena: int = 0
-    head_arena: int = 0
+    block_buffers: int = 0
+    head_buffers: int = 0
 
     @property
     def lasting(self) -> int:
         """Give the bytes that are there in every phase, block inputs left out."""
         return (
-            self.weights + self.slots + self.companions + self.hidden_states + self.gradient_sums
-            + self.optimizer_state + self.staging + self.block_arena + self.head_arena
-            + self.libraries
+            self.weights + self.slots + self.companions + self.hidden_states + self.step_inputs
+            + self.gradient_sums + self.optimizer_state + self.staging + self.block_buffers
+            + self.head_buffers + self.libraries
         )  # fmt: skip
 
     def _at(self, phase: Phase) -> int:
@@ -301,6 +303,11 @@ def largest_record_bytes(facts: ModelFacts, form: StepForm) -> int:
     return record_bytes(facts, form.microbatch_tokens, level, form.weight_bytes)
 
 
+def step_inputs_bytes(facts: ModelFacts, step_tokens: int, element: int) -> int:
+    """Give the bytes of rotary tables, and of ids, targets and the order of sums: six int64."""
+    return step_tokens * (2 * facts.head_size * element + 48)
+
+
 def head_rows_of(facts: ModelFacts, form: StepForm) -> int:
     """Give the rows that pass the head together."""
     rows = chunk_rows(facts.vocabulary_size) if form.head_rows is None else form.head_rows
@@ -332,12 +339,13 @@ def device_bytes(facts: ModelFacts, form: StepForm) -> DeviceBytes:
         slots=slots,
         companions=companions,
         block_inputs=0 if form.pinned_records else records,
-        hidden_states=step_tokens * (h * e + 2 * facts.head_size * e + 16),
+        hidden_states=step_tokens * h * e,
+        step_inputs=step_inputs_bytes(facts, step_tokens, e),
         gradient_sums=_sums_bytes(facts, form),
         optimizer_state=factored_state_bytes(facts) if form.optimizer == "adafactor" else 0,
         staging=2 * largest_record_bytes(facts, form) if form.pinned_records else 0,
-        block_arena=tokens * e * (h + q + 2 * k + max(h, q)) + tile * 3 * f * e,
-        head_arena=head_rows_of(facts, form) * ((facts.vocabulary_size + 3 * h) * e + 5),
+        block_buffers=tokens * e * (h + q + 2 * k + max(h, q)) + tile * 3 * f * e,
+        head_buffers=head_rows_of(facts, form) * ((facts.vocabulary_size + 3 * h) * e + 5),
         libraries=LIBRARY_BYTES if form.is_gpu else 0,
         phases=tuple(_phase(*each, is_gpu=form.is_gpu) for each in _transients(facts, form)),
         gap=_GAP_BYTES if form.is_gpu else 0,

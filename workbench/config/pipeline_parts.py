@@ -21,6 +21,7 @@ from workbench.config.memory_parts import (
     factored_state_bytes,
     kept_bytes_per_token,
     needed_bytes,
+    step_inputs_bytes,
     twin_update_bytes,
 )
 from workbench.config.model_facts import ModelFacts
@@ -203,7 +204,8 @@ def _rank_bytes(
         weights=parameters * element,
         slots=slots if form.pinned_sums else 0,
         block_inputs=0 if form.pinned_inputs else kept,
-        hidden_states=form.step_tokens * (2 * facts.head_size * element + 16),
+        hidden_states=0,
+        step_inputs=step_inputs_bytes(facts, form.step_tokens, element),
         gradient_sums=0 if form.pinned_sums else sums,
         optimizer_state=round(factored_state_bytes(facts) * parameters / facts.num_parameters),
         staging=buffers + staging,

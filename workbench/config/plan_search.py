@@ -167,25 +167,24 @@ def smallest_form(
         host_limit: bytes of host memory that can be had; what exceeds it is given only where
             everything does, and does not fit.
     """
-    streamed = wishes.streamed_blocks(facts.num_layers)
     level: Recompute = "full" if wishes.recompute == "auto" else wishes.recompute
+    room = None if host_limit is None else int(host_limit * HOST_SHARE)
     best: tuple[bool, int, StepForm] | None = None
     for count in _counts(form, wishes):
-        for blocks in {facts.num_layers, 0} if streamed is None else {streamed}:
-            for pinned in _places(wishes):
-                tried = replace(
-                    form,
-                    microbatches=count,
-                    sum_bytes=sum_bytes_of(wishes.sum_dtype, form.weight_bytes, count),
-                    streamed_blocks=blocks,
-                    vocabulary_resident=False,
-                    slots=2,
-                    pinned_records=pinned,
-                    tile_rows=_SMALLEST_TILE,
-                    head_rows=_SMALLEST_HEAD,
-                    companions_resident=not form.companion_bytes,
-                ).at_level(level, facts.num_layers)
-                lacks = host_limit is not None and host_bytes(facts, tried).total > host_limit
+        for pinned in _places(wishes):
+            smallest = replace(
+                form,
+                microbatches=count,
+                sum_bytes=sum_bytes_of(wishes.sum_dtype, form.weight_bytes, count),
+                vocabulary_resident=False,
+                slots=2,
+                pinned_records=pinned,
+                tile_rows=_SMALLEST_TILE,
+                head_rows=_SMALLEST_HEAD,
+                companions_resident=not form.companion_bytes,
+            ).at_level(level, facts.num_layers)
+            for tried in _streamed_as_far(facts, smallest, wishes, room):
+                lacks = room is not None and host_bytes(facts, tried).total > room
                 key = (lacks, device_bytes(facts, tried).reserved, tried)
                 if best is None or key[:2] < best[:2]:
                     best = key
@@ -195,6 +194,24 @@ def smallest_form(
     if budget_bytes is not None and found.needed > budget_bytes:
         return replace(found, fits=False)
     return found
+
+
+def _streamed_as_far(
+    facts: ModelFacts, form: StepForm, wishes: Wishes, room: int | None
+) -> Iterator[StepForm]:
+    """Give a form with as many blocks streamed as the host has room for, and with none."""
+    wished = wishes.streamed_blocks(facts.num_layers)
+    if wished is not None:
+        yield replace(form, streamed_blocks=wished)
+        return
+    most = facts.num_layers
+    if room is not None:
+        left = room - host_bytes(facts, form).total
+        most = max(0, min(most, left // block_bytes(facts, form.weight_bytes)))
+    for streamed in sorted({0, most}):
+        yield replace(form, streamed_blocks=streamed)
+        # A host that lacks a little may hold the vocabulary only if that stays.
+        yield replace(form, streamed_blocks=streamed, vocabulary_resident=True)
 
 
 # ---- without a search ----------------------------------------------------------------------------

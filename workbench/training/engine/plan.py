@@ -244,7 +244,7 @@ def known_rates(*, is_gpu: bool) -> Rates:
     if not is_gpu or not torch.cuda.is_available():
         return rates_of(gpu_name=None, is_gpu=is_gpu)
     name = torch.cuda.get_device_name()
-    return rates_of(gpu_name=name, measured=read_rates(name, torch.__version__))
+    return rates_of(gpu_name=name, measured=read_rates(name, str(torch.__version__)))
 
 
 def _plan_of(choice: Choice, facts: ModelFacts, rates: Rates, budget_bytes: int | None) -> Plan:
@@ -273,10 +273,12 @@ def _plan_of(choice: Choice, facts: ModelFacts, rates: Rates, budget_bytes: int 
 def _refusal(choice: Choice, plan: Plan, budget_bytes: int, host_bytes: int | None) -> RefusedError:
     """Say what is missing, and the smallest plan."""
     how = "; ".join(plan_words(plan))
+    host = "" if host_bytes is None else f" and {host_bytes / GIB:.1f} GiB of host memory"
     if choice.needed > budget_bytes:
         return RefusedError(
             f"a step needs a budget of {_up(choice.needed)} GiB at least, with the context and a "
-            f"margin of {MARGIN:.0%}, and it is {budget_bytes / GIB:.2f} GiB (that plan: {how})",
+            f"margin of {MARGIN:.0%}; there are {budget_bytes / GIB:.2f} GiB{host} (that plan: "
+            f"{how})",
             where="memory.budget_gib",
             remedy=f"set memory.budget_gib to {_up(choice.needed)} or more, leave "
             "memory.resident_fraction, block_inputs, recompute and batch.microbatches at auto, or "
@@ -325,7 +327,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         "staging": device.staging,
         "hidden states": device.hidden_states,
         "sums": device.gradient_sums,
-        "arenas": device.block_arena + device.head_arena,
+        "arenas": device.block_buffers + device.head_buffers,
     }
     told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     budget = "" if plan.budget_bytes is None else f" of {plan.budget_bytes / GIB:.2f}"
