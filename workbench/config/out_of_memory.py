@@ -226,7 +226,7 @@ def _lever_lines(found: list[Lever], missing: int) -> list[str]:
 def _lever_line(lever: Lever) -> str:
     keys = ", ".join(f"{key}: {write_scalar(value)}" for key, value in lever.overrides.items())
     saved = lever.saved_bytes
-    amount = _gib(saved) if saved >= 0.1 * GIB else f"{saved / MIB:,.0f} MiB"
+    amount = _gib(saved) if saved >= GIB else f"{saved / MIB:,.0f} MiB"
     other = ", in a new run: other losses" if lever.changes_training else ""
     return f"{keys} (takes {amount} off{_cost_words(lever.time_ratio)}{other})"
 
