@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from workbench.config.load import dump_config
@@ -25,10 +26,13 @@ from workbench.training.control_point import ControlPoint
 from workbench.training.device import DTYPES, prepare_torch
 from workbench.training.distributed import Ranks
 from workbench.training.engine.assemble import assemble
+from workbench.training.engine.calibration import rates_here
+from workbench.training.engine.host_memory import available_host_memory
 from workbench.training.engine.plan import (
     Plan,
     choose_plan,
     facts_of_dimensions,
+    plan_lines,
     take_budget,
     write_plan,
 )
@@ -90,6 +94,8 @@ def build(
     template = _read_template(run)
     prepared = prepare(config, model_folder, template)
     plan = _plan(config, dims, dtype, device, prepared)
+    for line in plan_lines(plan):
+        logger.info("%s", line)
     optimizer = new_optimizer(
         config.optimizer.name,
         parameter_shapes(dims),
@@ -225,6 +231,9 @@ def _plan(
     device: torch.device,
     prepared: PreparedData,
 ) -> Plan:
+    budget_bytes = take_budget(device, config.memory.budget_gib)
+    host = available_host_memory()
+    lengths = prepared.train.pieces.lengths.astype(np.float64)
     return choose_plan(
         dims,
         dtype=dtype,
@@ -232,12 +241,16 @@ def _plan(
         microbatches=config.batch.microbatches,
         rows=config.batch.train,
         row_length=_row_length(config, prepared),
-        budget_bytes=take_budget(device, config.memory.budget_gib),
+        budget_bytes=budget_bytes,
         resident_fraction=config.memory.resident_fraction,
         block_inputs=config.memory.block_inputs,
         recompute=config.memory.recompute,
         optimizer=config.optimizer.name,
         exact=config.optimizer.rounding == "exact",
+        host_bytes=None if host is None else host.available_bytes,
+        rates=rates_here(device),
+        # Length of the document that a token stands in, on average over tokens.
+        seen_tokens=float((lengths**2).sum() / max(1.0, lengths.sum())),
     )
 
 
