@@ -52,7 +52,7 @@ def test_fused_adafactor_equals_its_twin(
     num_moved = 0
     for step in range(1, 8):
         gradient = randn(shape, step, 50.0 if step == 5 else 0.1)
-        gradient[: max(1, len(gradient) // 9)] = 0.0
+        gradient[: len(gradient) // 9] = 0.0
         squares = [
             function(
                 weight,
@@ -79,7 +79,8 @@ def test_fused_adafactor_equals_its_twin(
             torch.testing.assert_close(values[1], values[0], rtol=1e-5, atol=1e-8)
             lows[1].copy_(lows[0])
         difference = (ordered(weights[1]) - ordered(weights[0])).abs()
-        assert int(difference.max()) <= 1
+        is_near_zero = weights[0].abs() < 1e-6  # where an fp32 error is more than a step
+        assert int(difference.masked_fill(is_near_zero, 0).max()) <= 1
         assert float((difference > 0).float().mean()) < 0.01 or difference.numel() < 100
         num_moved += int((weights[0] != high).sum())
         weights[1].copy_(weights[0])

@@ -42,9 +42,11 @@ from workbench.training.optimizer.rounding_triton import (
     total,
 )
 
-# Elements that a program holds at a time, and programs per launch: enough of both to keep the
-# memory of an H200 busy, few enough that adding up their parts costs nothing.
-_TILE, _PROGRAMS, _WARPS = 8192, 2048, 8
+# Found on an H200 with 4,096 x 14,336 and 1,024 x 4,096. Elements that a program holds at a time, and
+# in the last pass; columns of a stripe; programs per launch: enough of all to keep the memory busy,
+# few enough that adding up their parts costs nothing. More warps wait longer for each other when
+# they add up rows.
+_TILE, _TILE_OF_MOVE, _STRIPE, _PROGRAMS, _WARPS = 8192, 4096, 512, 2048, 4
 _REDUCED = 256  # rows or columns whose statistics one program updates
 _PART_BYTES = 15 << 20  # of the sums per band and per stripe, each
 
@@ -76,7 +78,7 @@ def choose_tiles(rows: int, columns: int) -> Tiles:
 
     4,096 x 14,336 gives 28 stripes of 512 columns and 64 bands of 64 rows.
     """
-    block_columns = min(512, triton.next_power_of_2(columns))
+    block_columns = min(_STRIPE, triton.next_power_of_2(columns))
     while triton.cdiv(columns, block_columns) * rows * 4 > _PART_BYTES and block_columns < _TILE:
         block_columns *= 2
     block_rows = min(_TILE // block_columns, triton.next_power_of_2(rows))
@@ -361,6 +363,7 @@ class FusedUpdate:
             gradient, weight, low, statistics.row, statistics.column, self._row_total_parts,
             self._healthy, self._length_parts, scale, learning_rate, decay, first, second,
             rows, columns, tiles.band_rows, tiles.stripes, row_programs, programs,
-            ROUNDING=rounding, **blocks, num_warps=_WARPS,
+            ROUNDING=rounding, BLOCK_ROWS=max(1, tiles.block_rows * _TILE_OF_MOVE // _TILE),
+            BLOCK_COLUMNS=tiles.block_columns, num_warps=_WARPS,
         )  # fmt: skip
         return square

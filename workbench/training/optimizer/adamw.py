@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 TEMPORARY_BYTES = 64 << 20
-# Elements of a piece. Quantizing to 8 bits needs about 60 bytes per element at its worst; on the
+# Elements of a piece. Quantizing to 8 bits needs about 70 bytes per element at its worst; on the
 # CPU a piece stays in a core's cache.
-_GPU_CHUNK, _CPU_CHUNK = 1 << 20, 1 << 15
+_GPU_CHUNK, _CPU_CHUNK = 1 << 19, 1 << 15
 
 
 def update(

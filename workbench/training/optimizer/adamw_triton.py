@@ -49,11 +49,6 @@ def _squares(gradient, square_parts, size, span, TILE: tl.constexpr):
 
 
 @triton.jit
-def _value(code_map, code, scale):
-    return tl.load(code_map + code) * scale
-
-
-@triton.jit
 def _code(code_map, scaled, BITS: tl.constexpr):
     """Give the code whose value is nearest: a binary search, as torchao does it."""
     code = tl.zeros_like(scaled).to(tl.int32)
@@ -69,14 +64,16 @@ def _code(code_map, scaled, BITS: tl.constexpr):
 def _read_moment(codes, scales, code_map, at, block, inside, few, BITS: tl.constexpr):
     """Give (blocks, elements) of a moment in fp32."""
     if BITS == 32:
-        return tl.load(codes + at, mask=inside, other=0.0)
-    scale = tl.load(scales + block, mask=few, other=0.0)[:, None]
-    if BITS == 8:
-        code = tl.load(codes + at, mask=inside, other=0).to(tl.int32)
+        found = tl.load(codes + at, mask=inside, other=0.0)
     else:
-        both = tl.load(codes + at // 2, mask=inside, other=0).to(tl.int32)
-        code = tl.where(at % 2 == 0, both >> 4, both & 15)
-    return _value(code_map, code, scale)
+        if BITS == 8:
+            code = tl.load(codes + at, mask=inside, other=0).to(tl.int32)
+        else:
+            both = tl.load(codes + at // 2, mask=inside, other=0).to(tl.int32)
+            code = tl.where(at % 2 == 0, both >> 4, both & 15)
+        scale = tl.load(scales + block, mask=few, other=0.0)
+        found = tl.load(code_map + code) * scale[:, None]
+    return found
 
 
 @triton.jit
