@@ -16,23 +16,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# 16 bytes of bf16 per thread and load, several loads in flight: 32 elements of a row per thread,
-# and tiles of 2,048 elements where a row may be cut.
-_ELEMENTS_PER_THREAD = 32
-_TILE, _TILE_WARPS = 2048, 4
+# Sizes were found by trying powers of two around them on an H200, 4,096 rows of a 7B model: all of
+# them keep 16-byte loads, several of them under way in each thread.
+_ELEMENTS_PER_THREAD = 16  # of a row that one program holds
+_TILE, _TILE_WARPS = 2048, 8  # of a row that is cut
 _HEADS, _HEADS_WARPS = 8, 1
-# Each program of the norm's backward adds up the weight's gradient over its rows: more programs
-# hide more latency and leave more partial sums to be added.
-_PROGRAMS_PER_PROCESSOR = 4
-_REDUCED_COLUMNS, _REDUCED_PARTS = 32, 64
-# Rows under way together should stay in the L2 cache between the two passes over a row.
-_LOGITS, _LOGITS_WARPS = 8192, 16
-_ROW_COLUMNS, _ROW_WARPS = 1024, 4
+# The norm's backward keeps this many elements of rows under way per multiprocessor, times the rows
+# that are loaded ahead; these lie in shared memory, of which small cards have 99 KiB.
+_ROW_ELEMENTS_PER_PROCESSOR = 4096
+_LOADED_AHEAD, _LOADED_AHEAD_BYTES = 3, 96 << 10
+_ADDED_PARTS, _ADDED_COLUMNS = 64, 32
+# A row of logits is read twice: few rows at a time, so that the second time they are in L2.
+_LOGITS_PER_THREAD, _LOGITS_DEEP = 8, 4
+_LOGITS_WARPS, _MANY_LOGITS, _MANY_LOGITS_WARPS = 16, 65536, 32
+# Rows of one id under way together: more for frequent ids, fewer for those that occur once.
+_SUMMED_ROWS, _SUMMED_COLUMNS, _SUMMED_WARPS = 16, 64, 1
 
-# ``enable_fp_fusion=False`` at each launch: a product is rounded before it is added, as the twin's.
+# ``enable_fp_fusion=False``: a product is rounded before it is added, as the twin's. Only the loss
+# fuses them: it is short of arithmetic, not of memory.
 
 # Below any finite logit, and finite: the difference to a logit of minus infinity is no NaN.
 _LOWEST = tl.constexpr(-3.4e38)
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class FusedKernels:
@@ -70,7 +75,8 @@ class FusedKernels:
         if rows == 0:
             return
         block = triton.next_power_of_2(width)
-        programs = min(rows, _PROGRAMS_PER_PROCESSOR * _num_processors(x_TD.device))
+        per_processor = max(1, _ROW_ELEMENTS_PER_PROCESSOR // block)
+        programs = min(rows, per_processor * _num_processors(x_TD.device))
         share = triton.cdiv(rows, programs)
         programs = triton.cdiv(rows, share)
         parts_PD = torch.empty((programs, width), dtype=torch.float32, device=x_TD.device)
@@ -85,16 +91,17 @@ class FusedKernels:
             width,
             epsilon,
             BLOCK=block,
+            STAGES=_stages(3 * block * x_TD.element_size()),
             num_warps=_row_warps(block),
             enable_fp_fusion=False,
         )
-        _add_parts[(triton.cdiv(width, _REDUCED_COLUMNS),)](
+        _add_parts[(triton.cdiv(width, _ADDED_COLUMNS),)](
             parts_PD,
             weight_sum_D,
             programs,
             width,
-            PARTS=_REDUCED_PARTS,
-            COLUMNS=_REDUCED_COLUMNS,
+            PARTS=_ADDED_PARTS,
+            COLUMNS=_ADDED_COLUMNS,
             num_warps=4,
             enable_fp_fusion=False,
         )
@@ -201,7 +208,8 @@ class FusedKernels:
         rows, width = logits_CV.shape
         if rows == 0:
             return
-        block = min(_LOGITS, triton.next_power_of_2(width))
+        warps = _LOGITS_WARPS if width <= _MANY_LOGITS else _MANY_LOGITS_WARPS
+        block = min(warps * 32 * _LOGITS_PER_THREAD, triton.next_power_of_2(width))
         _cross_entropy[(rows,)](
             logits_CV,
             labels_C,
@@ -211,9 +219,10 @@ class FusedKernels:
             0.0 if scale is None else scale,
             WITH_GRADIENT=scale is not None,
             WITH_CORRECT=correct_C is not None,
+            DEEP=_LOGITS_DEEP,
             BLOCK=block,
-            num_warps=min(_LOGITS_WARPS, max(1, block // 256)),
-            enable_fp_fusion=False,
+            num_warps=max(1, block // (32 * _LOGITS_PER_THREAD)),
+            enable_fp_fusion=True,
         )
 
     def add_rows(
@@ -229,16 +238,16 @@ class FusedKernels:
         width = gradient_SD.shape[1]
         if ids_K.shape[0] == 0:
             return
-        block = min(_ROW_COLUMNS, triton.next_power_of_2(width))
-        _add_rows[(ids_K.shape[0], triton.cdiv(width, block))](
+        _add_rows[(ids_K.shape[0], triton.cdiv(width, _SUMMED_COLUMNS))](
             gradient_SD,
             order_S,
             begins_K1,
             ids_K,
             onto_VD,
             width,
-            BLOCK=block,
-            num_warps=_ROW_WARPS,
+            ROWS=_SUMMED_ROWS,
+            COLUMNS=_SUMMED_COLUMNS,
+            num_warps=_SUMMED_WARPS,
             enable_fp_fusion=False,
         )
 
@@ -246,6 +255,11 @@ class FusedKernels:
 def _row_warps(block: int) -> int:
     """Give the warps of a program that holds a row of ``block`` elements."""
     return min(16, max(1, block // (32 * _ELEMENTS_PER_THREAD)))
+
+
+def _stages(row_bytes: int) -> int:
+    """Give the stages of a loop over rows that take so many bytes of shared memory each."""
+    return 1 + min(_LOADED_AHEAD, _LOADED_AHEAD_BYTES // row_bytes)
 
 
 @functools.cache
@@ -276,8 +290,9 @@ def _norm(x, weight, out, width, epsilon, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows", "share"])
 def _norm_backward(
-    gradient, x, weight, onto, parts, rows, share, width, epsilon, BLOCK: tl.constexpr
-):
+    gradient, x, weight, onto, parts, rows, share, width, epsilon,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """A program takes ``share`` rows in turn and adds up the weight's gradient over them."""
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -285,17 +300,19 @@ def _norm_backward(
     scale = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     weight_sum = tl.zeros((BLOCK,), dtype=tl.float32)
     first = program * share
-    for row in range(first, tl.minimum(first + share, rows)):
+    for row in tl.range(first, tl.minimum(first + share, rows), num_stages=STAGES):
         at = row * width + columns
         wide = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         given = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
         before = tl.load(onto + at, mask=inside, other=0.0).to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(wide * wide, 0) / width + epsilon)
-        normed = wide * inverse
+        # The two sums do not wait for each other.
+        squares = tl.sum(wide * wide, 0) / width
         scaled = given * scale
-        along = tl.sum(scaled * normed, 0) / width
-        tl.store(onto + at, before + inverse * (scaled - normed * along), mask=inside)
-        weight_sum += given * normed
+        products = tl.sum(scaled * wide, 0) / width
+        inverse = tl.rsqrt(squares + epsilon)
+        along = products * inverse * inverse
+        tl.store(onto + at, before + inverse * (scaled - wide * along), mask=inside)
+        weight_sum += given * (wide * inverse)
     tl.store(parts + program * width + columns, weight_sum, mask=inside)
 
 
@@ -439,7 +456,8 @@ def _gated_product_backward(gate_up, product, width, tiles, BLOCK: tl.constexpr)
 @triton.jit
 def _cross_entropy(
     logits, labels, losses, correct, width, scale,
-    WITH_GRADIENT: tl.constexpr, WITH_CORRECT: tl.constexpr, BLOCK: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, WITH_CORRECT: tl.constexpr,
+    DEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program takes one row: each lane keeps its own maximum and sum, joined at the end."""
     row = tl.program_id(0).to(tl.int64)
@@ -447,61 +465,61 @@ def _cross_entropy(
     start = logits + row * width
     wanted = tl.load(start + label).to(tl.float32)
     lanes = tl.arange(0, BLOCK)
+    places = tl.arange(0, DEEP)[:, None] * BLOCK + lanes[None, :]
     largest = tl.full((BLOCK,), _LOWEST, dtype=tl.float32)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    found = tl.zeros((BLOCK,), dtype=tl.int32)
-    for begin in range(0, width, BLOCK):
-        columns = begin + lanes
+    for begin in range(0, width, DEEP * BLOCK):
+        columns = begin + places
         value = tl.load(start + columns, mask=columns < width, other=float("-inf")).to(tl.float32)
-        is_larger = value > largest
-        # One exponential serves both cases: the old sum shrinks, or the new term is added.
-        ratio = tl.exp(-tl.abs(value - largest))
-        total = tl.where(is_larger, total * ratio + 1.0, total + ratio)
-        largest = tl.where(is_larger, value, largest)
-        if WITH_CORRECT:
-            found = tl.where(is_larger, columns, found)
+        larger = tl.maximum(largest, tl.max(value, 0))
+        terms = tl.sum(tl.exp(value - larger[None, :]), 0)
+        total = total * tl.exp(largest - larger) + terms
+        largest = larger
     maximum = tl.max(largest, 0)
-    log_terms = tl.sum(total * tl.exp(largest - maximum), 0)
-    tl.store(losses + row, tl.log(log_terms) + maximum - wanted)
+    total_terms = tl.sum(total * tl.exp(largest - maximum), 0)
+    tl.store(losses + row, tl.log(total_terms) + maximum - wanted)
     if WITH_CORRECT:
-        first = tl.min(tl.where(largest == maximum, found, width), 0)
-        tl.store(correct + row, (first == label).to(tl.uint8))
-    if WITH_GRADIENT:
-        factor = scale / log_terms
-        for begin in range(0, width, BLOCK):
+        # The label is the first of the largest: none before it is as large.
+        is_largest = wanted == maximum
+        num_earlier = tl.zeros((BLOCK,), dtype=tl.int32)
+        for begin in range(0, tl.where(is_largest, label, 0), BLOCK):
             columns = begin + lanes
+            value = tl.load(start + columns, mask=columns < label, other=float("-inf"))
+            num_earlier += (value.to(tl.float32) == maximum).to(tl.int32)
+        is_first = is_largest & (tl.sum(num_earlier, 0) == 0)
+        tl.store(correct + row, is_first.to(tl.uint8))
+    if WITH_GRADIENT:
+        # exp(value - log of the sum) as one fused multiply-add and one power of two.
+        shift = -(maximum * _LOG2_E + tl.log2(total_terms))
+        wide_lanes = tl.arange(0, 2 * BLOCK)
+        for begin in range(0, width, 2 * BLOCK):
+            columns = begin + wide_lanes
             inside = columns < width
             value = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
-            slope = tl.exp(value - maximum) * factor
-            slope = tl.where(columns == label, slope - scale, slope)
-            tl.store(start + columns, slope, mask=inside)
+            slope = tl.exp2(value * _LOG2_E + shift) * scale
+            if (label >= begin) & (label < begin + 2 * BLOCK):
+                slope = tl.where(columns == label, slope - scale, slope)
+            # Nobody reads it soon: the rows that wait for their second pass stay in L2 instead.
+            tl.store(start + columns, slope, mask=inside, cache_modifier=".cs")
 
 
 @triton.jit
-def _add_rows(gradient, order, begins, ids, onto, width, BLOCK: tl.constexpr):
-    """A program adds up some columns of the rows of one id, four rows under way at a time."""
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+def _add_rows(gradient, order, begins, ids, onto, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A program adds up some columns of the rows of one id, several rows under way at a time."""
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
     begin = tl.load(begins + tl.program_id(0))
     end = tl.load(begins + tl.program_id(0) + 1)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for at in range(begin, end, 4):
-        row_0 = tl.load(order + at).to(tl.int64)
-        row_1 = tl.load(order + at + 1, mask=at + 1 < end, other=0).to(tl.int64)
-        row_2 = tl.load(order + at + 2, mask=at + 2 < end, other=0).to(tl.int64)
-        row_3 = tl.load(order + at + 3, mask=at + 3 < end, other=0).to(tl.int64)
-        # All four are asked for before the first is added.
-        value_0 = tl.load(gradient + row_0 * width + columns, mask=inside, other=0.0)
-        mask_1 = tl.where(at + 1 < end, inside, False)
-        value_1 = tl.load(gradient + row_1 * width + columns, mask=mask_1, other=0.0)
-        mask_2 = tl.where(at + 2 < end, inside, False)
-        value_2 = tl.load(gradient + row_2 * width + columns, mask=mask_2, other=0.0)
-        mask_3 = tl.where(at + 3 < end, inside, False)
-        value_3 = tl.load(gradient + row_3 * width + columns, mask=mask_3, other=0.0)
-        total += value_0.to(tl.float32)
-        total += value_1.to(tl.float32)
-        total += value_2.to(tl.float32)
-        total += value_3.to(tl.float32)
+    sums = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for first in range(begin, end, ROWS):
+        place = first + tl.arange(0, ROWS)
+        row = tl.load(order + place, mask=place < end, other=0).to(tl.int64)
+        sums += tl.load(
+            gradient + row[:, None] * width + columns[None, :],
+            mask=(place < end)[:, None] & inside[None, :],
+            other=0.0,
+        ).to(tl.float32)
     row = tl.load(ids + tl.program_id(0)).to(tl.int64)
     to = onto + row * width + columns
-    tl.store(to, tl.load(to, mask=inside, other=0.0).to(tl.float32) + total, mask=inside)
+    before = tl.load(to, mask=inside, other=0.0).to(tl.float32)
+    tl.store(to, before + tl.sum(sums, 0), mask=inside)

@@ -187,8 +187,8 @@ class Kernels(Protocol):
         """Add rows of equal id and their sum to the row of that id, in one fixed order.
 
         ``onto[ids[k]] += sum of gradient[order[j]]`` over begins[k] <= j < begins[k + 1], summed
-        in fp32 with j ascending and rounded once. With ids 7 5 7, order is [1, 0, 2], begins is
-        [0, 1, 3] and ids is [5, 7].
+        in fp32 and rounded once. The order of a sum depends on the number of its rows alone. With
+        ids 7 5 7, order is [1, 0, 2], begins is [0, 1, 3] and ids is [5, 7].
 
         Args:
             gradient_SD: any rows; unchanged.
@@ -265,15 +265,23 @@ class EagerKernels:
     ) -> None:
         """See ``Kernels.pack_rotated_back``."""
         dtype = _work_dtype(dq_THR)
-        cosine, sine = _half(cosine_TR).to(dtype), _half(sine_TR).to(dtype)
+        cosine = cosine_TR[:, None].to(dtype)
+        sine = _half(sine_TR).to(dtype)
         head_dim, begin = dq_THR.shape[2], 0
-        for turned_TNR in (dq_THR, dk_TKR):
-            end = begin + turned_TNR.shape[1] * head_dim
-            out_TNR = out_TE[:, begin:end].view(turned_TNR.shape)
-            first, second = turned_TNR.to(dtype).chunk(2, dim=-1)
-            out_first, out_second = out_TNR.chunk(2, dim=-1)
-            out_first.copy_((first * cosine).addcmul_(second, sine))
-            out_second.copy_((second * cosine).addcmul_(first, sine, value=-1))
+        for part_TNR in (dq_THR, dk_TKR):
+            end = begin + part_TNR.shape[1] * head_dim
+            out_TNR = out_TE[:, begin:end].view(part_TNR.shape)
+            part_TNR = part_TNR.to(dtype)
+            work_TNR = out_TNR if out_TNR.dtype == dtype else torch.empty_like(part_TNR)
+            work_TNR.copy_(part_TNR).mul_(cosine)
+            (first, second), (work_first, work_second) = (
+                part_TNR.chunk(2, -1),
+                work_TNR.chunk(2, -1),
+            )
+            work_first.addcmul_(second, sine)
+            work_second.addcmul_(first, sine, value=-1)
+            if work_TNR is not out_TNR:
+                out_TNR.copy_(work_TNR)
             begin = end
         out_TE[:, begin:].view(dv_TKR.shape).copy_(dv_TKR)
 
