@@ -42,7 +42,7 @@ from workbench.training.optimizer.rounding_triton import (
     total,
 )
 
-# Found on an H200 with 4,096 x 14,336 and 1,024 x 4,096. Elements that a program holds at a time, and
+# Found on an H200 with 4,096 x 14,336 and 1,024 x 4,096. Elements a program holds at a time, and
 # in the last pass; columns of a stripe; programs per launch: enough of all to keep the memory busy,
 # few enough that adding up their parts costs nothing. More warps wait longer for each other when
 # they add up rows.
