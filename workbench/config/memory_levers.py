@@ -119,7 +119,8 @@ def levers(
     found_levers = []
     as_now = as_planned(config, now)
     for words, overrides in _single_levers(config, facts, now):
-        base = config if "batch.train" in overrides else as_now
+        is_planned_anew = "batch.train" in overrides or "auto" in overrides.values()
+        base = config if is_planned_anew else as_now
         found = fit(with_overrides(base, overrides), facts, machine, counts)
         changed = with_overrides(config, overrides)
         saved = now.worst.total - found.worst.total
@@ -152,6 +153,9 @@ def _single_levers(
     memory, form = config.memory, now.form
     is_layer_major = isinstance(form, StepForm)
     if isinstance(form, StepForm) and now.is_gpu:
+        opened = _opened(config)
+        if opened:
+            yield "let the plan choose", opened
         if not form.pinned_records:
             yield "keep block inputs in pinned RAM", {"memory.block_inputs": "pinned"}
         resident = form.resident_blocks(facts.num_layers)
@@ -251,12 +255,15 @@ def _first_that_fits(
 _LEFT_OPEN = ("resident_fraction", "block_inputs", "recompute")
 
 
+def _opened(config: Config) -> dict[str, object]:
+    """Give what leaves to the plan all that a config fixes of it."""
+    return {f"memory.{key}": "auto" for key in _LEFT_OPEN if getattr(config.memory, key) != "auto"}
+
+
 def _gentle_candidates(config: Config, facts: ModelFacts, now: Fit) -> Iterator[dict[str, object]]:
     """Give combinations that change no loss beyond rounding, cheapest first."""
     memory = config.memory
-    opened: dict[str, object] = {
-        f"memory.{key}": "auto" for key in _LEFT_OPEN if getattr(memory, key) != "auto"
-    }
+    opened = _opened(config)
     if not isinstance(now.form, StepForm):
         base = opened if memory.recompute in ("none", "selective") else {}
         if base:
@@ -274,9 +281,9 @@ def _firm_candidates(config: Config, now: Fit) -> Iterator[dict[str, object]]:
     """Give combinations that change training too: what is remembered first, then what is seen."""
     base: dict[str, object] = {}
     if isinstance(now.form, StepForm):
-        base |= {f"memory.{key}": "auto" for key in _LEFT_OPEN}
-        base["batch.microbatches"] = "auto"
-        base = {key: value for key, value in base.items() if _value_of(config, key) != value}
+        base |= _opened(config)
+        if config.batch.microbatches != "auto":
+            base["batch.microbatches"] = "auto"
     elif config.memory.recompute not in ("auto", "full"):
         base["memory.recompute"] = "auto"
     for changed in (
@@ -299,8 +306,3 @@ def _firm_candidates(config: Config, now: Fit) -> Iterator[dict[str, object]]:
         if stated != "auto" and not isinstance(now.form, StepForm):
             fewer["batch.microbatches"] = min(stated, rows)
         yield base | fewer
-
-
-def _value_of(config: Config, key: str) -> object:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
