@@ -11,7 +11,7 @@ from readme_table import BEGIN, END, REPOSITORY, main, newest_summaries, table, 
 from result_file import write_result
 from settings import SETTINGS, Target, Verdict, judge
 from shapes import SHAPES
-from throughput import measured_words
+from throughput import measured_words, with_all_blocks
 
 GIB = 1 << 30
 MACHINE = {"commit": "abc1234, clean", "gpu": "NVIDIA H200", "driver": "580.1"}
@@ -91,7 +91,7 @@ def test_a_file_states_command_machine_ceilings_both_systems_and_raw_values(tmp_
         "* commit: abc1234, clean",
         "products 770 TFLOP/s",
         "copies up 55.0 GB/s",
-        "| workbench, mistral-7b, 32 blocks, within 18.0 GiB | 4096 × 4 | 16.00 | 17.00 | 18.00 |",
+        "| workbench, mistral-7b, 32 blocks, budget 22.8 GiB | 4096 × 4 | 16.00 | 17.00 | 18.00 |",
         "| 1.500 | 1.400 | 14.3 % | 10,923 | 46.1 % | 17.20 | 1.450 |",
         "| by hand, mistral-7b",
         "waiting 0.030 (2.0 %), optimizer 0.045 (3.0 %)",
@@ -146,6 +146,17 @@ def test_only_what_stands_between_the_markers_changes(tmp_path: Path) -> None:
 def test_the_readme_holds_the_table_that_the_result_files_give() -> None:
     assert main(["--check"]) == 0, "run: python benchmarks/readme_table.py"
     assert BEGIN in (REPOSITORY / "README.md").read_text("utf-8")
+
+
+def test_fewer_blocks_are_not_taken_for_all_of_them() -> None:
+    setting = SETTINGS["E6"]
+    trial = dataclasses.asdict(setting.trials[0])
+    fewer = record(trial=trial, layers=60, tokens_per_second=1100.0, reserved=12 * GIB)
+    assert measured_words(setting, fewer) == (
+        "1,100 tok/s at 12.00 GiB, 60 of 80 blocks (825 tok/s reckoned for all)"
+    )
+    assert not judge(setting.target, with_all_blocks(fewer)).is_hit
+    assert judge(setting.target, with_all_blocks(fewer | {"layers": 80})).is_hit
 
 
 def test_a_gpu_is_named_as_in_file_names() -> None:
