@@ -19,11 +19,12 @@ from workbench.cli.config_arguments import (
 from workbench.cli.narration import size
 from workbench.config.inherit import is_folder
 from workbench.config.load import ResolvedConfig
-from workbench.config.memory_fit import VERDICT_WORDS, Counts, RankFit
+from workbench.config.memory_fit import VERDICT_WORDS, Counts
 from workbench.config.memory_levers import Lever, Proposal
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import Estimate, basis_words, total_words
 from workbench.config.model_facts import ModelFacts
+from workbench.config.rank_fit import RankFit
 from workbench.config.yaml_reader import write_scalar
 from workbench.errors import WorkbenchError
 from workbench.jobs.fit import (
@@ -39,6 +40,10 @@ from workbench.jobs.preflight import output_root
 EXAMPLES = (
     ("estimate -t 1gpu_llama_7b/packed -M mistral-7b", "a model by name, without any file"),
     ("estimate -t demo --gpu-gib 7.2 data.max_length=2048", "another budget, other values"),
+    (
+        "estimate -t 1gpu_llama_7b/8gb -M mistral-7b --host-gib 32",
+        "the machine that is meant has 32 GiB of host memory",
+    ),
 )
 
 # GiB, TFLOP/s or GB/s: beyond any machine, and small enough to be counted in bytes.
@@ -63,6 +68,7 @@ def run(arguments: list[str]) -> int:
     machine = replace(
         machine_here(options.devices, num_ranks(resolved.config)),
         budget_gib=options.gpu_gib,
+        host_gib=options.host_gib,
         tflops=options.tflops,
         link_gbps=options.link_gbps,
     )
@@ -96,6 +102,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpu-gib", type=_above_0, metavar="GIB", help="budget in place of memory.budget_gib"
+    )
+    parser.add_argument(
+        "--host-gib", type=_above_0, metavar="GIB", help="host memory of the machine that is meant"
     )
     parser.add_argument(
         "--tflops", type=_above_0, metavar="F", help="TFLOP/s that training reaches on the GPU"
@@ -133,7 +142,7 @@ def estimate_lines(
         yield f"rank {found.fit.worst.rank}, which decides:"
     yield from _part_lines(found)
     yield ""
-    yield from output.columns(list(_facts(found, resolved)))
+    yield from output.columns(list(_facts(found, resolved, read.options.host_gib is not None)))
     for note in found.fit.notes:
         yield f"note: {note}"
     if found.levers:
@@ -227,11 +236,12 @@ def bar(share: float, cells: int) -> str:
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
-def _facts(found: Estimate, resolved: ResolvedConfig) -> Iterator[list[str]]:
+def _facts(found: Estimate, resolved: ResolvedConfig, host_is_stated: bool) -> Iterator[list[str]]:
     fit = found.fit
     yield ["peak in", fit.worst.peak_phase]
     yield ["budget", fit.budget_source]
-    here = "" if fit.host_available is None else f" of {_gib(fit.host_available)} GiB here"
+    where = "--host-gib" if host_is_stated else "here"
+    here = "" if fit.host_available is None else f" of {_gib(fit.host_available)} GiB ({where})"
     each = "; per rank" if len(fit.ranks) > 1 else ""
     yield ["host memory", f"{_gib(fit.host_needed)} GiB{here}{_host_words(fit.worst, each)}"]
     one = found.checkpoint_bytes
