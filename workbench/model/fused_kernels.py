@@ -25,7 +25,7 @@ _HEADS, _HEADS_WARPS = 8, 1
 # that are loaded ahead; these lie in shared memory, of which small cards have 99 KiB.
 _ROW_ELEMENTS_PER_PROCESSOR = 4096
 _LOADED_AHEAD, _LOADED_AHEAD_BYTES = 3, 96 << 10
-_ADDED_PARTS, _ADDED_COLUMNS = 64, 32
+_ADDED_PARTS, _ADDED_COLUMNS = 64, 16
 # A row of logits is read twice: few rows at a time, so that the second time they are in L2.
 _LOGITS_PER_THREAD, _LOGITS_DEEP = 8, 4
 _LOGITS_WARPS, _MANY_LOGITS, _MANY_LOGITS_WARPS = 16, 65536, 32
