@@ -200,6 +200,7 @@ def test_no_kernel_waits_for_the_device(fused: Kernels) -> None:
     case: Turned = turned_case(rows, (8, 2), 64, dtype, CUDA)
     parts = case.qkv.unflatten(1, (-1, 64)).split([8, 2, 2], dim=1)
     packed = torch.empty_like(case.qkv)
+    product = torch.empty(rows, width // 2, dtype=dtype, device=CUDA)
     logits, labels = logits_case(rows, 3000, dtype, CUDA)
     losses, correct = torch.empty(rows, device=CUDA), torch.empty_like(labels, dtype=torch.bool)
     sums = rows_case(np.arange(rows) % 50, width, dtype, CUDA)
@@ -212,8 +213,8 @@ def test_no_kernel_waits_for_the_device(fused: Kernels) -> None:
             )
             kernels.rotate(case.qkv, case.cosine, case.sine, num_heads=10, head_dim=64)
             kernels.pack_rotated_back(*parts, case.cosine, case.sine, out_TE=packed)
-            kernels.gated_product(x, out_TF=packed[:, :384].contiguous())
-            kernels.gated_product_backward(x, packed[:, :384].contiguous())
+            kernels.gated_product(x, out_TF=product)
+            kernels.gated_product_backward(x, product)
             kernels.cross_entropy(logits, labels, 0.5, losses_C=losses, correct_C=correct)
             kernels.add_rows(sums.gradient, sums.order, sums.begins, sums.distinct, onto_VD=onto)
 

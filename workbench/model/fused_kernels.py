@@ -45,6 +45,7 @@ class FusedKernels:
 
     def norm(self, x_TD: Tensor, weight_D: Tensor, epsilon: float, *, out_TD: Tensor) -> None:
         """See ``Kernels.norm``."""
+        _assert_contiguous(x_TD, weight_D, out_TD)
         rows, width = x_TD.shape
         if rows == 0:
             return
@@ -71,6 +72,7 @@ class FusedKernels:
         weight_sum_D: Tensor,
     ) -> None:
         """See ``Kernels.norm_backward``."""
+        _assert_contiguous(gradient_TD, x_TD, weight_D, onto_TD, weight_sum_D)
         rows, width = x_TD.shape
         if rows == 0:
             return
@@ -110,6 +112,7 @@ class FusedKernels:
         self, qkv_TE: Tensor, cosine_TR: Tensor, sine_TR: Tensor, *, num_heads: int, head_dim: int
     ) -> None:
         """See ``Kernels.rotate``."""
+        _assert_contiguous(qkv_TE, cosine_TR, sine_TR)
         rows, stride = qkv_TE.shape
         if rows == 0:
             return
@@ -137,6 +140,7 @@ class FusedKernels:
         out_TE: Tensor,
     ) -> None:
         """See ``Kernels.pack_rotated_back``."""
+        _assert_contiguous(cosine_TR, sine_TR, out_TE)
         rows, num_queries, head_dim = dq_THR.shape
         if rows == 0:
             return
@@ -165,6 +169,7 @@ class FusedKernels:
 
     def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
         """See ``Kernels.gated_product``."""
+        _assert_contiguous(gate_up_T2F, out_TF)
         rows, width = out_TF.shape
         if rows == 0:
             return
@@ -181,6 +186,7 @@ class FusedKernels:
 
     def gated_product_backward(self, gate_up_T2F: Tensor, product_TF: Tensor) -> None:
         """See ``Kernels.gated_product_backward``."""
+        _assert_contiguous(gate_up_T2F, product_TF)
         rows, width = product_TF.shape
         if rows == 0:
             return
@@ -205,6 +211,7 @@ class FusedKernels:
         correct_C: Tensor | None = None,
     ) -> None:
         """See ``Kernels.cross_entropy``."""
+        _assert_contiguous(logits_CV, labels_C, losses_C)
         rows, width = logits_CV.shape
         if rows == 0:
             return
@@ -235,6 +242,7 @@ class FusedKernels:
         onto_VD: Tensor,
     ) -> None:
         """See ``Kernels.add_rows``."""
+        _assert_contiguous(gradient_SD, order_S, begins_K1, ids_K, onto_VD)
         width = gradient_SD.shape[1]
         if ids_K.shape[0] == 0:
             return
@@ -250,6 +258,11 @@ class FusedKernels:
             num_warps=_SUMMED_WARPS,
             enable_fp_fusion=False,
         )
+
+
+def _assert_contiguous(*tensors: Tensor) -> None:
+    """Catch views that the kernels would read as if they were in one piece."""
+    assert all(tensor.is_contiguous() for tensor in tensors), [t.stride() for t in tensors]
 
 
 def _row_warps(block: int) -> int:
