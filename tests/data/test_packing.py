@@ -50,6 +50,8 @@ def test_no_token_is_lost_and_no_document_crosses_a_row(lengths: list[int], meth
     assert rows.num_targets == sum(lengths) - len(lengths)
     assert rows.row_lengths.tolist() == [row.ids.size for row in rows]
     assert rows.longest == max((row.ids.size for row in rows), default=0)
+    seen = [length for length in lengths for _ in range(length)]
+    assert rows.seen_tokens == pytest.approx(sum(seen) / max(1, len(seen)))
     assert rows.max_documents == max((row.document_starts.size for row in rows), default=0)
 
 

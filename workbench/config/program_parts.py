@@ -25,6 +25,8 @@ MODULES = {
     "prepare_torch": "workbench.training.device",
     "Ranks": "workbench.training.distributed",
     "assemble": "workbench.training.engine.assemble",
+    "rates_here": "workbench.training.engine.calibration",
+    "available_host_memory": "workbench.training.engine.host_memory",
     "choose_plan": "workbench.training.engine.plan",
     "take_budget": "workbench.training.engine.plan",
     "evaluate_batches": "workbench.training.evaluate",
@@ -130,6 +132,7 @@ PLAN = """\
     # computes again, and in how many microbatches the rows of a step pass the model, so
     # that it fits; none of it changes a loss beyond rounding
     longest = LENGTH
+    host = available_host_memory()
     plan = choose_plan(
         dims,
         dtype=dtype,
@@ -143,6 +146,9 @@ PLAN = """\
         recompute=<memory.recompute>,
         optimizer=<optimizer.name>,
         exact=EXACT,<=optimizer.rounding>
+        host_bytes=None if host is None else host.available_bytes,
+        rates=rates_here(device),
+        seen_tokens=prepared.train.seen_tokens,
     )
     part_rows = -(-<batch.train> // plan.microbatches)
 """

@@ -163,6 +163,15 @@ class Rows:
         return int(self.row_lengths.max(initial=0))
 
     @property
+    def seen_tokens(self) -> float:
+        """Tokens of the document that a token stands in, on average over all tokens.
+
+        Documents of 1 and 3 tokens give (1 · 1 + 3 · 3) / 4 = 2.5.
+        """
+        lengths = self.pieces.lengths.astype(np.float64)
+        return float((lengths**2).sum() / max(1.0, lengths.sum()))
+
+    @property
     def max_documents(self) -> int:
         """Documents of the row that has most; 0 without rows."""
         return int(np.diff(self.borders).max(initial=0))

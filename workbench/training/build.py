@@ -9,7 +9,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from workbench.config.load import dump_config
@@ -233,7 +232,6 @@ def _plan(
 ) -> Plan:
     budget_bytes = take_budget(device, config.memory.budget_gib)
     host = available_host_memory()
-    lengths = prepared.train.pieces.lengths.astype(np.float64)
     return choose_plan(
         dims,
         dtype=dtype,
@@ -249,8 +247,7 @@ def _plan(
         exact=config.optimizer.rounding == "exact",
         host_bytes=None if host is None else host.available_bytes,
         rates=rates_here(device),
-        # Length of the document that a token stands in, on average over tokens.
-        seen_tokens=float((lengths**2).sum() / max(1.0, lengths.sum())),
+        seen_tokens=prepared.train.seen_tokens,
     )
 
 
