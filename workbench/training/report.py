@@ -23,6 +23,7 @@ from workbench.runs.json_lines import LineWriter, read_lines
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord
 from workbench.training.distributed import Ranks
+from workbench.training.engine.lanes import Sample
 from workbench.training.engine.step import StepResult
 from workbench.training.engine.step_times import StepTimes
 from workbench.training.evaluate import Evaluation
@@ -76,7 +77,7 @@ class _Step:
     is_ok: bool
     seen_tokens: int
     gradient_norm: float | None  # None: the step ended without gradients
-    times: StepTimes | None  # None: the step was not timed
+    times: Sample | None  # None: the step was not timed
     fault: Fault | None
 
 
@@ -225,7 +226,8 @@ class Report:
             if number is not None and not math.isfinite(number)
         ]
         seconds = max(self._seconds, 1e-9)
-        shares = _shares([step.times for step in steps if step.times is not None])
+        # Only here: every step of the window has ended, so the events behind its times are past.
+        shares = _shares([step.times.read() for step in steps if step.times is not None])
         mfu: float | None = None
         if self._utilization is not None:
             seen_tokens = sum(step.seen_tokens for step in steps)
@@ -356,7 +358,6 @@ def _read(arriving: _Arriving) -> _Step:
         is_ok=bool(is_ok),
         seen_tokens=arriving.seen_tokens,
         gradient_norm=math.sqrt(sum(squares)) if is_ok and squares else None,
-        # Only here: the numbers have arrived, so the events behind the times lie in the past.
-        times=None if result.times is None else result.times.read(),
+        times=result.times,
         fault=fault,
     )
