@@ -6,9 +6,10 @@
     python benchmarks/memory.py --grid
 
 ``--least`` asks the planner for the smallest budget that works and runs under that one.
-``--longest`` doubles the row and then bisects: with ``--by-running`` each length takes two steps in
-a process of its own, else the planner alone is asked and the length it ends at takes two steps, and
-shorter ones if those fail. ``--head`` measures final norm, head and loss of ``--row`` rows, all of
+``--longest`` doubles the row and then bisects: with ``--by-running`` each length takes steps in a
+process of its own, else the planner alone is asked and the length it ends at takes steps, and
+shorter ones if those fail. Rows hold many documents; with ``--one-document`` one, whose attention
+takes far longer and the same memory. ``--head`` measures final norm, head and loss of ``--row`` rows, all of
 them targets and half of them. ``--grid`` is E11: twelve settings, each predicted before it runs,
 written as a result file; ``--points 0:6`` takes a part of them.
 
@@ -289,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--budget-gib", type=float, default=22.8)
     parser.add_argument("--layers", type=int, default=None)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2, help="that are timed, after one other")
     parser.add_argument("--one-document", action="store_true")
     parser.add_argument("--points", default=":", help="of the grid: 0:6")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
@@ -305,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         budget_gib=options.budget_gib if options.longest else None,
         layers=options.layers,
         steps=options.steps,
-        warmup=0 if options.longest else 1,
+        warmup=1,
         one_document=options.one_document,
         label="longest" if options.longest else "least",
     )

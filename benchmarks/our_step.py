@@ -196,7 +196,9 @@ def measure(trial: Trial) -> dict[str, Any]:
     }
     engine = make_engine(trial, dims, plan, device)
     if device.type == "cuda":
+        # Drawing weights is no part of training; loading them takes less than that.
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     rows = [
         random_rows(
             dims, trial.rows, trial.row, plan.microbatches, seed, one_document=trial.one_document
