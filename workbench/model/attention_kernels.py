@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 Kernel = Literal["flash", "cudnn", "cpu"]
 
-# A call of flash's backward takes at most this many tokens times query heads. Beside its results it
-# allocates 12 bytes for each of their elements, so at most 0.75 GiB for heads of 128, however long
+# A call of a backward on CUDA takes at most this many tokens times query heads. Beside its results
+# it allocates up to 12 bytes for each of their elements, so 0.75 GiB for heads of 128, however long
 # rows are. Smaller calls leave multiprocessors idle at their ends: on an H200 four rows of 4,096
 # tokens and 32 heads take 5.06 ms in one call, 5.69 in two, 6.10 in four; longer rows lose nothing.
 _BACKWARD_TOKEN_HEADS = 1 << 19
@@ -91,6 +91,14 @@ def kernel_backward(
 
     Under ``torch.use_deterministic_algorithms`` flash sums in a fixed order; cuDNN does not.
 
+    On CUDA it takes, in bytes per token, with queries of q elements (H·D), keys of k (K·D), 16 bits:
+    2q + 4k for the gradients; 4q for sums of dq in fp32; 4q where heads are grouped, for each query
+    head's own dk and dv. With 32 heads of 128 that is 45,056 for 8 key heads, 40,960 for 32 (H200,
+    torch 2.11: cuDNN 45,184 and 41,088; flash the same and 512q for each document). All but the
+    gradients is bounded where rows are long: their heads go in turn. In deterministic mode flash
+    keeps several sums of dq where documents times heads are fewer than multiprocessors: 62,596
+    for four rows of 4,096 (8 key heads), 111,361 for one of 16,384.
+
     Args:
         kernel: the one of the forward.
         gradient_BTHD: of the result.
@@ -104,22 +112,61 @@ def kernel_backward(
     Returns:
         dq (B, T, H, D), dk and dv (B, T, K, D), the dtype of the queries.
     """
-    if kernel == "flash":
-        return _flash_backward(gradient_BTHD, q_BTHD, k_BTKD, v_BTKD, out_BTHD, log_sum, spans)
     rows, length, heads, _ = q_BTHD.shape
-    gradient, q, k, v, out = (
-        tensor.transpose(1, 2) for tensor in (gradient_BTHD, q_BTHD, k_BTKD, v_BTKD, out_BTHD)
+    key_heads = k_BTKD.shape[2]
+    group = heads // key_heads
+    at_once = max(1, _BACKWARD_TOKEN_HEADS // (rows * length * group))
+    inputs = gradient_BTHD, q_BTHD, k_BTKD, v_BTKD, out_BTHD
+    if kernel == "cpu" or at_once >= key_heads:
+        return _backward_call(kernel, inputs, log_sum, spans)
+    dq, dk, dv = (
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        for tensor in (q_BTHD, k_BTKD, v_BTKD)
     )
+    by_head = log_sum.view(1 if kernel == "flash" else rows, heads, -1)
+    for first in range(0, key_heads, at_once):
+        keys = slice(first, first + at_once)
+        queries = slice(first * group, (first + at_once) * group)
+        heads_of = (queries, queries, keys, keys, queries)
+        some = [tensor[:, :, those] for tensor, those in zip(inputs, heads_of, strict=True)]
+        dq[:, :, queries], dk[:, :, keys], dv[:, :, keys] = _backward_call(
+            kernel, some, by_head[:, queries].reshape(-1), spans
+        )
+    return dq, dk, dv
+
+
+def _backward_call(
+    kernel: Kernel, inputs: Sequence[Tensor], log_sum: Tensor, spans: Spans
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take gradient, q, k, v and out, all (B, T, heads, D), to dq, dk and dv."""
+    rows, length, heads, _ = inputs[0].shape
+    if kernel == "flash":
+        unused = log_sum.new_empty(0)  # the state of a dropout of 0
+        gradients = torch.ops.aten._flash_attention_backward(
+            *(tensor.flatten(0, 1) for tensor in inputs),
+            log_sum.view(heads, -1),
+            spans.boundaries,
+            spans.boundaries,
+            spans.longest,
+            spans.longest,
+            0.0,
+            spans.window is None,
+            unused,
+            unused,
+            **_flash_window(spans.window),
+        )
+        dq, dk, dv = (tensor.view(rows, length, *tensor.shape[1:]) for tensor in gradients)
+        return dq, dk, dv
+    by_head = [tensor.transpose(1, 2) for tensor in inputs]
     if kernel == "cudnn":
-        unused = torch.empty((), dtype=torch.int64, device=q.device)  # seeds of a dropout of 0
+        unused = torch.empty((), dtype=torch.int64, device=log_sum.device)  # the same
         gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-            gradient, q, k, v, out, log_sum.view(rows, heads, length, 1), unused, unused,
+            *by_head, log_sum.view(rows, heads, length, 1), unused, unused,
             None, None, None, length, length, 0.0, True,
         )  # fmt: skip
     else:
-        by_head = log_sum.view(rows, length, heads).transpose(1, 2)
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, q, k, v, out, by_head, 0.0, True
+            *by_head, log_sum.view(rows, length, heads).transpose(1, 2), 0.0, True
         )
     dq, dk, dv = (tensor.transpose(1, 2) for tensor in gradients)
     return dq, dk, dv
@@ -138,60 +185,6 @@ def _flash_forward(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> tuple[Tenso
         **_flash_window(spans.window),
     )
     return out.view(q.shape), log_sum.view(-1)
-
-
-def _flash_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, spans: Spans
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Go through the key heads, each with its queries, as many at once as keep the device busy.
-
-    The kernel sums the queries' gradient in fp32 and gives each query head its own gradients of
-    keys and values, which torch then adds up; a few heads at a time bound what that takes.
-    """
-    rows, length, heads, _ = q.shape
-    key_heads = k.shape[2]
-    group, tokens = heads // key_heads, rows * length
-    at_once = max(1, _BACKWARD_TOKEN_HEADS // (tokens * group))
-    flat = [tensor.flatten(0, 1) for tensor in (gradient, q, k, v, out)]
-    by_head = log_sum.view(heads, tokens)
-    if at_once >= key_heads:
-        found = _flash_backward_call(flat, by_head, spans)
-    else:
-        found = tuple(
-            torch.empty(tensor.shape, dtype=q.dtype, device=q.device) for tensor in flat[1:4]
-        )
-        for first in range(0, key_heads, at_once):
-            keys = slice(first, first + at_once)
-            queries = slice(first * group, (first + at_once) * group)
-            heads_of = (queries, queries, keys, keys, queries)
-            some = [tensor[:, those] for tensor, those in zip(flat, heads_of, strict=True)]
-            parts = _flash_backward_call(some, by_head[queries], spans)
-            for whole, part, those in zip(found, parts, (queries, keys, keys), strict=True):
-                whole[:, those] = part
-            del some, parts
-    dq, dk, dv = (tensor.view(rows, length, *tensor.shape[1:]) for tensor in found)
-    return dq, dk, dv
-
-
-def _flash_backward_call(
-    inputs: Sequence[Tensor], log_sum: Tensor, spans: Spans
-) -> tuple[Tensor, ...]:
-    """Take gradient, q, k, v and out with tokens first, to dq, dk and dv."""
-    unused = log_sum.new_empty(0)  # the state of a dropout of 0
-    gradients: tuple[Tensor, ...] = torch.ops.aten._flash_attention_backward(
-        *inputs,
-        log_sum,
-        spans.boundaries,
-        spans.boundaries,
-        spans.longest,
-        spans.longest,
-        0.0,
-        spans.window is None,
-        unused,
-        unused,
-        **_flash_window(spans.window),
-    )
-    return gradients
 
 
 def _flash_window(window: int | None) -> dict[str, int]:
