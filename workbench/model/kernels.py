@@ -247,11 +247,11 @@ class EagerKernels:
     ) -> None:
         """See ``Kernels.rotate``."""
         heads_THR = qkv_TE[:, : num_heads * head_dim].view(-1, num_heads, head_dim)
-        first, second = heads_THR.chunk(2, dim=-1)
-        cosine, sine = _half(cosine_TR), _half(sine_TR)
-        from_second, from_first = second * sine, first * sine
-        first.mul_(cosine).sub_(from_second)
-        second.mul_(cosine).add_(from_first)
+        # Whole heads at a time: half ones are too short for a CPU's vectors.
+        signed_sine = sine_TR.clone()
+        signed_sine[:, : head_dim // 2].neg_()
+        swapped_THR = heads_THR.roll(head_dim // 2, dims=-1).mul_(signed_sine[:, None])
+        heads_THR.mul_(cosine_TR[:, None]).add_(swapped_THR)
 
     def pack_rotated_back(
         self,
