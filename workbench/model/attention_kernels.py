@@ -91,7 +91,7 @@ def kernel_backward(
 
     Under ``torch.use_deterministic_algorithms`` flash sums in a fixed order; cuDNN does not.
 
-    On CUDA it takes, in bytes per token, with queries of q elements (H·D), keys of k (K·D), 16 bits:
+    On CUDA it takes, in bytes per token for queries of q elements (H·D) and keys of k in 16 bits:
     2q + 4k for the gradients; 4q for sums of dq in fp32; 4q where heads are grouped, for each query
     head's own dk and dv. With 32 heads of 128 that is 45,056 for 8 key heads, 40,960 for 32 (H200,
     torch 2.11: cuDNN 45,184 and 41,088; flash the same and 512q for each document). All but the
