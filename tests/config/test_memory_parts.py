@@ -1,6 +1,9 @@
 """Bytes by arithmetic, against the engine's own buffers and against peaks that were measured."""
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,6 +29,7 @@ from workbench.config.memory_parts import (
     records_bytes,
     sum_bytes_of,
 )
+from workbench.config.model_facts import ModelFacts
 
 MISTRAL = KNOWN_MODELS["mistral-7b"]
 LASTING = [
@@ -108,6 +112,58 @@ def test_the_parts_add_up_to_the_peak(form: StepForm, model: str) -> None:
         )
         assert device.weights + host.weights == weights
         assert device.block_inputs + host.block_inputs == records_bytes(facts, form)
+
+
+MEASURED = json.loads(
+    (Path(__file__).parent.parent / "assets" / "measured_peaks.json").read_bytes()
+)
+
+
+def measured_shape(record: dict[str, Any]) -> ModelFacts:
+    numbers = MEASURED["shapes"][record["trial"]["shapes"]]
+    return ModelFacts(
+        family="llama",
+        num_layers=record.get("layers", numbers["layers"]),
+        hidden_size=numbers["hidden"],
+        intermediate_size=numbers["intermediate"],
+        num_heads=numbers["heads"],
+        num_key_value_heads=numbers["key_value_heads"],
+        head_size=numbers["hidden"] // numbers["heads"],
+        vocabulary_size=numbers["vocabulary"],
+        max_positions=None,
+        sliding_window=None,
+        tied=False,
+    )
+
+
+def measured_form(record: dict[str, Any]) -> StepForm:
+    trial, plan = record["trial"], record["plan"]
+    return StepForm(
+        rows=trial["rows"],
+        row_length=trial["row"],
+        microbatches=plan["microbatches"],
+        sum_bytes={"bfloat16": 2, "float32": 4}[plan["sum_dtype"]],
+        streamed_blocks=measured_shape(record).num_layers - plan["resident_blocks"],
+        vocabulary_resident=plan["vocabulary_resident"],
+        slots=plan["slots"],
+        pinned_records=plan["pinned_records"],
+        selective_blocks=plan["recompute"].get("selective", 0),
+        kept_blocks=plan["recompute"].get("none", 0),
+        tile_rows=plan["tile_rows"],
+        head_rows=plan["head_rows"],
+    )
+
+
+@pytest.mark.parametrize(
+    "record",
+    MEASURED["peaks"],
+    ids=lambda record: f"{record['trial']['shapes']}-{record['trial'].get('label', '')}",
+)
+def test_predictions_are_within_5_percent_of_measured_peaks_and_hardly_ever_under(
+    record: dict[str, Any],
+) -> None:
+    predicted = device_bytes(measured_shape(record), measured_form(record))
+    assert 0.98 * record["reserved"] <= predicted.reserved <= 1.05 * record["reserved"]
 
 
 def test_a_7b_that_stays_takes_its_weights_and_records() -> None:

@@ -8,7 +8,7 @@ from workbench.config.known_models import KNOWN_MODELS, known_model
 from workbench.config.load import parse_overrides, resolve
 from workbench.config.memory_fit import Counts, Machine, fit
 from workbench.config.memory_levers import as_planned, with_overrides
-from workbench.config.memory_parts import GIB, StepForm
+from workbench.config.memory_parts import CONTEXT_BYTES, GIB, MARGIN, StepForm
 from workbench.config.memory_plan import (
     Estimate,
     MeasuredRun,
@@ -256,24 +256,28 @@ def test_prepared_data_says_how_long_rows_are_and_how_many_steps() -> None:
 
 def test_a_measured_run_comes_before_the_formula() -> None:
     config = config_of("base/1gpu", *PACKED)
+    machine = Machine(budget_gib=22.8)
+    plain = estimate(config, MISTRAL, machine=machine)
+    planned = int((plain.total - CONTEXT_BYTES) / (1 + MARGIN))
     run = MeasuredRun(
         name="mine-3",
-        gpu_reserved_bytes=19 * GIB,
-        predicted_bytes=20 * GIB,
+        gpu_reserved_bytes=planned - GIB,
+        predicted_bytes=planned,
         host_peak_bytes=3 * GIB,
         tokens_per_second=4096.0,
     )
-    found = estimate(config, MISTRAL, measured=run)
-    assert 19 * GIB < found.total < 20 * GIB
+    found = estimate(config, MISTRAL, machine=machine, measured=run)
+    assert found.total == planned - GIB + CONTEXT_BYTES < plain.total
     assert found.verdict == "fits"
     assert found.seconds_per_step == pytest.approx(16384 / 4096)
-    assert basis_words(found) == "measured run mine-3: 19.00 GiB, predicted 20.00 (-5.0%)"
+    assert basis_words(found).startswith(f"measured run mine-3: {planned / GIB - 1:.2f} GiB, ")
     cut_otherwise = dataclasses.replace(run, microbatches=found.fit.form.microbatches + 1)
     on_the_cpu = dataclasses.replace(run, gpu_reserved_bytes=None)
-    for other in (cut_otherwise, on_the_cpu):
-        assert estimate(config, MISTRAL, measured=other) == estimate(config, MISTRAL)
-    slow = estimate(config, MISTRAL, measured=dataclasses.replace(run, gpu_reserved_bytes=23 * GIB))
-    assert slow.verdict == "will_not_fit"
+    planned_otherwise = dataclasses.replace(run, predicted_bytes=planned * 2)
+    for other in (cut_otherwise, on_the_cpu, planned_otherwise):
+        assert estimate(config, MISTRAL, machine=machine, measured=other) == plain
+    larger = dataclasses.replace(run, gpu_reserved_bytes=23 * GIB)
+    assert estimate(config, MISTRAL, machine=machine, measured=larger).verdict == "will_not_fit"
 
 
 def test_a_model_is_found_by_the_name_people_type() -> None:

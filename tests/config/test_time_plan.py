@@ -1,12 +1,14 @@
 """FLOP per token against a table, and what a step waits for."""
 
 import dataclasses
-from typing import Literal
+import statistics
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.config.test_memory_parts import MEASURED, measured_form, measured_shape
 from workbench.config.known_models import KNOWN_MODELS
 from workbench.config.memory_parts import OptimizerName, Recompute, StepForm
 from workbench.config.rates import CARDS, MeasuredRates, Rates, rates_of
@@ -76,6 +78,18 @@ def test_the_basis_of_a_rate_is_always_said() -> None:
     assert "not in the table" in rates_of(gpu_name="Voodoo 2").basis
     assert "link 12 GB/s as stated" in rates_of(gpu_name="NVIDIA H200", link_gbps=12).basis
     assert rates_of(gpu_name=None, is_gpu=False).basis.startswith("CPU")
+
+
+@pytest.mark.parametrize(
+    "record",
+    MEASURED["peaks"],
+    ids=lambda record: f"{record['trial']['shapes']}-{record['trial'].get('label', '')}",
+)
+def test_predicted_seconds_are_within_10_percent_of_measured_ones(record: dict[str, Any]) -> None:
+    seconds = step_seconds(
+        measured_shape(record), measured_form(record), H200, record["seen_tokens"]
+    )
+    assert seconds == pytest.approx(statistics.median(record["seconds"]), rel=0.10)
 
 
 def test_what_was_measured_here_comes_before_the_table() -> None:

@@ -21,10 +21,13 @@ from workbench.config.memory_fit import (
     weight_bytes_of,
 )
 from workbench.config.memory_levers import Lever, Proposal, levers, proposals
-from workbench.config.memory_parts import CONTEXT_BYTES, GIB, checkpoint_bytes
+from workbench.config.memory_parts import CONTEXT_BYTES, GIB, MARGIN, checkpoint_bytes
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rates import Rates
 from workbench.config.schema.config import Config
+
+# Predictions of one plan differ by no more, whatever the rows of the data came to.
+_SAME_PLAN = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +193,14 @@ def checkpoints_at_once(config: Config) -> int:
 
 
 def _is_same_form(measured: MeasuredRun, found: Fit) -> bool:
-    """Say whether a run was made as a config would run here."""
+    """Say whether a run was made as a config would run here.
+
+    What a plan takes shows what it chose: one for another card, or a host of another size, differs.
+    """
     has_same_device = (measured.gpu_reserved_bytes is not None) == found.is_gpu
-    return has_same_device and measured.microbatches in (None, found.form.microbatches)
+    has_same_parts = measured.microbatches in (None, found.form.microbatches)
+    if measured.predicted_bytes is None or not found.is_gpu:
+        return has_same_device and has_same_parts
+    planned = measured.predicted_bytes * (1 + MARGIN) + CONTEXT_BYTES
+    is_same_plan = abs(planned / found.worst.total - 1) <= _SAME_PLAN
+    return has_same_device and has_same_parts and is_same_plan
