@@ -35,6 +35,7 @@ SHARED = [[1, 1, 2, 33, 0, 28], [31, 34, 0, 0, 0, 0]]
         (SHARED, None, "sdpa", torch.float32, "documents", True),
         (SHARED, None, "sdpa", torch.float64, "documents", False),
         (SHARED, 9, "sdpa", torch.float32, "documents", False),
+        (SHARED, 34, "sdpa", torch.float32, "documents", True),
         (ALONE, None, "dense", torch.float32, "dense", False),
         (SHARED, 9, "dense", torch.float32, "dense", False),
     ],

@@ -140,7 +140,9 @@ def attention_structure(
         blocks = flex_blocks(starts, row_length, window)
         return AttentionStructure("flex", row_length, window, blocks=blocks)
     begins, lengths = document_spans(document_starts.cpu().long(), row_length)
-    num_rows = document_starts.shape[0]
+    num_rows, longest = document_starts.shape[0], int(lengths.max())
+    if window is not None and window >= longest:
+        window = None
     if begins.numel() == num_rows and window is None:
         kernel = _causal_kernel(row_length, device, dtype, head_dim)
         if kernel is not None or method != "varlen":
@@ -148,7 +150,7 @@ def attention_structure(
     if method == "varlen":
         # The documents are known here: what a kernel allocates grows with those it is told of.
         boundaries = F.pad(begins, (0, 1), value=num_rows * row_length).to(torch.int32)
-        longest = max(2, int(lengths.max()))  # for one token the kernel takes another path
+        longest = max(2, longest)  # for one token the kernel takes another path
         return _varlen(boundaries.to(device, non_blocking=True), row_length, longest, window)
     documents = group_documents(begins, lengths, num_rows * row_length, window, device)
     kernel = None if window is not None else _cpu_kernel(device, dtype, head_dim)
