@@ -35,8 +35,9 @@ _SUMMED_ROWS, _SUMMED_COLUMNS, _SUMMED_WARPS = 16, 64, 1
 # ``enable_fp_fusion=False``: a product is rounded before it is added, as the twin's. Only the loss
 # fuses them: it is short of arithmetic, not of memory.
 
-# Below any finite logit, and finite: the difference to a logit of minus infinity is no NaN.
-_LOWEST = tl.constexpr(-3.4e38)
+# Below any logit of a model, and finite also in base two: the difference to a logit of minus
+# infinity is no NaN.
+_LOWEST = tl.constexpr(-1e38)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -485,11 +486,13 @@ def _cross_entropy(
         columns = begin + places
         value = tl.load(start + columns, mask=columns < width, other=float("-inf")).to(tl.float32)
         larger = tl.maximum(largest, tl.max(value, 0))
-        terms = tl.sum(tl.exp(value - larger[None, :]), 0)
-        total = total * tl.exp(largest - larger) + terms
+        # exp(value - larger) as one fused multiply-add and one power of two, here and below.
+        shift = -larger * _LOG2_E
+        terms = tl.sum(tl.exp2(value * _LOG2_E + shift[None, :]), 0)
+        total = total * tl.exp2(largest * _LOG2_E + shift) + terms
         largest = larger
     maximum = tl.max(largest, 0)
-    total_terms = tl.sum(total * tl.exp(largest - maximum), 0)
+    total_terms = tl.sum(total * tl.exp2((largest - maximum) * _LOG2_E), 0)
     tl.store(losses + row, tl.log(total_terms) + maximum - wanted)
     if WITH_CORRECT:
         # The label is the first of the largest: none before it is as large.
@@ -502,7 +505,6 @@ def _cross_entropy(
         is_first = is_largest & (tl.sum(num_earlier, 0) == 0)
         tl.store(correct + row, is_first.to(tl.uint8))
     if WITH_GRADIENT:
-        # exp(value - log of the sum) as one fused multiply-add and one power of two.
         shift = -(maximum * _LOG2_E + tl.log2(total_terms))
         wide_lanes = tl.arange(0, 2 * BLOCK)
         for begin in range(0, width, 2 * BLOCK):
