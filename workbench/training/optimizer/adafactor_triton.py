@@ -47,6 +47,7 @@ from workbench.training.optimizer.rounding_triton import (
 # few enough that adding up their parts costs nothing. More warps wait longer for each other when
 # they add up rows.
 _TILE, _TILE_OF_MOVE, _STRIPE, _PROGRAMS, _WARPS = 8192, 4096, 512, 2048, 4
+_STAGES, _STAGES_OF_MOVE = 1, 1
 _REDUCED = 256  # rows or columns whose statistics one program updates
 _PART_BYTES = 15 << 20  # of the sums per band and per stripe, each
 
@@ -100,7 +101,7 @@ def _lerp(new, old, kept):
 def _sums(
     gradient, row_parts_SR, column_parts_BC, square_parts,
     rows, columns, band_rows, stripes,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     band, stripe = program // stripes, program % stripes
@@ -109,7 +110,7 @@ def _sums(
     first_row = band * band_rows
     last_row = tl.minimum(first_row + band_rows, rows)
     of_columns = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-    for begin in range(first_row, last_row, BLOCK_ROWS):
+    for begin in tl.range(first_row, last_row, BLOCK_ROWS, num_stages=STAGES):
         row = begin + lane
         inside = (row < last_row)[:, None] & (column < columns)[None, :]
         at = row.to(tl.int64)[:, None] * columns + column[None, :]
@@ -170,7 +171,7 @@ def _statistics(
 def _lengths(
     gradient, row_statistic, column_statistic, row_total_parts, healthy, length_parts,
     rows, columns, band_rows, stripes, row_programs,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     if tl.load(healthy) == 0:
         return
@@ -183,7 +184,7 @@ def _lengths(
     root = tl.sqrt(total(row_total_parts, row_programs, 1024))
     column_factor = tl.rsqrt(tl.load(column_statistic + column, mask=column < columns, other=1.0))
     found = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-    for begin in range(first_row, last_row, BLOCK_ROWS):
+    for begin in tl.range(first_row, last_row, BLOCK_ROWS, num_stages=STAGES):
         row = begin + lane
         inside = (row < last_row)[:, None] & (column < columns)[None, :]
         at = row.to(tl.int64)[:, None] * columns + column[None, :]
@@ -199,7 +200,8 @@ def _move(
     gradient, weight, low, row_statistic, column_statistic, row_total_parts, healthy,
     length_parts, scale, learning_rate, decay, first, second,
     rows, columns, band_rows, stripes, row_programs, num_length_parts,
-    ROUNDING: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     if tl.load(healthy) == 0:
         return
@@ -217,7 +219,7 @@ def _move(
     bound = tl.maximum(tl.sqrt(mean_square) * tl.abs(factor) / _THRESHOLD, 1.0)
     root = root * (learning_rate / bound * factor)
     column_factor = tl.rsqrt(tl.load(column_statistic + column, mask=column < columns, other=1.0))
-    for begin in range(first_row, last_row, BLOCK_ROWS):
+    for begin in tl.range(first_row, last_row, BLOCK_ROWS, num_stages=STAGES):
         row = begin + lane
         inside = (row < last_row)[:, None] & (column < columns)[None, :]
         at = row.to(tl.int64)[:, None] * columns + column[None, :]
@@ -343,7 +345,11 @@ class FusedUpdate:
         row_programs = triton.cdiv(rows, _REDUCED)
         depth = min(32, triton.next_power_of_2(tiles.bands))
         column_programs = triton.cdiv(columns, _REDUCED // depth)
-        blocks = {"BLOCK_ROWS": tiles.block_rows, "BLOCK_COLUMNS": tiles.block_columns}
+        blocks = {
+            "BLOCK_ROWS": tiles.block_rows,
+            "BLOCK_COLUMNS": tiles.block_columns,
+            "STAGES": _STAGES,
+        }
         _sums[(programs,)](
             gradient, self._row_parts, self._column_parts, self._square_parts,
             rows, columns, tiles.band_rows, tiles.stripes, **blocks, num_warps=_WARPS,
@@ -364,6 +370,6 @@ class FusedUpdate:
             self._healthy, self._length_parts, scale, learning_rate, decay, first, second,
             rows, columns, tiles.band_rows, tiles.stripes, row_programs, programs,
             ROUNDING=rounding, BLOCK_ROWS=max(1, tiles.block_rows * _TILE_OF_MOVE // _TILE),
-            BLOCK_COLUMNS=tiles.block_columns, num_warps=_WARPS,
+            BLOCK_COLUMNS=tiles.block_columns, STAGES=_STAGES_OF_MOVE, num_warps=_WARPS,
         )  # fmt: skip
         return square

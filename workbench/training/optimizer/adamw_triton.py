@@ -30,6 +30,7 @@ from workbench.training.optimizer.rounding_triton import (
 )
 
 _TILE, _PROGRAMS = 4096, 1024
+_HELD, _WARPS = 2048, 8  # elements that a program holds at a time
 
 _BETA1, _BETA2, _EPSILON = tl.constexpr(BETA1), tl.constexpr(BETA2), tl.constexpr(EPSILON)
 
@@ -203,6 +204,6 @@ class FusedUpdate:
             0 if noise is None else signed(noise.second),
             size, span,
             ROUNDING=chosen_rounding(weight, noise, low), BITS=bits,
-            BLOCKS=2048 // block, BLOCK=block, num_warps=8,
+            BLOCKS=_HELD // block, BLOCK=block, num_warps=_WARPS,
         )  # fmt: skip
         return square

@@ -9,6 +9,7 @@ Invariant: all parts begin as zeros, which stand for moments of zero.
 """
 
 import importlib
+import logging
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
@@ -154,7 +155,12 @@ class SmallMoments:
 
 
 def _quantization() -> ModuleType:
-    """Import torchao's quantization of optimizer states, which says much on its way in."""
+    """Import torchao's quantization of optimizer states.
+
+    On its way in torchao says which of its CUDA extensions it cannot load; none is needed here.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -165,3 +171,5 @@ def _quantization() -> ModuleType:
             where="optimizer.name",
             remedy="install it: python -m pip install torchao; or set optimizer.name: adamw",
         ) from error
+    finally:
+        logging.disable(disabled)
