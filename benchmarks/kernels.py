@@ -1,6 +1,6 @@
 """Time each kernel of the engine against its eager twin, torch.compile and Liger, on one GPU.
 
-    python benchmarks/kernels.py --rows 4096 --shapes mistral-7b [--vocabulary 32000 128256]
+    python benchmarks/kernels.py --rows 4096 --shapes mistral-7b [--vocabulary 128256]
 
 First the ceiling: the median rate of a device-to-device copy of 2 GiB, bytes read plus written.
 Then a row per kernel: the fewest bytes it must move, and for each way its median time, rate, and
@@ -25,20 +25,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from shapes import SHAPES, dimensions
 from torch import Tensor
 
 from workbench.model.compiled_kernels import CompiledKernels
+from workbench.model.families import Dimensions
 from workbench.model.fused_kernels import FusedKernels
 from workbench.model.kernels import EagerKernels, Kernels
 
 DEVICE = torch.device("cuda")
-# hidden, intermediate, heads, key and value heads, head width
-SHAPES = {
-    "mistral-7b": (4096, 14336, 32, 8, 128),
-    "llama-2-13b": (5120, 13824, 40, 40, 128),
-    "qwen-0.5b": (896, 4864, 14, 2, 64),
-    "qwen-7b": (3584, 18944, 28, 4, 128),
-}
 CACHE_BYTES = 256 << 20  # sets of inputs together, at least: four times an H200's L2
 PAUSE_CYCLES = 4_000_000
 REPEATS = 9
@@ -98,9 +93,10 @@ def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=DEVICE).normal_()
 
 
-def block_cases(rows: int, shape: tuple[int, int, int, int, int]) -> list[Case]:
+def block_cases(rows: int, dims: Dimensions) -> list[Case]:
     """The kernels of a block at the width of a model."""
-    hidden, inner, heads, key_heads, head_dim = shape
+    hidden, inner, head_dim = dims.hidden_size, dims.intermediate_size, dims.head_dim
+    heads, key_heads = dims.num_heads, dims.num_key_value_heads
     queries, keys = heads * head_dim, key_heads * head_dim
     weight = normal(hidden)
     angles = torch.rand(rows, head_dim // 2, device=DEVICE).mul(1000).repeat(1, 2)
@@ -191,9 +187,10 @@ def head_case(rows: int, vocabulary: int) -> Case:
     )
 
 
-def rows_case(rows: int, hidden: int) -> Case:
+def rows_case(rows: int, dims: Dimensions) -> Case:
     """Sums over tokens of equal id, ids by Zipf's law."""
-    ids = np.random.default_rng(1).zipf(1.2, rows) % 32000
+    hidden = dims.hidden_size
+    ids = np.random.default_rng(1).zipf(1.2, rows) % dims.vocabulary_size
     distinct, counts = np.unique(ids, return_counts=True)
     order, begins, wanted = (
         torch.from_numpy(array.astype(np.int64)).to(DEVICE)
@@ -206,7 +203,7 @@ def rows_case(rows: int, hidden: int) -> Case:
     return Case(
         f"add rows, most frequent {counts.max()}",
         rows * hidden * 2 + len(distinct) * hidden * 4,
-        lambda: {"gradient": normal(rows, hidden), "onto": normal(32000, hidden)},
+        lambda: {"gradient": normal(rows, hidden), "onto": normal(dims.vocabulary_size, hidden)},
         lambda kernels, i: kernels.add_rows(
             i["gradient"], order, begins, wanted, onto_VD=i["onto"]
         ),
@@ -270,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["mistral-7b"])
-    parser.add_argument("--vocabulary", nargs="+", type=int, default=[32000, 128256])
+    parser.add_argument("--vocabulary", nargs="+", type=int, default=[], help="beside the shapes'")
     parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -287,14 +284,14 @@ def main() -> None:
     if importlib.util.find_spec("liger_kernel") is not None:
         ways["liger"] = lambda case: case.liger
     for name in arguments.shapes:
-        shape = SHAPES[name]
+        dims = dimensions(name)
         print(f"\n{name}, {arguments.rows} rows, bf16")
         print(f"{'kernel':<32} {'way':<9} {'MB':>9} {'us':>9} {'GB/s':>8} {'share':>7}")
-        for case in block_cases(arguments.rows, shape):
+        for case in block_cases(arguments.rows, dims):
             measure(case, ways, ceiling)
-        for vocabulary in arguments.vocabulary:
+        for vocabulary in (dims.vocabulary_size, *arguments.vocabulary):
             measure(head_case(arguments.rows, vocabulary), ways, ceiling)
-        measure(rows_case(4 * arguments.rows, shape[0]), ways, ceiling)
+        measure(rows_case(4 * arguments.rows, dims), ways, ceiling)
 
 
 if __name__ == "__main__":
