@@ -28,6 +28,7 @@ MODULES = {
     "rates_here": "workbench.training.engine.calibration",
     "available_host_memory": "workbench.training.engine.host_memory",
     "choose_plan": "workbench.training.engine.plan",
+    "facts_of_dimensions": "workbench.training.engine.plan",
     "take_budget": "workbench.training.engine.plan",
     "evaluate_batches": "workbench.training.evaluate",
     "total": "workbench.training.evaluate",
@@ -39,6 +40,8 @@ MODULES = {
     "next_attempt": "workbench.training.report",
     "TrainingState": "workbench.training.state",
     "total_steps": "workbench.training.state",
+    "Utilization": "workbench.training.utilization",
+    "peak_flops_of": "workbench.training.utilization",
 }
 """Every name of ours in the texts below, and the module that has it."""
 
@@ -246,6 +249,7 @@ BEGIN = """\
         saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, ranks)
         engine.restore_previous_norm(saved.previous_gradient_norm)
         state = TrainingState.from_saved(saved)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     report = Report(
         run,
         ranks,
@@ -253,6 +257,7 @@ BEGIN = """\
         device=device,
         resumed_step=state.step,
         name=<logging.name>,
+        utilization=Utilization(facts_of_dimensions(dims), peak_flops_of(gpu)),
     )
     print(f"{len(prepared.train)} rows, step {state.step} of {max_steps} on {device}")
 """
