@@ -4,6 +4,7 @@ Host tensors are written from their own memory. Device tensors pass two pinned b
 the next piece comes down while the last is hashed and written. Knows files and tensors, no model.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -47,6 +48,10 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFil
             view = memoryview(chunk)
             while view:
                 view = view[file.write(view) :]
+            # The kernel begins to send the piece to the disk. Otherwise most of that waits for
+            # fsync: 768 MiB took 2.6 s in place of 1.5.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), total, len(chunk), os.POSIX_FADV_DONTNEED)
             total += len(chunk)
             hashed.result()  # the buffer behind the chunk is used again
         os.fsync(file.fileno())
