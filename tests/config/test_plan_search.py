@@ -20,7 +20,7 @@ from workbench.config.rates import Rates, rates_of
 from workbench.config.time_plan import step_seconds
 
 H200 = Rates(
-    products=700e12, attention=316e12, memory=4.08e12, up=51e9, down=51e9, both=51e9, basis="seen"
+    products=700e12, attention=350e12, memory=4.08e12, up=51e9, down=51e9, both=51e9, basis="seen"
 )
 
 

@@ -14,6 +14,7 @@ from workbench.config.checks import check_model, not_in_this_version
 from workbench.config.memory_parts import (
     GIB,
     StepForm,
+    documents_of,
     sum_bytes_of,
 )
 from workbench.config.model_facts import ModelFacts
@@ -303,6 +304,7 @@ def _fit_layer_major(
         rows=config.batch.train,
         row_length=row_length,
         microbatches=1,
+        row_documents=documents_of(row_length, seen) if config.data.packing != "none" else 1,
         weight_bytes=weight_bytes_of(config),
         optimizer=config.optimizer.name,
         exact=keeps_low_bits(config),

@@ -33,12 +33,13 @@ SLOTS = 3
 COMPANION_SLOTS = 2
 """Slots for what an optimizer keeps of a block, which is there for updates alone."""
 
-LIBRARY_BYTES = 64 * MIB
-"""Workspaces of cuBLAS and cuBLASLt, 32 MiB each, from torch's allocator."""
+LIBRARY_BYTES = 72 * MIB
+"""Workspaces of cuBLAS and cuBLASLt, 32 MiB each, from torch's allocator; scratch of updates."""
 
-UPDATE_BYTES = 32 * MIB
-"""What the sums over a gradient take at most while a fused update runs."""
-
+# What the parts take that fused kernels add up afterwards, and flash attention's room to pad each
+# document, in elements of a query in fp32; tokens times query heads that one call of attention's
+# backward takes at most, which ``model/attention_kernels`` holds to.
+_PARTS_BYTES, _PADDED_ROWS, _TOKEN_HEADS = 8 * MIB, 128, 1 << 19
 # What torch's allocator (expandable segments) holds without using it: small tensors of many sizes,
 # and a share of what comes and goes. Arenas leave it little else.
 _GAP_BYTES, _GAP_OF_TRANSIENT = 24 * MIB, 0.03
@@ -62,6 +63,7 @@ class StepForm:
         rows: of a step, all microbatches together.
         row_length: tokens of a row.
         microbatches: parts of the step.
+        row_documents: documents that a row holds at most.
         weight_bytes: per element of weights and activations, 2 or 4.
         sum_bytes: per element of a gradient sum, 2 or 4.
         streamed_blocks: whose weights wait in host memory; 0 keeps all on the device.
@@ -81,6 +83,7 @@ class StepForm:
     rows: int
     row_length: int
     microbatches: int
+    row_documents: int = 1
     weight_bytes: int = 2
     sum_bytes: int = 2
     streamed_blocks: int = 0
@@ -366,22 +369,38 @@ def _sums_bytes(facts: ModelFacts, form: StepForm) -> int:
 
 def _transients(facts: ModelFacts, form: StepForm) -> list[tuple[str, int]]:
     """Give what comes and goes, by moment: tensors that torch's own kernels make."""
-    q, k, e, tokens = facts.query_size, facts.key_size, form.weight_bytes, form.microbatch_tokens
+    q, e, tokens = facts.query_size, form.weight_bytes, form.microbatch_tokens
     attended = tokens * (q * e + 4 * facts.num_heads)
-    # Gradients of queries, keys and values, fp32 sums of the first, and where several query heads
-    # share keys, gradients of both for every query head before they are added.
-    backward = tokens * ((q + 2 * k) * e + 4 * q)
-    if facts.num_heads != facts.num_key_value_heads:
-        backward += 2 * tokens * q * e
+    backward = _attention_backward_bytes(facts, form)
     if form.full_blocks(facts.num_layers):
         backward += attended
     largest = max(facts.vocabulary_parameters, *(math.prod(shape) for shape in facts.block_shapes))
-    update = UPDATE_BYTES if form.is_gpu else twin_update_bytes(largest, form.sum_bytes)
+    update = _PARTS_BYTES if form.is_gpu else twin_update_bytes(largest, form.sum_bytes)
     return [
         ("attention of a block", attended),
-        ("backward of a block", backward),
+        ("backward of a block", max(backward, _PARTS_BYTES if form.is_gpu else 0)),
         ("update of a matrix", update),
     ]
+
+
+def _attention_backward_bytes(facts: ModelFacts, form: StepForm) -> int:
+    """Give what attention's backward allocates beside what it is given.
+
+    Gradients of queries, keys and values; fp32 sums of the first, padded for each document; and
+    where several query heads share keys, gradients of both for every query head before they are
+    added. Where rows are long their heads go in turn, and only the gradients are for all of them.
+    """
+    q, k, e, tokens = facts.query_size, facts.key_size, form.weight_bytes, form.microbatch_tokens
+    group = facts.num_heads // facts.num_key_value_heads
+    at_once = max(1, _TOKEN_HEADS // (tokens * group)) if form.is_gpu else facts.num_heads
+    gradients = tokens * (q + 2 * k) * e
+    in_turn = 0
+    if at_once < facts.num_key_value_heads:
+        q = at_once * group * facts.head_size
+        in_turn = tokens * (q + 2 * at_once * facts.head_size) * e
+    padded = tokens + _PADDED_ROWS * form.row_documents * form.rows_per_microbatch
+    beside = padded * 4 * q + (2 * tokens * q * e if group > 1 else 0)
+    return gradients + in_turn + beside
 
 
 def _phase(name: str, workspace: int, *, is_gpu: bool) -> Phase:
@@ -475,6 +494,13 @@ def checkpoint_bytes(
     state = factored_state_bytes(facts) if optimizer == "adafactor" else 0
     beside = companion_bytes(optimizer, exact=exact)
     return int((facts.num_parameters * (weight_bytes + beside) + state) * 1.05)
+
+
+def documents_of(row_length: int, seen_tokens: float | None) -> int:
+    """Guess how many documents a row holds at most, from their mean length: half more than fit."""
+    if seen_tokens is None or seen_tokens >= row_length:
+        return 1
+    return math.ceil(1.5 * row_length / max(1.0, seen_tokens))
 
 
 # ---- what a config says ------------------------------------------------------------------------

@@ -9,12 +9,13 @@ Knows shapes and numbers, no config, no torch. Invariant: with more memory the f
 slower.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from workbench.config.memory_parts import (
     GIB,
+    MARGIN,
     SLOTS,
     DeviceBytes,
     HostBytes,
@@ -378,21 +379,36 @@ class _Search:
         wished = self._wishes.streamed_blocks(self._layers)
         if wished is not None:
             streams = [wished]
-        elif self._form.pinned_records:
-            # Streaming more helps nothing here: the first that fits is the fastest.
-            fewest = next((s for s in range(self._layers + 1) if self._fits(s, low)), None)
-            streams = [] if fewest is None else sorted({fewest, self._layers})
-        elif self._fits(0, high):
-            streams = [0]
         else:
-            every = ((self._at(s, low, high), s) for s in range(self._layers + 1))
-            some = [(found, s) for found, s in every if found is not None]
-            streams = sorted({min(some)[1], self._layers}) if some else []
+            possible = self._possible(low)
+            if self._form.pinned_records or self._fits(0, high):
+                # Streaming more helps nothing here: the first that fits is the fastest.
+                streams = list(possible[:1])
+            else:
+                every = ((self._at(s, low, high), s) for s in possible)
+                some = [(found, s) for found, s in every if found is not None]
+                streams = [min(some)[1]] if some else []
+            if streams and streams[0] > 0:
+                streams = sorted({*streams, self._layers})
         for streamed in streams:
             for most in {high, min(high, max(low, self._layers))}:
                 found = self._at(streamed, low, most)
                 if found is not None:
                     yield self._candidate(*found, streamed)
+
+    def _possible(self, level: int) -> Sequence[int]:
+        """Give the numbers of streamed blocks at which a level fits, fewest first.
+
+        The slots make streaming few blocks take more than none; from there on each takes less of
+        the GPU and more of the host.
+        """
+        if self._fits(0, level):
+            return range(self._layers + 1)
+        beyond = self._device(0, level) - self._room.device
+        fewest = self._form.slots + max(0, int(beyond / (self._block * (1 + MARGIN))))
+        while fewest <= self._layers and self._device(fewest, level) > self._room.device:
+            fewest += 1
+        return range(min(fewest, self._layers + 1), self._layers + 1)
 
     def _at(self, streamed: int, low: int, high: int) -> tuple[float, int] | None:
         """Give seconds and level of the fastest level; None where none fits."""
@@ -441,11 +457,14 @@ class _Search:
 
     def _device(self, streamed: int, level: int) -> int:
         """Give the bytes that a budget must hold; a little more where few blocks are full."""
-        moved = streamed * self._block - (self._form.slots * self._block if streamed else 0)
         records = self._records(level)
         if self._form.pinned_records:
             records = 2 * self._clock.records[self._largest(level)] // self._form.microbatches
-        return self._base + int((records - moved) * 1.02) + 1
+        return self._base + int((records - self._moved(streamed)) * (1 + MARGIN)) + 1
+
+    def _moved(self, streamed: int) -> int:
+        """Give the bytes of weights that leave the GPU, slots taken off."""
+        return (streamed - self._form.slots) * self._block if streamed else 0
 
     def _largest(self, level: int) -> Recompute:
         """Give the level of the largest record, for which staging buffers are made."""
@@ -467,6 +486,9 @@ class _Search:
         """Give the highest level that fits; None where none does."""
         if not self._fits(streamed, low):
             return None
+        if not self._form.pinned_records:
+            # Records are all that a level changes here: the room left says how many there can be.
+            high = max(low, min(high, self._level_of(streamed) + 1))
         while low < high:
             middle = (low + high + 1) // 2
             if self._fits(streamed, middle):
@@ -474,6 +496,17 @@ class _Search:
             else:
                 high = middle - 1
         return low
+
+    def _level_of(self, streamed: int) -> int:
+        """Give the level whose records fill the GPU, or one beside it."""
+        records = self._clock.records
+        room = (self._room.device - self._base) / (1 + MARGIN) + self._moved(streamed)
+        room -= self._layers * records["full"]
+        selective = records["selective"] - records["full"]
+        if room <= self._layers * selective:
+            return int(room // selective)
+        room -= self._layers * selective
+        return self._layers + int(room // (records["none"] - records["selective"]))
 
     def _seconds(self, level: int, streamed: int) -> float:
         selective, kept = self._counts_of(level)

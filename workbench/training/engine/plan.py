@@ -23,6 +23,7 @@ from workbench.config.memory_parts import (
     Recompute,
     StepForm,
     SumDtype,
+    documents_of,
     head_rows_of,
 )
 from workbench.config.model_facts import ModelFacts
@@ -144,6 +145,7 @@ def choose_plan(
     host_bytes: int | None = None,
     rates: Rates | None = None,
     seen_tokens: float | None = None,
+    row_documents: int | None = None,
 ) -> Plan:
     """Choose the fastest plan that fits, and of those about as fast one that takes little.
 
@@ -162,7 +164,9 @@ def choose_plan(
         exact: the low halves of fp32 weights are kept beside bfloat16 ones.
         host_bytes: of host memory that can be had; None where that is not known.
         rates: how fast the machine is; None takes what is known of this GPU.
-        seen_tokens: mean length of a document; None takes the row's.
+        seen_tokens: length of the document that a token stands in, on average; None takes the
+            row's.
+        row_documents: that a row holds at most; None takes half more than ``seen_tokens`` says.
 
     Raises:
         RefusedError: nothing fits the budget, or the host memory; the message names the smallest
@@ -172,6 +176,7 @@ def choose_plan(
         rows=rows,
         row_length=row_length,
         microbatches=1,
+        row_documents=row_documents or documents_of(row_length, seen_tokens),
         weight_bytes=dtype.itemsize,
         optimizer=optimizer,
         exact=exact and dtype != torch.float32,
@@ -223,6 +228,7 @@ def smallest_plan(
         rows=rows,
         row_length=row_length,
         microbatches=1,
+        row_documents=documents_of(row_length, seen_tokens),
         weight_bytes=dtype.itemsize,
         optimizer=optimizer,
         exact=exact and dtype != torch.float32,
