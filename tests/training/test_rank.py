@@ -42,7 +42,7 @@ def run_folder(folder: Path, **changes: dict[str, object]) -> RunFolder:
         "training": {"device": "cpu", "max_steps": 3},
     }
     for section, values in changes.items():
-        sections[section] |= values
+        sections[section] = sections.get(section, {}) | values
     run = RunFolder(folder)
     run.path.mkdir(exist_ok=True)
     run.config.write_text(dump_config(msgspec.convert(sections, Config)))

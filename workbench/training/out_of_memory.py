@@ -82,7 +82,7 @@ def _remedies(
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     host = None if available is None else available + own
     requested = requested_bytes(str(error))
-    if isinstance(error, torch.OutOfMemoryError) and device.type == "cuda":
+    if device.type == "cuda" and not _is_of_the_host(error):
         shortage = gpu_shortage(device, requested)
         machine = Machine(
             gpu_name=torch.cuda.get_device_name(device),
@@ -100,6 +100,11 @@ def _remedies(
         requested=requested,
         limit=None if limit == resource.RLIM_INFINITY else limit,
     )
+
+
+def _is_of_the_host(error: BaseException) -> bool:
+    """Say whether host memory ran out; the driver's own errors are taken to be about the GPU."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def gpu_shortage(device: torch.device, requested: int) -> GpuShortage:
