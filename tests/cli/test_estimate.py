@@ -142,7 +142,15 @@ def test_json_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["budget_bytes"] == 10 * GIB
     rank = found["ranks"][0]  # type: ignore[index]
     assert sum(part["bytes"] for part in rank["parts"]) == found["total_bytes"]
-    assert "150 TFLOP/s as stated" in found["time"]["rates"]  # type: ignore[index]
+    time, plan = found["time"], found["plan"]
+    assert isinstance(time, dict)
+    assert isinstance(plan, dict)
+    assert "150 TFLOP/s as stated" in time["rates"]
+    parts = {name: seconds for name, seconds in time["predicted_parts"].items()
+             if name not in ("up", "down")}  # fmt: skip
+    assert sum(parts.values()) == pytest.approx(time["seconds_per_step"])
+    assert plan["microbatches"] == found["microbatches"]
+    assert found["least_budget_bytes"] <= found["total_bytes"]  # type: ignore[operator]
     assert found["levers"]
     assert found["proposals"]
 

@@ -7,7 +7,7 @@ status 4 means that it would not fit.
 import argparse
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from workbench.cli import output
@@ -240,8 +240,12 @@ def _facts(found: Estimate, resolved: ResolvedConfig, host_is_stated: bool) -> I
     fit = found.fit
     yield ["peak in", fit.worst.peak_phase]
     yield ["budget", fit.budget_source]
+    if fit.least is not None and fit.least < fit.worst.total:
+        yield ["least", f"{_gib(fit.least)} GiB are enough, for a slower plan"]
     where = "--host-gib" if host_is_stated else "here"
     here = "" if fit.host_available is None else f" of {_gib(fit.host_available)} GiB ({where})"
+    if not fit.host_decides:
+        here = ", on the host with that GPU"
     each = "; per rank" if len(fit.ranks) > 1 else ""
     yield ["host memory", f"{_gib(fit.host_needed)} GiB{here}{_host_words(fit.worst, each)}"]
     one = found.checkpoint_bytes
@@ -383,6 +387,8 @@ def estimate_json(found: Estimate, name: str, facts: ModelFacts) -> dict[str, ob
         "is_measured_form": fit.is_measured_form,
         "device": "cuda" if fit.is_gpu else "cpu",
         "microbatches": fit.form.microbatches,
+        "least_budget_bytes": fit.least,
+        "plan": asdict(fit.form),
         "ranks": [
             {
                 "rank": rank.rank,
@@ -404,6 +410,7 @@ def estimate_json(found: Estimate, name: str, facts: ModelFacts) -> dict[str, ob
             "seconds_per_step": found.seconds_per_step,
             "tokens_per_step": fit.step_tokens,
             "steps_per_epoch": found.steps_per_epoch,
+            "predicted_parts": None if fit.step_parts is None else asdict(fit.step_parts),
             "rates": found.rates.basis,
         },
         "measured": None
