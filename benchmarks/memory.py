@@ -9,9 +9,9 @@
 ``--longest`` doubles the row and then bisects: with ``--by-running`` each length takes steps in a
 process of its own, else the planner alone is asked and the length it ends at takes steps, and
 shorter ones if those fail. Rows hold many documents; with ``--one-document`` one, whose attention
-takes far longer and the same memory. ``--head`` measures final norm, head and loss of ``--row`` rows, all of
-them targets and half of them. ``--grid`` is E11: twelve settings, each predicted before it runs,
-written as a result file; ``--points 0:6`` takes a part of them.
+takes far longer and the same memory. ``--head`` measures final norm, head and loss of ``--row``
+rows, all of them targets and half of them. ``--grid`` is E11: twelve settings, each predicted
+before it runs, written as a result file; ``--points 0:6`` takes a part of them.
 
 On an H200: --least 40 s, --longest 90 s (--by-running 6 minutes), --head 15 s, --grid 20 s a point.
 """

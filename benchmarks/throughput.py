@@ -12,6 +12,7 @@ allocator. Every trial is a process of its own, so that its peaks are.
 ``--settings`` runs the named settings of ``settings.py`` and writes one file each. On an H200, with
 the start of every process: E1 60 s and 90 s of baseline, E2 40 s, E3 40 s, E4 80 s, E5 150 s, E6 4
 minutes, E7 80 s, E8 30 s. ``--first-only`` runs the trial that decides and nothing beside it.
+``--shapes demo`` with it is a rehearsal: every trial at the size of the demo, which takes seconds.
 Results go to ``--results``; old files are never changed. E4 and E7 are ``memory.py``'s, E9
 ``first_step.py``'s, E10 ``telemetry.py``'s, E11 ``memory.py --grid``'s.
 """
@@ -35,6 +36,8 @@ from settings import SETTINGS, Setting, judge
 from shapes import SHAPES
 
 HERE = Path(__file__).parent
+# Of a rehearsal: rows of some thousand tokens of the demo's shapes fit beside the context.
+_REHEARSED_GIB = 0.9
 STEP_SETTINGS = [name for name, setting in SETTINGS.items() if setting.kind == "step"]
 MEMORY_SETTINGS = [name for name, each in SETTINGS.items() if each.kind in ("least", "longest")]
 
@@ -81,6 +84,29 @@ def run_setting(setting: Setting, *, first_only: bool, beside: bool) -> list[dic
     return records
 
 
+def rehearsal(name: str, shapes: str) -> Setting:
+    """Give a setting whose trials are small ones of other shapes, to see that it runs."""
+
+    def small(trial: Trial) -> Trial:
+        return dataclasses.replace(
+            trial,
+            shapes=shapes,
+            row=64,
+            rows=min(trial.rows, 4),
+            steps=2,
+            warmup=1,
+            layers=None,
+            budget_gib=None if trial.budget_gib is None else _REHEARSED_GIB,
+        )
+
+    setting = SETTINGS[name]
+    return dataclasses.replace(
+        setting,
+        trials=tuple(small(trial) for trial in setting.trials),
+        beside=tuple(small(trial) for trial in setting.beside),
+    )
+
+
 def tell(record: dict[str, Any]) -> None:
     """Print a record as a line for people, on stderr, and as JSON on stdout."""
     trial = record["trial"]
@@ -104,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--settings", nargs="+", choices=STEP_SETTINGS + MEMORY_SETTINGS)
     parser.add_argument("--first-only", action="store_true", help="of a setting what decides")
     parser.add_argument("--no-beside", action="store_true", help="of a setting no baseline")
-    parser.add_argument("--shapes", choices=sorted(SHAPES), default="demo")
+    parser.add_argument("--shapes", choices=sorted(SHAPES), help="demo, where nothing is named")
     parser.add_argument("--row", type=int, default=256, help="tokens of a row")
     parser.add_argument("--rows", type=int, default=8, help="rows of a step")
     parser.add_argument("--microbatches", type=int, default=None)
@@ -124,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.settings:
         return _run_settings(options, command)
     trial = Trial(
-        shapes=options.shapes,
+        shapes=options.shapes or "demo",
         row=options.row,
         rows=options.rows,
         budget_gib=options.budget_gib,
@@ -151,7 +177,7 @@ def _run_settings(options: argparse.Namespace, command: str) -> int:
         machine["commit"] = options.commit
     missed = 0
     for name in options.settings:
-        setting = SETTINGS[name]
+        setting = SETTINGS[name] if options.shapes is None else rehearsal(name, options.shapes)
         records = run_setting(setting, first_only=options.first_only, beside=not options.no_beside)
         verdict = judge(setting.target, with_all_blocks(records[0]))
         missed += not verdict.is_hit
