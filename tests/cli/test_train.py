@@ -93,11 +93,13 @@ def test_a_package_that_an_optimizer_needs_is_looked_for_before_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     setting = "optimizer.name=adamw_8bit"
-    if importlib.util.find_spec("torchao") is None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "torchao", None)  # as if it were not installed
         status, told = refused(capsys, workplace, setting)
-        assert status == 2, told
-        assert "optimizer.name: adamw_8bit needs the package torchao" in told
-        assert "python -m pip install torchao" in told
+    assert status == 2, told
+    assert "optimizer.name: adamw_8bit needs the package torchao" in told
+    assert "python -m pip install torchao" in told
+    if importlib.util.find_spec("torchao") is None:
         (tmp_path / "packages" / "torchao").mkdir(parents=True)
         monkeypatch.syspath_prepend(tmp_path / "packages")
     main(["train", "-t", "demo.yaml", setting, "--dry-run"])

@@ -38,7 +38,10 @@ class OptimizerSection(Section, frozen=True):
     ] = "stochastic"
     clip_by: Annotated[
         Literal["update", "previous_norm", "exact_norm"],
-        Meta(description="update: Adafactor's own bound; previous_norm: by the last step's norm"),
+        Meta(
+            description="update: Adafactor's own bound, none for AdamW; previous_norm: by the last "
+            "step's norm; exact_norm: in pipelines alone"
+        ),
     ] = "update"
     clip_norm: Annotated[
         float,
