@@ -214,6 +214,7 @@ def judge_grid(records: Sequence[dict[str, Any]]) -> tuple[Verdict, list[str]]:
             off = each["predicted_seconds"] / statistics.median(each["seconds"]) - 1
             is_hit = is_hit and abs(off) <= 0.10
             parts.append(f"time {100 * off:+.1f} %")
+        is_hit = is_hit and bool(parts)
         misses += not is_hit
         lines.append(f"{name}: predicted {', '.join(parts) or 'nothing'}, {_word(is_hit)}")
     total = len(records)
