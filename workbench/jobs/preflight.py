@@ -152,6 +152,15 @@ def _quick_checks(
         yield _error("device", error)
         return
     yield _check_device(config, gpus, devices)
+    attention, device = config.model.attention, config.training.device
+    if attention in ("varlen", "flex") and (device == "cpu" or (starts and not gpus)):
+        problem = Problem(
+            key="model.attention",
+            what=f"{attention} attention does not train on a CPU",
+            remedy="set model.attention: auto",
+        )
+        (problem,) = at_origins([problem], resolved)
+        yield Check("config", "error", f"{problem.where}: {problem.what}", problem.remedy)
     if facts is not None:
         machine = machine_of(gpus)
         yield from check_memory(resolved, facts, project, machine=machine, starts=starts)
