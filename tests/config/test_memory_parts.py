@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from workbench.config.known_models import KNOWN_MODELS
 from workbench.config.memory_parts import (
     CONTEXT_BYTES,
+    GIB,
     MARGIN,
     DeviceBytes,
     StepForm,
@@ -186,6 +187,42 @@ def test_kept_activations_of_a_7b_are_those_of_the_table(
     assert kept == row_of_the_table
     record = record_bytes(MISTRAL, 4096, recompute)  # type: ignore[arg-type]
     assert record == 4096 * row_of_the_table
+
+
+@pytest.mark.parametrize(
+    ("heads", "rows", "deterministic", "bytes_per_token"),
+    [
+        # As measured on an H200 with 16,384 tokens: gradients, sums in fp32, and where heads are
+        # grouped each query head's own gradients of keys and values.
+        ("mistral-7b", 4, False, 45_184),
+        ("llama-2-7b", 4, False, 41_088),
+        ("mistral-7b", 4, True, 62_596),
+        ("mistral-7b", 1, True, 111_361),
+    ],
+)
+def test_attention_backward_takes_what_was_measured(
+    heads: str, rows: int, deterministic: bool, bytes_per_token: int
+) -> None:
+    form = StepForm(
+        rows=rows, row_length=16384 // rows, microbatches=1, selective_blocks=32,
+        deterministic=deterministic,
+    )  # fmt: skip
+    (backward,) = (
+        phase.workspace
+        for phase in device_bytes(KNOWN_MODELS[heads], form).phases
+        if phase.name == "backward of a block"
+    )
+    assert backward / 16384 == pytest.approx(bytes_per_token, rel=0.04)
+
+
+def test_long_rows_go_through_attention_a_few_heads_at_a_time() -> None:
+    form = StepForm(rows=1, row_length=131_072, microbatches=1, selective_blocks=32)
+    backward = max(phase.workspace for phase in device_bytes(MISTRAL, form).phases)
+    assert backward < 131_072 * 2 * (4096 + 2048) + 1.0 * GIB
+    documents = dataclasses.replace(form, row_length=4096, row_documents=200)
+    one = dataclasses.replace(documents, row_documents=1)
+    padding = device_bytes(MISTRAL, documents).peak - device_bytes(MISTRAL, one).peak
+    assert padding == 199 * 512 * 4096
 
 
 def test_what_leaves_the_gpu_arrives_in_host_memory() -> None:

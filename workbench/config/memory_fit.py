@@ -308,6 +308,7 @@ def _fit_layer_major(
         weight_bytes=weight_bytes_of(config),
         optimizer=config.optimizer.name,
         exact=keeps_low_bits(config),
+        deterministic=config.training.deterministic,
         is_gpu=is_gpu,
     )
     wishes = wishes_of(config)

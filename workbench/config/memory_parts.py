@@ -40,6 +40,7 @@ LIBRARY_BYTES = 72 * MIB
 # document, in elements of a query in fp32; tokens times query heads that one call of attention's
 # backward takes at most, which ``model/attention_kernels`` holds to.
 _PARTS_BYTES, _PADDED_ROWS, _TOKEN_HEADS = 8 * MIB, 128, 1 << 19
+_PROCESSORS = 132  # of an H200; other large cards have about as many
 # What torch's allocator (expandable segments) holds without using it: small tensors of many sizes,
 # and a share of what comes and goes. Arenas leave it little else.
 _GAP_BYTES, _GAP_OF_TRANSIENT = 24 * MIB, 0.03
@@ -77,6 +78,7 @@ class StepForm:
         optimizer: update rule.
         exact: the low 16 bits of fp32 weights are kept beside the high ones.
         companions_resident: low bits and moments stay on the device; else they travel.
+        deterministic: attention sums in one fixed order, which takes more room.
         is_gpu: on a GPU; on the CPU there is no context, and no allocator that holds back.
     """
 
@@ -97,6 +99,7 @@ class StepForm:
     optimizer: OptimizerName = "adafactor"
     exact: bool = False
     companions_resident: bool = True
+    deterministic: bool = False
     is_gpu: bool = True
 
     @property
@@ -399,7 +402,11 @@ def _attention_backward_bytes(facts: ModelFacts, form: StepForm) -> int:
         q = at_once * group * facts.head_size
         in_turn = tokens * (q + 2 * at_once * facts.head_size) * e
     padded = tokens + _PADDED_ROWS * form.row_documents * form.rows_per_microbatch
-    beside = padded * 4 * q + (2 * tokens * q * e if group > 1 else 0)
+    sums = 1
+    if form.deterministic and form.is_gpu:
+        # One per multiprocessor that would otherwise wait for its turn.
+        sums = -(-_PROCESSORS // (form.rows_per_microbatch * facts.num_heads))
+    beside = sums * padded * 4 * q + (2 * tokens * q * e if group > 1 else 0)
     return gradients + in_turn + beside
 
 

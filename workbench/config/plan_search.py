@@ -9,6 +9,7 @@ Knows shapes and numbers, no config, no torch. Invariant: with more memory the f
 slower.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -48,8 +49,8 @@ _CPU_RECORD_BYTES = 1 * GIB
 # Rows of the MLP, and what the rows of the head are divided by: the larger, the fewer launches.
 _TILES = ((4096, 1), (2048, 1), (1024, 2), (512, 4))
 _SMALLEST_TILE, _SMALLEST_HEAD = 256, 256
-# Numbers of microbatches that are tried at most, from the fewest on, and the most.
-_MOST_COUNTS = 6
+# Numbers of microbatches that are tried at most: those nearest to this many tokens, and the most.
+_MOST_COUNTS, _USUAL_TOKENS = 6, 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +249,7 @@ def _on_cpu(
 def _without_budget(
     facts: ModelFacts, form: StepForm, wishes: Wishes, rates: Rates, seen_tokens: float
 ) -> Choice:
-    count = _counts(form, wishes)[0]
+    count = min(_counts(form, wishes))
     level: Recompute = "full" if wishes.recompute == "auto" else wishes.recompute
     chosen = replace(
         form,
@@ -303,7 +304,12 @@ def _counts(form: StepForm, wishes: Wishes) -> list[int]:
     if wishes.microbatches != "auto":
         return [wishes.microbatches]
     counts = microbatch_counts(form.rows)
-    return counts if len(counts) <= _MOST_COUNTS else [*counts[: _MOST_COUNTS - 1], counts[-1]]
+
+    def distance(count: int) -> float:
+        return abs(math.log2(form.rows // count * form.row_length / _USUAL_TOKENS))
+
+    near = sorted(counts, key=distance)[: _MOST_COUNTS - 1]
+    return sorted({*near, counts[-1]})
 
 
 def _places(wishes: Wishes) -> tuple[bool, ...]:

@@ -30,6 +30,8 @@ _UPDATE_BYTES = 10
 _PRODUCT_ROWS = 48
 # Narrower products reach less: the root of the width below this one fits shapes of 900 to 4,096.
 _FULL_WIDTH = 4096
+# Products of fp32 in tensor cores (TF32) reach this share of what those of bfloat16 do.
+_WIDE = 0.5
 # Backward of attention computes five products where forward computes two. Either takes as long as
 # if each token saw this many more, in tiles at the ends of documents: on an H200 16,384 tokens in
 # documents of 870 (mean over tokens) took 0.63 and 1.75 ms, in documents of 4,096 1.69 and 5.0.
@@ -261,7 +263,9 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
     step_tokens, width = form.step_tokens, q + 2 * k
     tile = min(form.tile_rows, tokens)
     tiles = -(-tokens // tile)
-    products = _reached(facts, rates)
+    products, attending = _reached(facts, rates), rates.attention
+    if rates.is_gpu and e == 4:
+        products, attending = products * _WIDE, attending * _WIDE
 
     def computing(flop: float, rows: int) -> float:
         return (
@@ -273,7 +277,7 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
 
     attention_products, mlp = 2 * (h * width + q * h), 2 * h * f
     seen = seen_tokens + (_ATTENTION_ENDS if rates.is_gpu else 0)
-    attention = step_tokens * _attention_flop(facts, seen) / rates.attention
+    attention = step_tokens * _attention_flop(facts, seen) / attending
     # Two norms read and write, two sums of the residual read and write, and so do rotation and the
     # gated product.
     ways_in = computing(attention_products, tokens) + attention + moving(e * (4 * h + 2 * (q + k)))

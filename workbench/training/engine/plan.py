@@ -180,6 +180,7 @@ def choose_plan(
         weight_bytes=dtype.itemsize,
         optimizer=optimizer,
         exact=exact and dtype != torch.float32,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
         is_gpu=budget_bytes is not None,
     )
     wishes = Wishes(
