@@ -22,7 +22,7 @@ from workbench.runs.events import CheckpointEvent, EvaluationEvent, StateEvent, 
 from workbench.runs.job_file import JobFile, this_boot, this_host, write_job_file
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord
-from workbench.runs.outcome import Outcome, write_outcome
+from workbench.runs.outcome import FirstError, Outcome, write_outcome
 
 RECORD = MetricsRecord(
     time=0.0, attempt=1, step=7, epoch=0.5, tokens=100, target_tokens=50, loss=1.25,
@@ -107,6 +107,12 @@ def test_the_closing_lines_set_the_measured_beside_the_predicted(tmp_path: Path)
     ]
     run.plan.unlink()
     assert len(ending_lines(run, outcome, RECORD)) == 2, "an older run predicts no seconds"
+
+
+def test_several_remedies_stand_below_each_other(tmp_path: Path) -> None:
+    first = FirstError(rank=0, message="short", remedy="1. free it\n2. lower it")
+    outcome = Outcome(attempt=1, state="failed", step=4, time=0.0, first_error=first)
+    assert ending_lines(RunFolder(tmp_path), outcome, None)[-2:] == ["1. free it", "2. lower it"]
 
 
 def test_a_number_that_is_none_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:

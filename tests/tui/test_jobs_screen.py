@@ -247,7 +247,11 @@ async def test_a_failure_names_rank_and_cause(surroundings: Surroundings) -> Non
                 reason="out_of_memory",
                 message="rank 0 ran out of memory",
                 first_error=FirstError(
-                    rank=0, message="wanted 250 MiB", remedy="lower batch.microbatches"
+                    rank=0,
+                    message="wanted 250 MiB",
+                    remedy="1. end what else runs on this GPU, or choose another with -d: other "
+                    "processes hold 13.7 GiB of its 24.0 GiB\n2. batch.microbatches: 8 (takes "
+                    "1.2 GiB off)",
                 ),
             )
         )
@@ -256,7 +260,9 @@ async def test_a_failure_names_rank_and_cause(surroundings: Surroundings) -> Non
         await wait_until(pilot, lambda: "✗ failed" in screen_text(pilot))
         text = screen_text(pilot)
         assert "out_of_memory: rank 0: wanted 250 MiB" in text
-        assert "lower batch.microbatches" in text
+        assert "→ 1. end what else runs" in text
+        assert "24.0 GiB" in text, "a long line goes on below"
+        assert "→ 2. batch.microbatches: 8 (takes 1.2 GiB off)" in text
         await pilot.press("S")
         await wait_until(pilot, lambda: "the job has ended: failed" in screen_text(pilot))
 

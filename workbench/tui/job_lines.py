@@ -1,5 +1,7 @@
 """What is told about one job, line by line; pure but for the pictures it reads."""
 
+import textwrap
+
 from textual.content import Content
 
 from workbench.runs.metrics import shares
@@ -15,7 +17,7 @@ def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list
     lines = [
         _progress(picture, width),
         *_silence(picture, now),
-        *_reason(picture),
+        *_reason(picture, width),
         *_in_lines(_numbers(picture), width),
         *_in_lines(_speed(picture), width),
         *_in_lines(_saved(picture, now), width),
@@ -68,7 +70,7 @@ def _silence(picture: JobPicture, now: float) -> list[Content]:
     return [Content.assemble(("? ", "bold $note"), text)]
 
 
-def _reason(picture: JobPicture) -> list[Content]:
+def _reason(picture: JobPicture, width: int) -> list[Content]:
     outcome = picture.outcome
     if outcome is None or not (outcome.reason or outcome.message):
         return []
@@ -84,7 +86,10 @@ def _reason(picture: JobPicture) -> list[Content]:
     remedy = first.remedy if first else ""
     if outcome.state == "lost":
         remedy = f"{hint('start_again')} starts it again; tidy up: workbench control cleanup"
-    lines += [Content.assemble(("→ ", "$primary"), line) for line in remedy.splitlines()]
+    for each in remedy.splitlines():
+        first_line, *rest = textwrap.wrap(each, max(width - 2, 20)) or [""]
+        lines.append(Content.assemble(("→ ", "$primary"), first_line))
+        lines += [Content(f"  {line}") for line in rest]
     return lines
 
 
