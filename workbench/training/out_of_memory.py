@@ -21,6 +21,7 @@ from workbench.config.out_of_memory import (
     requested_bytes,
 )
 from workbench.config.schema.config import Config
+from workbench.errors import WorkbenchError
 from workbench.runs.environment import available_host_bytes
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def advice(
     """
     try:
         return numbered(_remedies(error, config, device, budget_bytes, counts)) or PLAIN_ADVICE
-    except (MemoryError, RuntimeError, OSError, ValueError) as another:
+    except (MemoryError, RuntimeError, OSError, ValueError, WorkbenchError) as another:
         # What ran out may be what looking for advice takes.
         logger.warning("no advice could be worked out: %s", another)
         return PLAIN_ADVICE
