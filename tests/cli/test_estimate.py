@@ -17,10 +17,12 @@ from workbench.config.find import shipped_configs
 from workbench.config.known_models import KNOWN_MODELS
 from workbench.config.load import parse_overrides, resolve
 from workbench.config.memory_parts import GIB
+from workbench.config.rates import MeasuredRates
 from workbench.jobs.fit import estimate_of_start, find_model, machine_here, usable_gpus
 from workbench.jobs.preflight import Check, preflight
 from workbench.runs.create import create_run, plan_run
 from workbench.runs.environment import Surroundings
+from workbench.runs.rates_file import write_rates
 
 DEMO_MODEL = shipped_configs() / "demo" / "model"
 
@@ -279,6 +281,20 @@ def test_a_card_that_is_here_gives_its_rates_and_its_free_memory(
     assert "of 20.00 GiB" in told
     assert "free on the GPU" in told
     assert "RTX 4090: " in told
+
+
+def test_what_a_card_reached_before_comes_before_the_table(
+    capsys: pytest.CaptureFixture[str],
+    card: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert card.exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seen = MeasuredRates(products=140e12, memory=9e11, up=24e9, down=23e9, both=20e9)
+    write_rates("NVIDIA GeForce RTX 4090", "2.13.0", seen)
+    _, told = said(capsys, "-t", "base/training", "-M", "smollm2-135m")
+    assert "measured here: 140 TFLOP/s, link 24 up, 23 down, 20 both GB/s" in told
 
 
 @pytest.mark.parametrize(

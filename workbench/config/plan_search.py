@@ -296,7 +296,9 @@ class _Candidate:
 
 def _preference(candidate: _Candidate) -> tuple[int, int, int]:
     form = candidate.form
-    travels = (form.streamed_blocks > 0) + (not form.vocabulary_resident)
+    streams = form.streamed_blocks > 0
+    # Two slots and a vocabulary that travels leave nothing to spare for a copy that comes late.
+    travels = streams + (not form.vocabulary_resident) + (streams and form.slots < SLOTS)
     return travels, candidate.device, candidate.pinned
 
 

@@ -17,6 +17,7 @@ from workbench.config.memory_parts import (
     CONTEXT_BYTES,
     GIB,
     MARGIN,
+    MIB,
     DeviceBytes,
     HostBytes,
     OptimizerName,
@@ -317,8 +318,8 @@ def plan_words(plan: Plan) -> Iterator[str]:
     yield (where if streamed else "every block resident") + f", vocabulary {vocabulary}"
     counts = [(plan.recompute.count(level), level) for level in ("none", "selective", "full")]
     told = ", ".join(f"{level} in {count}" for count, level in counts if count)
-    place = "pinned memory" if plan.pinned_records else "device memory"
-    yield f"recompute {told} of {num_layers} blocks, records in {place}"
+    place = "in pinned memory" if plan.pinned_records else "where they are made"
+    yield f"recompute {told} of {num_layers} blocks, records {place}"
     yield f"{plan.tile_rows:,} rows of the MLP and {plan.head_rows:,} of the head at once"
 
 
@@ -336,9 +337,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         "sums": device.gradient_sums,
         "arenas": device.block_buffers + device.head_buffers,
     }
-    told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
-    budget = "" if plan.budget_bytes is None else f" of {plan.budget_bytes / GIB:.2f}"
-    yield f"predicted: {device.reserved / GIB:.2f} GiB reserved{budget} ({told})"
+    # A small model has parts that are nothing in GiB.
+    unit, word = (GIB, "GiB") if device.reserved >= GIB else (MIB, "MiB")
+    told = ", ".join(f"{name} {size / unit:.2f}" for name, size in parts.items() if size)
+    budget = "" if plan.budget_bytes is None else f" of {plan.budget_bytes / unit:.2f}"
+    yield f"predicted: {device.reserved / unit:.2f} {word} reserved{budget} ({told})"
     if plan.host is not None and plan.host.pinned:
         host = plan.host
         yield (
