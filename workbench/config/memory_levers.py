@@ -164,10 +164,10 @@ def _single_levers(
             if blocks < resident:
                 words = f"stream {facts.num_layers - blocks} of {facts.num_layers} blocks"
                 yield words, {"memory.resident_fraction": share}
-        if form.full_blocks(facts.num_layers) < facts.num_layers:
-            yield "recompute blocks in backward", {"memory.recompute": "full"}
     elif memory.block_inputs != "pinned" and now.is_gpu:
         yield "keep block inputs in pinned RAM", {"memory.block_inputs": "pinned"}
+    if isinstance(form, StepForm) and form.full_blocks(facts.num_layers) < facts.num_layers:
+        yield "recompute blocks in backward", {"memory.recompute": "full"}
     if not is_layer_major and memory.recompute in ("none", "selective"):
         yield "recompute blocks in backward", {"memory.recompute": "auto"}
     rows = config.batch.train
