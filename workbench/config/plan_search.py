@@ -380,8 +380,8 @@ class _Search:
     def candidates(self) -> Iterator[_Candidate]:
         """Give the fastest form, and those that may be about as fast and take less.
 
-        These stream every block, or keep no more than selective, for the largest record decides
-        how large the buffers are that all of them pass through.
+        These stream all that the host holds, or keep no more than selective, for the largest
+        record decides how large the buffers are that all of them pass through.
         """
         low, high = self._levels()
         wished = self._wishes.streamed_blocks(self._layers)
@@ -397,7 +397,8 @@ class _Search:
                 some = [(found, s) for found, s in every if found is not None]
                 streams = [min(some)[1]] if some else []
             if streams and streams[0] > 0:
-                streams = sorted({*streams, self._layers})
+                most = next((s for s in reversed(possible) if self._fits(s, low)), streams[0])
+                streams = sorted({*streams, most})
         for streamed in streams:
             for most in {high, min(high, max(low, self._layers))}:
                 found = self._at(streamed, low, most)
