@@ -55,7 +55,8 @@ HEAD = '''\
     python run.py [--max-steps N] [--output-dir DIR]
 
 The folder then holds metrics.jsonl, TensorBoard files and checkpoints, as any run's does.
-Called again, it goes on from the newest checkpoint.
+Called again, it goes on from the newest checkpoint. A rank has OMP_WAIT_POLICY=passive and
+PYTORCH_ALLOC_CONF=expandable_segments:True in its environment: set them here, too.
 """
 '''
 
