@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench.config.host_parts import checkpoint_bytes, host_bytes
 from workbench.config.known_models import KNOWN_MODELS
 from workbench.config.memory_parts import (
     CONTEXT_BYTES,
@@ -18,10 +19,8 @@ from workbench.config.memory_parts import (
     StepForm,
     SumDtype,
     block_bytes,
-    checkpoint_bytes,
     device_bytes,
     factored_state_bytes,
-    host_bytes,
     kept_bytes_per_token,
     largest_record_bytes,
     microbatch_counts,

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from workbench.config.host_parts import host_bytes
 from workbench.config.known_models import KNOWN_MODELS
-from workbench.config.memory_parts import GIB, StepForm, device_bytes, host_bytes, needed_bytes
+from workbench.config.memory_parts import (
+    GIB,
+    StepForm,
+    device_bytes,
+    needed_bytes,
+)
 from workbench.config.plan_search import (
     ABOUT_AS_FAST,
     Choice,

@@ -8,6 +8,7 @@ Invariant: what was measured comes before what was computed.
 
 from dataclasses import dataclass
 
+from workbench.config.host_parts import checkpoint_bytes
 from workbench.config.memory_fit import (
     VERDICT_WORDS,
     Counts,
@@ -21,7 +22,11 @@ from workbench.config.memory_fit import (
     weight_bytes_of,
 )
 from workbench.config.memory_levers import Lever, Proposal, levers, proposals
-from workbench.config.memory_parts import CONTEXT_BYTES, GIB, MARGIN, checkpoint_bytes
+from workbench.config.memory_parts import (
+    CONTEXT_BYTES,
+    GIB,
+    MARGIN,
+)
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rates import Rates
 from workbench.config.schema.config import Config

@@ -10,12 +10,10 @@ Knows shapes and numbers, no config, no torch. Invariant: every block is on exac
 import math
 from dataclasses import dataclass, replace
 
+from workbench.config.host_parts import CPU_PROCESS_BYTES, GPU_PROCESS_BYTES, HostBytes
 from workbench.config.memory_parts import (
-    CPU_PROCESS_BYTES,
-    GPU_PROCESS_BYTES,
     LIBRARY_BYTES,
     DeviceBytes,
-    HostBytes,
     Phase,
     Recompute,
     factored_state_bytes,

@@ -10,23 +10,22 @@ slower.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from workbench.config.block_search import BlockSearch, Candidate, Room
+from workbench.config.host_parts import HostBytes, host_bytes
 from workbench.config.memory_parts import (
     GIB,
-    MARGIN,
     SLOTS,
     DeviceBytes,
-    HostBytes,
     Recompute,
     StepForm,
     SumDtype,
     block_bytes,
     chunk_rows,
     device_bytes,
-    host_bytes,
     microbatch_counts,
     needed_bytes,
     record_bytes,
@@ -34,7 +33,7 @@ from workbench.config.memory_parts import (
 )
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rates import Rates
-from workbench.config.time_plan import StepClock, StepSeconds, step_clock, step_parts
+from workbench.config.time_plan import StepSeconds, step_clock, step_parts
 
 ABOUT_AS_FAST = 0.01
 """Share of the fastest form's time that a smaller one may take longer."""
@@ -130,7 +129,7 @@ def choose_plan_form(
         return _on_cpu(facts, form, wishes, rates, seen_tokens)
     if budget_bytes is None:
         return _without_budget(facts, form, wishes, rates, seen_tokens)
-    room = _Room(budget_bytes, None if host_limit is None else int(host_limit * HOST_SHARE))
+    room = Room(budget_bytes, None if host_limit is None else int(host_limit * HOST_SHARE))
     found = [
         candidate
         for base in _bases(facts, form, wishes)
@@ -276,25 +275,7 @@ def _choice(
 # ---- the search ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Room:
-    """What can be had: of the GPU, and of the host or None where that is not known."""
-
-    device: int
-    host: int | None
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A form that fits, its seconds, and what it takes of GPU and pinned memory."""
-
-    form: StepForm
-    seconds: float
-    device: int
-    pinned: int
-
-
-def _preference(candidate: _Candidate) -> tuple[int, int, int]:
+def _preference(candidate: Candidate) -> tuple[int, int, int]:
     form = candidate.form
     streams = form.streamed_blocks > 0
     # Two slots and a vocabulary that travels leave nothing to spare for a copy that comes late.
@@ -328,7 +309,7 @@ def _bases(facts: ModelFacts, form: StepForm, wishes: Wishes) -> Iterator[StepFo
             sum_bytes=sum_bytes_of(wishes.sum_dtype, form.weight_bytes, count),
         )
         tokens = cut.microbatch_tokens
-        tiles = [pair for pair in _TILES if pair[0] < tokens] or [_TILES[-1]]
+        tiles = [pair for pair in _TILES if pair[0] <= tokens] or [_TILES[-1]]
         for tile, share in tiles:
             yield replace(cut, tile_rows=tile, head_rows=max(_SMALLEST_HEAD, chunk // share))
 
@@ -339,8 +320,8 @@ def _candidates(
     wishes: Wishes,
     rates: Rates,
     seen_tokens: float,
-    room: _Room,
-) -> Iterator[_Candidate]:
+    room: Room,
+) -> Iterator[Candidate]:
     clock = step_clock(facts, base, rates, seen_tokens)
     beside = (True, False) if base.companion_bytes else (True,)
     for vocabulary_resident in (True, False):
@@ -354,189 +335,12 @@ def _candidates(
                         companions_resident=companions_resident,
                         pinned_records=pinned,
                     )
-                    yield from _Search(facts, form, wishes, clock, room).candidates()
-
-
-class _Search:
-    """Finds what to stream and what to keep where everything else of a form is chosen.
-
-    Bytes are linear in both, so that no form is priced to be refused: a level is a number from 0,
-    everything recomputed, over ``num_layers``, everything selective, to twice that, nothing.
-    """
-
-    def __init__(
-        self, facts: ModelFacts, form: StepForm, wishes: Wishes, clock: StepClock, room: _Room
-    ) -> None:
-        self._facts, self._form, self._clock = facts, form, clock
-        self._layers = facts.num_layers
-        self._wishes, self._room = wishes, room
-        self._block = block_bytes(facts, form.weight_bytes)
-        # Nothing streamed and everything recomputed, its inputs left out.
-        device = device_bytes(facts, form)
-        self._base = needed_bytes(replace(device, block_inputs=0, staging=0))
-        host = host_bytes(facts, replace(form, pinned_records=False))
-        self._host_base, self._pinned_base = host.total, host.pinned
-
-    def candidates(self) -> Iterator[_Candidate]:
-        """Give the fastest form, and those that may be about as fast and take less.
-
-        These stream all that the host holds, or keep no more than selective, for the largest
-        record decides how large the buffers are that all of them pass through.
-        """
-        low, high = self._levels()
-        wished = self._wishes.streamed_blocks(self._layers)
-        if wished is not None:
-            streams = [wished]
-        else:
-            possible = self._possible(low)
-            if self._form.pinned_records or self._fits(0, high):
-                # Streaming more helps nothing here: the first that fits is the fastest.
-                streams = list(possible[:1])
-            else:
-                every = ((self._at(s, low, high), s) for s in possible)
-                some = [(found, s) for found, s in every if found is not None]
-                streams = [min(some)[1]] if some else []
-            if streams and streams[0] > 0:
-                most = next((s for s in reversed(possible) if self._fits(s, low)), streams[0])
-                streams = sorted({*streams, most})
-        for streamed in streams:
-            for most in {high, min(high, max(low, self._layers))}:
-                found = self._at(streamed, low, most)
-                if found is not None:
-                    yield self._candidate(*found, streamed)
-
-    def _possible(self, level: int) -> Sequence[int]:
-        """Give the numbers of streamed blocks at which a level fits, fewest first.
-
-        The slots make streaming few blocks take more than none; from there on each takes less of
-        the GPU and more of the host.
-        """
-        if self._fits(0, level):
-            return range(self._layers + 1)
-        beyond = self._device(0, level) - self._room.device
-        fewest = self._form.slots + max(0, int(beyond / (self._block * (1 + MARGIN))))
-        while fewest <= self._layers and self._device(fewest, level) > self._room.device:
-            fewest += 1
-        return range(min(fewest, self._layers + 1), self._layers + 1)
-
-    def _at(self, streamed: int, low: int, high: int) -> tuple[float, int] | None:
-        """Give seconds and level of the fastest level; None where none fits."""
-        most = self._most_that_fits(streamed, low, high)
-        if most is None:
-            return None
-        if not self._form.pinned_records:
-            return self._seconds(most, streamed), most
-        # Keeping more saves computing until copies take longer: convex on either side of selective.
-        turn = min(max(low, self._layers), most)
-        return min(self._lowest(low, turn, streamed), self._lowest(turn, most, streamed))
-
-    def _lowest(self, begin: int, end: int, streamed: int) -> tuple[float, int]:
-        while begin < end:
-            middle = (begin + end) // 2
-            if self._seconds(middle, streamed) <= self._seconds(middle + 1, streamed):
-                end = middle
-            else:
-                begin = middle + 1
-        return self._seconds(begin, streamed), begin
-
-    def _levels(self) -> tuple[int, int]:
-        match self._wishes.recompute:
-            case "auto":
-                return 0, 2 * self._layers
-            case "full":
-                return 0, 0
-            case "selective":
-                return self._layers, self._layers
-            case "none":
-                return 2 * self._layers, 2 * self._layers
-
-    def _counts_of(self, level: int) -> tuple[int, int]:
-        """Give the blocks that are selective, and those of which everything is kept."""
-        kept = max(0, level - self._layers)
-        return min(level, self._layers) - kept, kept
-
-    def _records(self, level: int) -> int:
-        selective, kept = self._counts_of(level)
-        records = self._clock.records
-        return (
-            (self._layers - selective - kept) * records["full"]
-            + selective * records["selective"]
-            + kept * records["none"]
-        )
-
-    def _device(self, streamed: int, level: int) -> int:
-        """Give the bytes that a budget must hold; a little more where few blocks are full."""
-        records = self._records(level)
-        if self._form.pinned_records:
-            records = 2 * self._clock.records[self._largest(level)] // self._form.microbatches
-        return self._base + int((records - self._moved(streamed)) * (1 + MARGIN)) + 1
-
-    def _moved(self, streamed: int) -> int:
-        """Give the bytes of weights that leave the GPU, slots taken off."""
-        return (streamed - self._form.slots) * self._block if streamed else 0
-
-    def _largest(self, level: int) -> Recompute:
-        """Give the level of the largest record, for which staging buffers are made."""
-        if level > self._layers:
-            return "none"
-        return "selective" if level else "full"
-
-    def _host(self, streamed: int, level: int) -> int:
-        records = self._records(level) if self._form.pinned_records else 0
-        return streamed * self._block + records
-
-    def _fits(self, streamed: int, level: int) -> bool:
-        if self._device(streamed, level) > self._room.device:
-            return False
-        host = self._room.host
-        return host is None or self._host_base + self._host(streamed, level) <= host
-
-    def _most_that_fits(self, streamed: int, low: int, high: int) -> int | None:
-        """Give the highest level that fits; None where none does."""
-        if not self._fits(streamed, low):
-            return None
-        if not self._form.pinned_records:
-            # Records are all that a level changes here: the room left says how many there can be.
-            high = max(low, min(high, self._level_of(streamed) + 1))
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._fits(streamed, middle):
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    def _level_of(self, streamed: int) -> int:
-        """Give the level whose records fill the GPU, or one beside it."""
-        records = self._clock.records
-        room = (self._room.device - self._base) / (1 + MARGIN) + self._moved(streamed)
-        room -= self._layers * records["full"]
-        selective = records["selective"] - records["full"]
-        if room <= self._layers * selective:
-            return int(room // selective)
-        room -= self._layers * selective
-        return self._layers + int(room // (records["none"] - records["selective"]))
-
-    def _seconds(self, level: int, streamed: int) -> float:
-        selective, kept = self._counts_of(level)
-        form = self._form
-        return self._clock.total(
-            streamed=streamed,
-            selective=selective,
-            kept=kept,
-            pinned=form.pinned_records,
-            slots=form.slots,
-            vocabulary_resident=form.vocabulary_resident,
-            companions_resident=form.companions_resident,
-        )
-
-    def _candidate(self, seconds: float, level: int, streamed: int) -> _Candidate:
-        selective, kept = self._counts_of(level)
-        return _Candidate(
-            replace(
-                self._form, streamed_blocks=streamed, selective_blocks=selective, kept_blocks=kept
-            ),
-            seconds,
-            self._device(streamed, level),
-            self._pinned_base + self._host(streamed, level),
-        )
+                    search = BlockSearch(
+                        facts,
+                        form,
+                        clock,
+                        room,
+                        streamed=wishes.streamed_blocks(facts.num_layers),
+                        recompute=wishes.recompute,
+                    )
+                    yield from search.candidates()

@@ -5,7 +5,12 @@ Invariant: the parts of a rank add up to its total.
 
 from dataclasses import dataclass
 
-from workbench.config.memory_parts import DeviceBytes, HostBytes, StepForm, needed_bytes
+from workbench.config.host_parts import HostBytes
+from workbench.config.memory_parts import (
+    DeviceBytes,
+    StepForm,
+    needed_bytes,
+)
 from workbench.config.model_facts import ModelFacts
 from workbench.config.pipeline_parts import PipelineForm, RankBytes
 from workbench.config.plan_search import Choice

@@ -13,13 +13,13 @@ from typing import Literal
 import msgspec
 import torch
 
+from workbench.config.host_parts import HostBytes
 from workbench.config.memory_parts import (
     CONTEXT_BYTES,
     GIB,
     MARGIN,
     MIB,
     DeviceBytes,
-    HostBytes,
     OptimizerName,
     Recompute,
     StepForm,
