@@ -22,9 +22,11 @@ from workbench.config.memory_parts import (
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rates import Rates
 
-# Bytes of device memory that one parameter's update moves, its gradient sum in 16 bits: read three
-# times, the weight read and written. Two more per pass of a sum in 32 bits.
-_UPDATE_BYTES = 10
+# Bytes of device memory that one parameter's update moves, its gradient sum in 16 bits: read in so
+# many passes, the weight read and written, moments too. Two more per pass of a sum in 32 bits, and
+# four for low bits.
+_UPDATE_BYTES = {"adafactor": 10, "adamw": 24, "adamw_8bit": 12, "adamw_4bit": 10}
+_UPDATE_PASSES = {"adafactor": 3, "adamw": 2, "adamw_8bit": 2, "adamw_4bit": 2}
 # A product of n rows takes as long as one of this many more: the last wave of tiles, and sums of
 # weight gradients that are read and written again for each part of the rows.
 _PRODUCT_ROWS = 48
@@ -294,7 +296,8 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
         "selective": gate_and_up,
         "none": moving(2 * e * h),
     }
-    per_parameter = _UPDATE_BYTES + 3 * (form.sum_bytes - 2) + 2 * form.companion_bytes
+    per_parameter = _UPDATE_BYTES[form.optimizer] + (4 if form.exact else 0)
+    per_parameter += _UPDATE_PASSES[form.optimizer] * (form.sum_bytes - 2)
     update = facts.block_parameters * per_parameter / rates.memory
     matrices = len(facts.block_shapes)
     launch = parts * _LAUNCH_SECONDS if rates.is_gpu else 0.0
@@ -344,7 +347,7 @@ def stage_seconds(
     """Give the seconds that a pipeline rank computes in a step, for its share of the model."""
     how: Literal["full", "none"] = "full" if recompute else "none"
     flop = tokens * training_flop_per_token(facts, seen_tokens, how)
-    update = facts.num_parameters * _UPDATE_BYTES / rates.memory
+    update = facts.num_parameters * _UPDATE_BYTES["adafactor"] / rates.memory
     return share * (flop / _reached(facts, rates) + update)
 
 
