@@ -27,8 +27,8 @@ _ROW_ELEMENTS_PER_PROCESSOR = 4096
 _LOADED_AHEAD, _LOADED_AHEAD_BYTES = 3, 96 << 10
 _ADDED_PARTS, _ADDED_COLUMNS = 64, 16
 # A row of logits is read twice: few rows at a time, so that the second time they are in L2.
-_LOGITS_PER_THREAD, _LOGITS_DEEP = 8, 4
-_LOGITS_WARPS, _MANY_LOGITS, _MANY_LOGITS_WARPS = 16, 65536, 32
+_LOGITS_PER_THREAD, _LOGITS_DEEP = 8, 8
+_LOGITS_WARPS, _MANY_LOGITS, _MANY_LOGITS_WARPS = 8, 65536, 32
 # Rows of one id under way together: more for frequent ids, fewer for those that occur once.
 _SUMMED_ROWS, _SUMMED_COLUMNS, _SUMMED_WARPS = 16, 64, 1
 
@@ -486,10 +486,8 @@ def _cross_entropy(
         columns = begin + places
         value = tl.load(start + columns, mask=columns < width, other=float("-inf")).to(tl.float32)
         larger = tl.maximum(largest, tl.max(value, 0))
-        # exp(value - larger) as one fused multiply-add and one power of two, here and below.
-        shift = -larger * _LOG2_E
-        terms = tl.sum(tl.exp2(value * _LOG2_E + shift[None, :]), 0)
-        total = total * tl.exp2(largest * _LOG2_E + shift) + terms
+        terms = tl.sum(tl.exp2((value - larger[None, :]) * _LOG2_E), 0)
+        total = total * tl.exp2((largest - larger) * _LOG2_E) + terms
         largest = larger
     maximum = tl.max(largest, 0)
     total_terms = tl.sum(total * tl.exp2((largest - maximum) * _LOG2_E), 0)
@@ -505,13 +503,13 @@ def _cross_entropy(
         is_first = is_largest & (tl.sum(num_earlier, 0) == 0)
         tl.store(correct + row, is_first.to(tl.uint8))
     if WITH_GRADIENT:
-        shift = -(maximum * _LOG2_E + tl.log2(total_terms))
+        shift = -tl.log2(total_terms)
         wide_lanes = tl.arange(0, 2 * BLOCK)
         for begin in range(0, width, 2 * BLOCK):
             columns = begin + wide_lanes
             inside = columns < width
             value = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
-            slope = tl.exp2(value * _LOG2_E + shift) * scale
+            slope = tl.exp2((value - maximum) * _LOG2_E + shift) * scale
             if (label >= begin) & (label < begin + 2 * BLOCK):
                 slope = tl.where(columns == label, slope - scale, slope)
             # Nobody reads it soon: the rows that wait for their second pass stay in L2 instead.
