@@ -16,10 +16,11 @@ from workbench.cli.main import main
 from workbench.config.find import shipped_configs
 from workbench.config.known_models import KNOWN_MODELS
 from workbench.config.load import parse_overrides, resolve
+from workbench.config.memory_fit import Machine
 from workbench.config.memory_parts import GIB
 from workbench.config.rates import MeasuredRates
 from workbench.jobs.fit import estimate_of_start, find_model, machine_here, usable_gpus
-from workbench.jobs.preflight import Check, preflight
+from workbench.jobs.preflight import Check, check_memory, preflight
 from workbench.runs.create import create_run, plan_run
 from workbench.runs.environment import Surroundings
 from workbench.runs.rates_file import write_rates
@@ -385,6 +386,23 @@ def test_preflight_refuses_what_does_not_fit_the_free_memory(card: Path) -> None
     (check,) = memory_checks("memory.budget_gib=22.8")
     assert (check.state, check.exit_status) == ("error", 4)
     assert "512.0 MiB free" in check.message
+
+
+def test_preflight_names_what_host_memory_does_not_hold_and_what_takes_less_of_it() -> None:
+    resolved = resolve(
+        "1gpu_llama_30b/24gb",
+        overrides=parse_overrides(["optimizer.rounding=exact", "data.max_length=2048"]),
+    )
+    here = Machine(
+        gpu_name="NVIDIA GeForce RTX 4090", gpu_free_bytes=23 << 30, host_bytes=100 << 30
+    )
+    (check,) = check_memory(resolved, KNOWN_MODELS["llama-30b"], None, machine=here)
+    assert (check.state, check.exit_status) == ("error", 4)
+    assert "the host has 100.0 GiB and needs 13" in check.message
+    for words in ("60.59 streamed weights", "block inputs", "60.59 low bits"):
+        assert words in check.message, words
+    assert "end what else takes host memory" in check.remedy
+    assert "optimizer.rounding: stochastic (takes " in check.remedy
 
 
 TWO_CARDS = """#!/bin/sh

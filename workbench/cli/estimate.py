@@ -22,7 +22,7 @@ from workbench.config.load import ResolvedConfig
 from workbench.config.memory_fit import VERDICT_WORDS, Counts
 from workbench.config.memory_levers import Lever, Proposal
 from workbench.config.memory_parts import GIB
-from workbench.config.memory_plan import Estimate, basis_words, total_words
+from workbench.config.memory_plan import Estimate, basis_words, host_words, total_words
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rank_fit import RankFit
 from workbench.config.yaml_reader import write_scalar
@@ -268,17 +268,8 @@ def _facts(found: Estimate, resolved: ResolvedConfig, host_is_stated: bool) -> I
 
 
 def _host_words(rank: RankFit, each: str) -> str:
-    host = rank.host
-    parts = [
-        (host.weights, "streamed weights"),
-        (host.block_inputs, "block inputs"),
-        (host.gradient_sums, "gradient sums"),
-        (host.low_bits, "low bits"),
-        (host.optimizer_state, "optimizer state"),
-        (host.training, "the training itself"),
-    ]
-    told = [f"{_gib(num_bytes)} {words}" for num_bytes, words in parts if num_bytes]
-    return f" ({', '.join(told)}{each})" if told else ""
+    told = host_words(rank.host)
+    return f" ({told}{each})" if told else ""
 
 
 def _lever_cells(lever: Lever, shown: Callable[[int], str]) -> list[str]:

@@ -8,7 +8,7 @@ Invariant: what was measured comes before what was computed.
 
 from dataclasses import dataclass
 
-from workbench.config.host_parts import checkpoint_bytes
+from workbench.config.host_parts import HostBytes, checkpoint_bytes
 from workbench.config.memory_fit import (
     VERDICT_WORDS,
     Counts,
@@ -94,6 +94,25 @@ class Estimate:
     def margin_bytes(self) -> int | None:
         """Give what the budget has left, below 0 where it is exceeded."""
         return None if self.fit.budget_bytes is None else self.fit.budget_bytes - self.total
+
+
+def host_words(host: HostBytes) -> str:
+    """Say what of a rank lies in host memory, part by part; "" where nothing does."""
+    parts = [
+        (host.weights, "streamed weights"),
+        (host.block_inputs, "block inputs"),
+        (host.gradient_sums, "gradient sums"),
+        (host.low_bits, "low bits"),
+        (host.optimizer_state, "optimizer state"),
+        (host.training, "the training itself"),
+    ]
+    return ", ".join(f"{num_bytes / GIB:,.2f} {words}" for num_bytes, words in parts if num_bytes)
+
+
+def lacks_host_memory(found: Estimate) -> bool:
+    """Say whether host memory alone keeps a run on a GPU from fitting."""
+    margin = found.margin_bytes
+    return found.fit.is_gpu and found.verdict == "will_not_fit" and (margin is None or margin >= 0)
 
 
 def total_words(found: Estimate) -> str:

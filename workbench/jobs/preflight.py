@@ -23,6 +23,8 @@ from workbench.config.memory_plan import (
     Estimate,
     bytes_of_a_checkpoint,
     checkpoints_at_once,
+    host_words,
+    lacks_host_memory,
     total_words,
 )
 from workbench.config.model_facts import (
@@ -31,6 +33,7 @@ from workbench.config.model_facts import (
     missing_weight_files,
     read_model_facts,
 )
+from workbench.config.out_of_memory import host_remedies
 from workbench.config.problems import Problem
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
@@ -341,6 +344,13 @@ def check_memory(
     kind = "GPU memory" if found.fit.is_gpu else "host memory"
     told = f"{kind} {total_words(found)}, peak in: {found.fit.worst.peak_phase}"
     remedy = _memory_remedy(found, resolved)
+    if lacks_host_memory(found):
+        told += (
+            f"; the host has {_size(found.fit.host_available or 0)} and needs "
+            f"{_size(found.fit.host_needed)} (GiB: {host_words(found.fit.worst.host)})"
+        )
+        ways = host_remedies(resolved.config, facts, machine=machine, counts=counts)
+        remedy = "; or ".join(ways[:3])
     free = machine.gpu_free_bytes if found.fit.is_gpu else None
     if found.verdict == "will_not_fit":
         state: CheckState = "error" if found.row_is_certain else "warning"
