@@ -26,17 +26,18 @@ _HEADS, _HEADS_WARPS = 8, 1
 _ROW_ELEMENTS_PER_PROCESSOR = 4096
 _LOADED_AHEAD, _LOADED_AHEAD_BYTES = 3, 96 << 10
 _ADDED_PARTS, _ADDED_COLUMNS = 64, 16
-# A row of logits is read twice: few rows at a time, so that the second time they are in L2.
-_LOGITS_PER_THREAD, _LOGITS_DEEP = 8, 8
-_LOGITS_WARPS, _MANY_LOGITS, _MANY_LOGITS_WARPS = 8, 65536, 32
+# A row of logits is read twice: few rows at a time, so that the second time they are in L2. Longer
+# rows have more warps, whose registers hold half as many elements.
+_LOGITS_PER_THREAD = 8
+_LOGITS_WARPS, _LOGITS_DEEP = 8, 8
+_MANY_LOGITS, _MANY_LOGITS_WARPS, _MANY_LOGITS_DEEP = 65536, 32, 4
 # Rows of one id under way together: more for frequent ids, fewer for those that occur once.
 _SUMMED_ROWS, _SUMMED_COLUMNS, _SUMMED_WARPS = 16, 64, 1
 
 # ``enable_fp_fusion=False``: a product is rounded before it is added, as the twin's. Only the loss
 # fuses them: it is short of arithmetic, not of memory.
 
-# Below any logit of a model, and finite also in base two: the difference to a logit of minus
-# infinity is no NaN.
+# Below any logit of a model, and finite also in base two: a lane that found nothing yet makes no NaN.
 _LOWEST = tl.constexpr(-1e38)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -216,7 +217,9 @@ class FusedKernels:
         rows, width = logits_CV.shape
         if rows == 0:
             return
-        warps = _LOGITS_WARPS if width <= _MANY_LOGITS else _MANY_LOGITS_WARPS
+        warps, deep = _LOGITS_WARPS, _LOGITS_DEEP
+        if width > _MANY_LOGITS:
+            warps, deep = _MANY_LOGITS_WARPS, _MANY_LOGITS_DEEP
         block = min(warps * 32 * _LOGITS_PER_THREAD, triton.next_power_of_2(width))
         _cross_entropy[(rows,)](
             logits_CV,
@@ -227,7 +230,7 @@ class FusedKernels:
             0.0 if scale is None else scale,
             WITH_GRADIENT=scale is not None,
             WITH_CORRECT=correct_C is not None,
-            DEEP=_LOGITS_DEEP,
+            DEEP=deep,
             BLOCK=block,
             num_warps=max(1, block // (32 * _LOGITS_PER_THREAD)),
             enable_fp_fusion=True,
