@@ -37,7 +37,7 @@ _SUMMED_ROWS, _SUMMED_COLUMNS, _SUMMED_WARPS = 16, 64, 1
 # ``enable_fp_fusion=False``: a product is rounded before it is added, as the twin's. Only the loss
 # fuses them: it is short of arithmetic, not of memory.
 
-# Below any logit of a model, and finite also in base two: a lane that found nothing yet makes no NaN.
+# Below any logit of a model, and finite also in base two: a lane that found nothing makes no NaN.
 _LOWEST = tl.constexpr(-1e38)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
