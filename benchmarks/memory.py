@@ -37,7 +37,7 @@ from throughput import run_trial, tell
 
 from workbench.config.memory_parts import GIB, chunk_rows
 from workbench.errors import RefusedError
-from workbench.model.kernels import choose_kernels
+from workbench.model.kernel_choice import choose_kernels
 from workbench.training.engine.head import HeadPass, HeadSums
 from workbench.training.engine.plan import smallest_plan
 

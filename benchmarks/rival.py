@@ -19,7 +19,6 @@ import os
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,13 +29,6 @@ from torch import Tensor, nn
 
 from workbench.data.loader import StepRows
 from workbench.model.families import Dimensions
-
-HERE = Path(__file__).parent.resolve()
-
-
-def hide_this_folder() -> None:
-    """Take this folder off the import path: transformers imports a package called ``kernels``."""
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]
 
 
 def apply_liger(family: str) -> str:
@@ -118,7 +110,6 @@ def step_in_hooks(model: nn.Module) -> str:
 
 def measure(trial: Trial) -> dict[str, Any]:
     """Run a trial of the baseline; give the fields that ``our_step`` gives."""
-    hide_this_folder()
     device = choose_device()
     torch.set_float32_matmul_precision("high")
     dims = dimensions(trial.shapes, trial.layers)

@@ -24,7 +24,8 @@ from tests.model.kernel_cases import (
     rows_result,
     turned_case,
 )
-from workbench.model.kernels import EagerKernels, Kernels, choose_kernels
+from workbench.model.kernel_choice import choose_kernels
+from workbench.model.kernels import EagerKernels, Kernels
 
 pytestmark = [
     pytest.mark.gpu,

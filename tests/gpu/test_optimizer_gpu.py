@@ -8,7 +8,7 @@ import torch
 
 from tests.gpu.waiting import waiting_is_an_error
 from workbench.training.optimizer import adafactor, adamw
-from workbench.training.optimizer.adafactor import Adafactor, new_statistics
+from workbench.training.optimizer.adafactor import new_statistics
 from workbench.training.optimizer.choice import OptimizerName, new_optimizer
 from workbench.training.optimizer.exact import LOW, join_exact, split_exact
 from workbench.training.optimizer.moments import FullMoments, SmallMoments
@@ -90,7 +90,15 @@ def test_fused_adafactor_equals_its_twin(
 @pytest.mark.parametrize("shape", [(300,), (200, 333)])
 def test_fused_adafactor_of_fp32_weights_equals_its_twin_on_the_cpu(shape: tuple[int, ...]) -> None:
     optimizers = [
-        Adafactor({"w": shape}, device=device, seed=0, weight_decay=0.1, rounding="stochastic")
+        new_optimizer(
+            "adafactor",
+            {"w": shape},
+            dtype=torch.float32,
+            device=device,
+            seed=0,
+            weight_decay=0.1,
+            rounding="stochastic",
+        )
         for device in (CPU, CUDA)
     ]
     weights = [randn(shape, 0).cpu(), randn(shape, 0)]

@@ -10,7 +10,7 @@ from tests.model.kernel_cases import (
     poisoned,
     relative_error,
 )
-from workbench.model.kernels import choose_kernels
+from workbench.model.kernel_choice import choose_kernels
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

@@ -24,7 +24,8 @@ from tests.model.kernel_cases import (
     turned_case,
 )
 from workbench.errors import ConfigError
-from workbench.model.kernels import EagerKernels, choose_kernels, gated_product, rms_norm
+from workbench.model.kernel_choice import choose_kernels
+from workbench.model.kernels import EagerKernels, gated_product, rms_norm
 
 CPU = torch.device("cpu")
 TWINS = EagerKernels()

@@ -11,15 +11,11 @@ device or draws a random number, and equal inputs give equal bits.
     rows of a chunk of logits (C), rows whose sum is wanted (S), distinct ids (K)
 """
 
-import importlib.util
-import logging
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -359,30 +355,6 @@ class EagerKernels:
             onto = onto_VD[:, columns]
             sums_KD += onto.index_select(0, ids_K)
             onto.index_copy_(0, ids_K, sums_KD.to(onto.dtype))
-
-
-def choose_kernels(device: torch.device, *, compiled: bool = False) -> Kernels:
-    """Give the kernels for a device: Triton's on CUDA, the eager ones elsewhere.
-
-    Args:
-        device: where the tensors will be.
-        compiled: let torch.compile make them out of the eager ones instead.
-
-    Raises:
-        ConfigError: ``compiled`` is asked for and this machine has no compiler for it.
-    """
-    if compiled:
-        from workbench.model.compiled_kernels import CompiledKernels
-
-        return CompiledKernels(device)
-    if device.type != "cuda":
-        return EagerKernels()
-    if importlib.util.find_spec("triton") is None:
-        logger.info("triton is not installed: elementwise work runs in separate operations")
-        return EagerKernels()
-    from workbench.model.fused_kernels import FusedKernels
-
-    return FusedKernels()
 
 
 def _work_dtype(tensor: Tensor) -> torch.dtype:

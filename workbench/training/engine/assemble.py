@@ -3,7 +3,7 @@
 import torch
 
 from workbench.model.families import Dimensions
-from workbench.model.kernels import choose_kernels
+from workbench.model.kernel_choice import choose_kernels
 from workbench.training.engine.block import BlockPass
 from workbench.training.engine.gradient_sums import GradientSums
 from workbench.training.engine.head import HeadPass

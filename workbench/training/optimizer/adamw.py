@@ -9,7 +9,6 @@ passes. Invariant: temporaries stay below ``TEMPORARY_BYTES`` on a GPU, whatever
 nothing is read back from the device.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 
@@ -25,8 +24,6 @@ from workbench.training.optimizer.rounding import (
     round_stochastically,
     round_to_nearest,
 )
-
-logger = logging.getLogger(__name__)
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -135,6 +132,7 @@ class AdamW:
         seed: from which the bits of stochastic rounding are made.
         weight_decay: share of a weight taken off per step, times the rate.
         rounding: of bfloat16 weights.
+        apply: moves one tensor as ``update`` does; a GPU has a faster one.
     """
 
     def __init__(
@@ -146,12 +144,13 @@ class AdamW:
         seed: int,
         weight_decay: float,
         rounding: Rounding,
+        apply: Callable[..., Tensor] = update,
     ) -> None:
         self._moments = moments
         self._seed = seed
         self._weight_decay = weight_decay
         self._rounding = rounding if dtype == torch.bfloat16 else "nearest"
-        self._update = _update_on(device)
+        self._apply = apply
 
     def companion(self, shape: tuple[int, ...]) -> CompanionParts:
         """Name both moments, and the low halves of exact weights."""
@@ -172,7 +171,7 @@ class AdamW:
     ) -> Tensor:
         """Move the parameter ``name``; arguments and result as of ``Optimizer.update``."""
         is_stochastic = self._rounding == "stochastic"
-        return self._update(
+        return self._apply(
             weight,
             gradient,
             companion,
@@ -189,15 +188,3 @@ class AdamW:
     def named_tensors(self) -> dict[str, Tensor]:
         """Give nothing: all that AdamW remembers are companions."""
         return {}
-
-
-def _update_on(device: torch.device) -> Callable[..., Tensor]:
-    """Give ``update``, or what does the same faster on a GPU."""
-    if device.type != "cuda":
-        return update
-    try:
-        from workbench.training.optimizer.adamw_triton import FusedUpdate
-    except ImportError:
-        logger.warning("Triton is missing: AdamW takes several times longer on this GPU")
-        return update
-    return FusedUpdate(device)

@@ -1,6 +1,6 @@
 """Time each kernel of the engine against its eager twin, torch.compile and Liger, on one GPU.
 
-    python benchmarks/kernels.py --rows 4096 --shapes mistral-7b [--vocabulary 128256]
+    python benchmarks/elementwise.py --rows 4096 --shapes mistral-7b [--vocabulary 128256]
 
 First the ceiling: the median rate of a device-to-device copy of 2 GiB, bytes read plus written.
 Then a row per kernel: the fewest bytes it must move, and for each way its median time, rate, and
