@@ -12,12 +12,14 @@ runs of a seed begin with the same weights and see the same rows in the same ord
     exact       the same fp32 weights as 16 + 16 bits
     nearest     bf16 weights, rounded to nearest
 
-Prints a table, and writes one JSON line per run with the loss of every step. Runs that the limit of
-minutes leaves no time for are named.
+Prints a table, and writes one JSON line per run with the loss of every step. The runs that decide
+come first, all on one trained state; more seeds and rates follow as long as the minutes last, and
+runs that they leave no time for are named.
 """
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import describe, synchronize
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,6 +54,13 @@ from workbench.training.optimizer.protocol import (
 _SUCCESSORS, _NOISE = np.array([0.55, 0.25, 0.13, 0.07]), 0.03
 _LAST = 50  # steps whose mean is compared
 _HELD_OUT = 16  # batches
+_UNTIMED = 5  # steps
+_COMPILING = 5.0  # seconds that a run may take beside its steps
+
+HEADER = (
+    "| optimizer | rounding | rate | seed | last loss | mean of last 50 | to master "
+    "| held out | to master | unmoved | s |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,10 @@ class Sizes:
         )
 
 
-FULL = Sizes(4096, 1024, 4, 2816, 8, 2000, 16, 512, 1500, 5e-4, 500)
+# A step of the full size is 2.7 TFLOP and some 600 launches: 10 to 20 ms on an H200. The trained
+# state and the five runs that decide are 3,300 steps, about a minute of them, beside the half that
+# compiling kernels takes.
+FULL = Sizes(4096, 1024, 4, 2816, 8, 2000, 16, 512, 800, 5e-4, 500)
 TINY = Sizes(256, 64, 2, 128, 2, 40, 4, 128, 60, 5e-3, 12)
 
 
@@ -274,7 +287,7 @@ class Found:
         losses: of every step, before its update.
         held_out: loss over rows that no step trained on, after the last.
         unmoved: share of the weights of matrices that are what they were.
-        seconds: of all steps.
+        seconds: of all steps, had the first taken as long as the rest: they compile kernels.
     """
 
     losses: list[float]
@@ -303,6 +316,9 @@ def train(
     begin = time.perf_counter()
     sums = []
     for number, rows in enumerate(steps, start=1):
+        if number == _UNTIMED + 1:
+            synchronize(device)
+            begin = time.perf_counter()
         rate = learning_rate(
             number,
             peak=run.rate,
@@ -312,7 +328,7 @@ def train(
         )
         sums.append(engine.step(rows, number, rate).loss_sum / max(rows.num_targets, 1))
     losses = torch.stack(sums).tolist()
-    seconds = time.perf_counter() - begin
+    seconds = (time.perf_counter() - begin) * len(steps) / max(1, len(steps) - _UNTIMED)
     weights = {name: tensor.clone() for name, tensor in engine.store.named_tensors()}
     compared = [name for name in weights if weights[name].dim() == 2]
     same = sum(int((weights[name] == start[name].to(device)).sum()) for name in compared)
@@ -330,33 +346,75 @@ def evaluate(engine: LayerMajorEngine, held_out: list[StepRows]) -> float:
     return sum(float(found.loss_sum) for found in sums) / sum(found.num_targets for found in sums)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What all runs of a seed share: a trained state, and the rows that come next."""
+
+    weights: dict[str, Tensor]
+    steps: list[StepRows]
+    held_out: list[StepRows]
+
+
+def begin_seed(seed: int, sizes: Sizes, device: torch.device) -> tuple[Beginning, Found]:
+    """Train the state that all runs of a seed begin with; give what its training found, too."""
+    language = Language.draw(sizes, seed)
+    dialect = language.dialect(seed)
+    held_out = steps_of(dialect, 10 * seed + 2, _HELD_OUT, sizes)
+    found, weights = train(
+        Run("adafactor", "stochastic", sizes.first_rate, seed),
+        random_weights(sizes.dimensions(), seed, torch.bfloat16),
+        steps_of(language, 10 * seed + 3, sizes.first_steps, sizes),
+        held_out,
+        sizes,
+        device,
+        cools_down=True,
+    )
+    return Beginning(weights, steps_of(dialect, 10 * seed + 1, sizes.steps, sizes), held_out), found
+
+
 def planned(seeds: int, rates: list[float]) -> list[Run]:
-    """List the runs, those first that matter most."""
-    runs = []
-    for rate in rates:
-        for seed in range(seeds):
-            for rounding in ("master", "stochastic", "exact", "nearest"):
-                runs.append(Run("adafactor", rounding, rate, seed))
-        if rate == rates[0]:
-            names: tuple[OptimizerName, ...] = ("adamw", "adamw_8bit", "adamw_4bit")
-            runs += [Run(name, "stochastic", rate, seed) for seed in range(seeds) for name in names]
-    return runs
+    """List the runs, those that matter most first, a master before what is compared to it."""
+    runs = [
+        Run("adafactor", "master", rates[0], 0),
+        Run("adafactor", "stochastic", rates[0], 0),
+        Run("adafactor", "nearest", rates[0], 0),
+        Run("adafactor", "exact", rates[0], 0),
+        Run("adamw", "stochastic", rates[0], 0),
+    ]
+    roundings = ("master", "stochastic", "nearest", "exact")
+    runs += [
+        Run("adafactor", rounding, rates[0], seed)
+        for seed in range(1, seeds)
+        for rounding in roundings
+    ]
+    runs += [
+        Run("adamw_8bit", "stochastic", rates[0], 0),
+        Run("adamw_4bit", "stochastic", rates[0], 0),
+    ]
+    return runs + [
+        Run("adafactor", rounding, rate, seed)
+        for rate in rates[1:]
+        for seed in range(seeds)
+        for rounding in roundings
+    ]
 
 
 def main() -> None:
+    begin = time.perf_counter()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="a small model, for the CPU")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--rates", type=float, nargs="+", default=[4e-6, 2e-6, 1e-6])
+    parser.add_argument("--rates", type=float, nargs="+", default=[4e-6, 1e-6])
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--first-steps", type=int, help="that make the trained state")
-    parser.add_argument("--minutes", type=float, default=3.5, help="no run begins after them")
+    parser.add_argument(
+        "--minutes", type=float, default=2.2, help="no run begins that would not end within them"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="JSON lines, one per run")
     given = parser.parse_args()
-    begin = time.perf_counter()
     device = torch.device(given.device)
     prepare_torch(0, matmul_precision="highest", deterministic=False)
     sizes = TINY if given.tiny else FULL
@@ -365,50 +423,39 @@ def main() -> None:
         steps=given.steps or sizes.steps,
         first_steps=given.first_steps or sizes.first_steps,
     )
-    lines = []
-    starts: dict[int, dict[str, Tensor]] = {}
-    data: dict[int, tuple[list[StepRows], list[StepRows]]] = {}
-    dims = sizes.dimensions()
-    num_parameters = sum(torch.Size(shape).numel() for shape in parameter_shapes(dims).values())
+    shapes = parameter_shapes(sizes.dimensions()).values()
     print(
-        f"{num_parameters / 1e6:.1f}M parameters on {device}, torch {torch.__version__}; "
-        f"{sizes.rows} packed rows of {sizes.row} tokens a step, {sizes.steps} steps a run"
+        f"{sum(map(math.prod, shapes)) / 1e6:.1f}M parameters; {sizes.rows} packed rows of "
+        f"{sizes.row} tokens a step, {sizes.steps} steps a run"
     )
-    for seed in range(given.seeds):
-        language = Language.draw(sizes, seed)
-        dialect = language.dialect(seed)
-        data[seed] = (
-            steps_of(dialect, 10 * seed + 1, sizes.steps, sizes),
-            steps_of(dialect, 10 * seed + 2, _HELD_OUT, sizes),
-        )
-        found, starts[seed] = train(
-            Run("adafactor", "stochastic", sizes.first_rate, seed),
-            random_weights(dims, seed, torch.bfloat16),
-            steps_of(language, 10 * seed + 3, sizes.first_steps, sizes),
-            data[seed][1],
-            sizes,
-            device,
-            cools_down=True,
-        )
-        print(
-            f"seed {seed}: trained state after {sizes.first_steps} steps in {found.seconds:.1f} s: "
-            f"loss {found.losses[0]:.3f} -> {found.last:.4f}, of the dialect {found.held_out:.4f}"
-        )
-    print(
-        "| optimizer | rounding | rate | seed | last loss | mean of last 50 | to master "
-        "| held out | to master | unmoved | s |\n|---|---|---|---|---|---|---|---|---|---|---|"
-    )
+    print(", ".join(f"{name} {value}" for name, value in describe(device).items()), flush=True)
+    lines, beginnings = [], dict[int, Beginning]()
     masters: dict[tuple[float, int], Found] = {}
-    left_out = []
-    for run in planned(given.seeds, given.rates):
-        if time.perf_counter() - begin > 60 * given.minutes:
-            left_out.append(run)
-            continue
+    runs = planned(given.seeds, given.rates)
+    step_seconds = 0.0  # of the slowest run so far
+    for number, run in enumerate(runs):
+        steps = sizes.steps + (0 if run.seed in beginnings else sizes.first_steps)
+        end = time.perf_counter() - begin + steps * step_seconds + _COMPILING
+        if end > 60 * given.minutes:
+            for left_out in runs[number:]:
+                print(f"no time left for {left_out}")
+            break
+        if run.seed not in beginnings:
+            beginnings[run.seed], found = begin_seed(run.seed, sizes, device)
+            print(
+                f"seed {run.seed}: trained for {sizes.first_steps} steps in {found.seconds:.1f} s, "
+                f"loss {found.losses[0]:.3f} -> {found.last:.4f}, of the dialect "
+                f"{found.held_out:.4f}\n\n{HEADER}"
+            )
+        beginning = beginnings[run.seed]
         try:
-            found, _ = train(run, starts[run.seed], *data[run.seed], sizes, device)
+            found, _ = train(
+                run, beginning.weights, beginning.steps, beginning.held_out, sizes, device
+            )
         except WorkbenchError as error:
             print(f"{run.optimizer} is left out: {error}")
             continue
+        step_seconds = max(step_seconds, found.seconds / sizes.steps)
         if run.rounding == "master":
             masters[run.rate, run.seed] = found
         master = masters[run.rate, run.seed]
@@ -416,13 +463,12 @@ def main() -> None:
             f"| {run.optimizer} | {run.rounding} | {run.rate:g} | {run.seed} "
             f"| {found.losses[-1]:.4f} | {found.last:.4f} | {found.last / master.last - 1:+.2%} "
             f"| {found.held_out:.4f} | {found.held_out / master.held_out - 1:+.2%} "
-            f"| {found.unmoved:.1%} | {found.seconds:.1f} |"
+            f"| {found.unmoved:.1%} | {found.seconds:.1f} |",
+            flush=True,
         )
         lines.append(json.dumps(vars(run) | vars(found)))
         if given.out is not None:
             given.out.write_text("\n".join(lines) + "\n")
-    for run in left_out:
-        print(f"no time left for {run}")
     print(f"{time.perf_counter() - begin:.0f} s in all")
 
 

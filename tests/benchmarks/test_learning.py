@@ -61,7 +61,11 @@ def test_master_weights_move_as_exact_ones_do() -> None:
 
 def test_runs_that_matter_most_come_first_and_each_after_its_master() -> None:
     runs = planned(2, [4e-6, 1e-6])
-    assert len(set(runs)) == len(runs) == 2 * (4 + 3) + 2 * 4
+    assert len(set(runs)) == len(runs) == 2 * 2 * 4 + 3
+    decisive = runs[:5]
+    assert {(run.rate, run.seed) for run in decisive} == {(4e-6, 0)}, "one trained state for all"
+    assert {run.rounding for run in decisive} == {"master", "stochastic", "exact", "nearest"}
+    assert {run.optimizer for run in decisive} == {"adafactor", "adamw"}
     for index, run in enumerate(runs):
         master = Run("adafactor", "master", run.rate, run.seed)
         assert runs.index(master) <= index
@@ -88,3 +92,14 @@ def test_the_tiny_form_prints_a_table_and_writes_every_loss(
     assert exact["losses"] == pytest.approx(master["losses"], rel=1e-4)
     printed = capsys.readouterr().out
     assert printed.count("| adafactor |") == 4
+
+
+def test_a_run_that_would_not_end_in_time_is_named_and_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "losses.jsonl"
+    words = "--tiny --seeds 1 --rates 4e-6 --minutes 0.01 --device cpu --out"
+    monkeypatch.setattr(sys, "argv", ["learning.py", *words.split(), str(out)])
+    main()
+    assert capsys.readouterr().out.count("no time left for") == len(planned(1, [4e-6]))
+    assert not out.exists()
