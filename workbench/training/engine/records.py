@@ -165,6 +165,8 @@ class Records:
 
     def clear(self) -> None:
         """Let go of all records, after a forward without its backward."""
+        for turn, ready in self._staged.values():
+            self._passed[turn] = ready  # nobody reads what is still on its way there
         self._staged.clear()
         self._coming = iter(())
 

@@ -94,7 +94,8 @@ class _Travels:
                 f"{purpose} {len(travelling)} streamed parts",
             )
         self._slots = [
-            _Slot(torch.zeros(longest, dtype=torch.uint8, device=device))
+            # Free once its zeros are written: a copy up must not come before them.
+            _Slot(torch.zeros(longest, dtype=torch.uint8, device=device), free=lanes.mark())
             for _ in range(slots if longest else 0)
         ]
         self.units: dict[str, _Unit] = {}
