@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.errors import RunError
 from workbench.model.safetensors_reader import CHUNK_BYTES, read_header, read_into, read_tensor
-from workbench.model.safetensors_writer import write_safetensors
+from workbench.model.safetensors_writer import write_files, write_safetensors
 
 DTYPES = [
     torch.float64, torch.float32, torch.bfloat16, torch.float16,
@@ -182,6 +182,13 @@ for dtype in (torch.float32, torch.bfloat16):
     written = peak_of(lambda: write_safetensors(folder / "written", {"x": into}))
     print(into.numel() * into.element_size(), read, written)
 """
+
+
+def test_no_other_file_is_begun_once_one_cannot_be_written(tmp_path: Path) -> None:
+    files = {tmp_path / f"{number}": {"x": torch.zeros(8)} for number in range(500)}
+    with pytest.raises(FileNotFoundError):
+        write_files({tmp_path / "absent" / "file": {"x": torch.zeros(8)}, **files})
+    assert len(list(tmp_path.iterdir())) < 400
 
 
 def test_reading_and_writing_take_the_tensors_and_a_few_pieces_more(tmp_path: Path) -> None:

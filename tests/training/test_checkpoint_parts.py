@@ -13,7 +13,7 @@ from workbench.errors import RunError
 from workbench.model.families import Dimensions
 from workbench.model.weights import random_weights
 from workbench.runs.layout import RunFolder
-from workbench.runs.manifest import read_manifest
+from workbench.runs.manifest import read_manifest, verify
 from workbench.training import checkpoint
 from workbench.training.distributed import Ranks
 from workbench.training.state import FORMAT_VERSION, SavedState
@@ -92,6 +92,20 @@ def test_every_part_comes_back_where_it_lives(tmp_path: Path, kinds: tuple[str, 
         assert all_tensors(loaded)[name].data_ptr() == places[name]
     listed = read_manifest(folder).files
     assert ("training_state/low_bits-00000.safetensors" in listed) == ("exact" in kinds)
+
+
+def test_large_parts_are_divided_among_files_and_come_back(tmp_path: Path) -> None:
+    saved, loaded = content_of(1, "adamw", "exact"), content_of(2, "adamw", "exact")
+    folder = checkpoint.save(RunFolder(tmp_path), saved, STATE, Ranks(), max_shard_bytes=2048).path
+    listed = verify(folder).files
+    for stem in ("model", "training_state/optimizer-00000", "training_state/low_bits-00000"):
+        shards = [name for name in listed if name.startswith(f"{stem}-")]
+        assert len(shards) > 1, stem
+        assert f"{stem}-00001-of-{len(shards):05d}.safetensors" in shards
+        assert all((folder / name).stat().st_size < 4096 for name in shards)
+    assert load(folder, loaded) == STATE
+    for name, tensor in all_tensors(saved).items():
+        assert torch.equal(all_tensors(loaded)[name], tensor), name
 
 
 def test_low_bits_are_kept_by_parameter_and_moments_by_part(tmp_path: Path) -> None:

@@ -23,18 +23,22 @@ from workbench.model.safetensors_reader import (
     read_into,
     read_tensor,
 )
-from workbench.model.safetensors_writer import num_bytes_of, write_chunks, write_safetensors
+from workbench.model.safetensors_writer import (
+    MAX_SHARD_BYTES,
+    num_bytes_of,
+    plan_shards,
+    write_chunks,
+    write_files,
+)
 from workbench.runs.atomic import sync_folder
 from workbench.runs.manifest import WrittenFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 4 << 30
 
 _SHOWN_NAMES = 5
 _DRAWN_ELEMENTS = 4 << 20  # at a time, by one thread: 16 MiB
 _MAX_DRAWING_THREADS = 8
-_MAX_WRITING_THREADS = 4  # of shards; each hashes in one more
 
 
 def read_weights(folder: Path, dims: Dimensions, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -284,42 +288,29 @@ def write_weights(
     Raises:
         OSError: the folder cannot be written or is full.
     """
-    tensors = dict(names_and_tensors)
-    shards = _plan_shards(tensors, max_shard_bytes)
-    if len(shards) == 1:
-        written = {SINGLE_FILE: write_safetensors(folder / SINGLE_FILE, tensors)}
-        sync_folder(folder)
-        return written
-    files = {
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
-        for number, names in enumerate(shards, start=1)
-    }
-    with ThreadPoolExecutor(_MAX_WRITING_THREADS) as threads:
-        writing = {
-            file: threads.submit(
-                write_safetensors, folder / file, {name: tensors[name] for name in names}
-            )
-            for file, names in files.items()
-        }
-    written = {file: shard.result() for file, shard in writing.items()}
-    index = {
-        "metadata": {"total_size": sum(map(num_bytes_of, tensors.values()))},
-        "weight_map": {name: file for file, names in files.items() for name in names},
-    }
-    content = json.dumps(index, indent=2).encode() + b"\n"
-    written[INDEX_FILE] = write_chunks(folder / INDEX_FILE, [content])
+    shards = plan_shards(folder / SINGLE_FILE, dict(names_and_tensors), max_shard_bytes)
+    written = {path.name: file for path, file in write_files(shards).items()}
+    written |= write_index(shards)
     sync_folder(folder)
     return written
 
 
-def _plan_shards(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, tensor in tensors.items():
-        size = num_bytes_of(tensor)
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
+def write_index(shards: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, WrittenFile]:
+    """Write beside the shards of a model which of them holds what; nothing where there is one.
+
+    Args:
+        shards: as ``plan_shards`` gives them.
+
+    Returns:
+        File name of the index to its size and SHA-256.
+    """
+    if len(shards) == 1:
+        return {}
+    tensors = [tensor for shard in shards.values() for tensor in shard.values()]
+    index = {
+        "metadata": {"total_size": sum(map(num_bytes_of, tensors))},
+        "weight_map": {name: path.name for path, shard in shards.items() for name in shard},
+    }
+    content = json.dumps(index, indent=2).encode() + b"\n"
+    folder = next(iter(shards)).parent
+    return {INDEX_FILE: write_chunks(folder / INDEX_FILE, [content])}

@@ -10,7 +10,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -22,8 +21,13 @@ from torch import Tensor
 from workbench.errors import RunError
 from workbench.model.families import Dimensions
 from workbench.model.safetensors_reader import StoredTensor, read_header, read_into
-from workbench.model.safetensors_writer import num_bytes_of, write_safetensors
-from workbench.model.weights import stored_weights, write_weights
+from workbench.model.safetensors_writer import (
+    MAX_SHARD_BYTES,
+    num_bytes_of,
+    plan_shards,
+    write_files,
+)
+from workbench.model.weights import SINGLE_FILE, stored_weights, write_index
 from workbench.runs import checkpoints as folders
 from workbench.runs.atomic import sync_folder
 from workbench.runs.layout import CheckpointFolder, RunFolder
@@ -106,11 +110,25 @@ class Content:
         return {**self.statistics, **travelling}
 
 
-def save(run: RunFolder, content: Content, state: SavedState, ranks: Ranks) -> SavedCheckpoint:
+def save(
+    run: RunFolder,
+    content: Content,
+    state: SavedState,
+    ranks: Ranks,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> SavedCheckpoint:
     """Write the checkpoint of ``state.step``, by all ranks together.
 
     A step that is saved already is verified and kept; one that fails its verification is written
     anew.
+
+    Args:
+        run: the run.
+        content: as it is after that step.
+        state: counters of that step.
+        ranks: all of which call this.
+        max_shard_bytes: no file of tensors holds more, unless a single tensor does.
 
     Raises:
         SaveError: on all ranks, when any of them could not write its part.
@@ -122,7 +140,9 @@ def save(run: RunFolder, content: Content, state: SavedState, ranks: Ranks) -> S
     partial = run.partial_checkpoint(step)
     try:
         _together(ranks, partial, lambda: _prepare(run, partial, content, ranks))
-        parts = _together(ranks, partial, lambda: _write(partial, content, state, ranks))
+        parts = _together(
+            ranks, partial, lambda: _write(partial, content, state, ranks, max_shard_bytes)
+        )
         files = {name: file for part in parts for name, file in part.items()}
         _together(ranks, partial, lambda: _complete(run, step, files, ranks))
     except SaveError:
@@ -197,33 +217,27 @@ def _prepare(run: RunFolder, partial: Path, content: Content, ranks: Ranks) -> N
 
 
 def _write(
-    partial: Path, content: Content, state: SavedState, ranks: Ranks
+    partial: Path, content: Content, state: SavedState, ranks: Ranks, max_shard_bytes: int
 ) -> dict[str, WrittenFile]:
     """Write this rank's files, durable; give them by name relative to the folder."""
     folder = CheckpointFolder(partial)
-    files: dict[str, WrittenFile] = {}
-    large = {folder.optimizer(ranks.rank): content.optimizer_state()}
+    is_first = ranks.rank == 0
+    weights = plan_shards(partial / SINGLE_FILE, content.weights, max_shard_bytes)
+    shards = dict(weights) if is_first else {}
+    shards |= plan_shards(folder.optimizer(ranks.rank), content.optimizer_state(), max_shard_bytes)
     if low_bits := content.low_bits():
-        large[folder.low_bits(ranks.rank)] = low_bits
-    # Files are hashed as fast as one thread can: the large ones are written at the same time.
-    with ThreadPoolExecutor(1 + len(large)) as threads:
-        weights = (
-            threads.submit(write_weights, partial, content.weights) if ranks.rank == 0 else None
-        )
-        writing = {
-            path: threads.submit(write_safetensors, path, tensors)
-            for path, tensors in large.items()
-        }
-    if weights is not None:
-        files |= weights.result()
+        shards |= plan_shards(folder.low_bits(ranks.rank), low_bits, max_shard_bytes)
+    files = {_name(path, partial): file for path, file in write_files(shards).items()}
+    if is_first:
+        files |= write_index(weights)
         for name, file in content.common.items():
             files[name] = write_hashed(partial / name, file)
         counters = msgspec.json.format(msgspec.json.encode(state), indent=2)
         files[_name(folder.state, partial)] = write_hashed(folder.state, counters)
-    files |= {_name(path, partial): file.result() for path, file in writing.items()}
     random = folder.random(ranks.rank)
     files[_name(random, partial)] = write_hashed(random, capture_random_states(content.device))
     sync_folder(folder.training_state)
+    sync_folder(partial)
     return files
 
 
