@@ -202,6 +202,9 @@ def kernel_works(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_
 
     Forward and all gradients; grouped heads; inputs that are views of one buffer; records copied
     elsewhere; for flash also an empty document and a sliding window. This waits for the device.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for the test; the next call tests again.
     """
     places = {"flash": "cuda", "cudnn": "cuda", "cpu": "cpu"}
     sixteen_bits = (torch.bfloat16, torch.float16)
@@ -218,8 +221,13 @@ def kernel_works(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_
                 _agrees(kernel, torch.tensor(starts), 300, window, device, dtype, head_dim)
                 for window in windows
             )
+    except torch.OutOfMemoryError:
+        raise  # that says nothing of the kernel
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
-        logger.info("attention kernel %s fails on %s in %s: %s", kernel, device, dtype, error)
+        # On a GPU what takes its place is slower by far: nobody should have to wonder why.
+        level = logging.WARNING if device.type == "cuda" else logging.INFO
+        logger.log(level, "attention kernel %s fails on %s in %s for heads of %d: %s",
+                   kernel, device, dtype, head_dim, error)  # fmt: skip
         return False
     if not agrees:
         logger.warning("attention kernel %s is wrong on %s in %s", kernel, device, dtype)

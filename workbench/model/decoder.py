@@ -143,7 +143,10 @@ def row_context(
         dtype=dtype,
         head_dim=dims.head_dim,
     )
-    positions = document_positions(document_starts, row_length).to(device, non_blocking=True)
+    # The starts travel, not the positions: the host may wait where it copies more than 64 KiB of
+    # ordinary memory.
+    starts = document_starts.to(device, non_blocking=True)
+    positions = document_positions(starts, row_length)
     cosine, sine = rotary_tables(positions, dims.head_dim, dims.rope_theta, dtype)
     return RowContext(cosine, sine, structure)
 
