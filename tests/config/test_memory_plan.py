@@ -1,6 +1,7 @@
 """Will it fit: verdicts, levers and proposals, each estimated again."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -161,6 +162,30 @@ def test_streamed_weights_need_host_memory_where_the_gpu_is() -> None:
     assert found.verdict == "will_not_fit"
     assert found.fit.host_available == 12 * GIB
     assert not any("no GPU" in note for note in found.fit.notes)
+
+
+def test_a_host_that_a_plan_would_fill_does_not_fit() -> None:
+    config = config_of("1gpu_llama_7b/8gb")
+    full, enough = (estimate(config, MISTRAL, machine=Machine(host_gib=gib)) for gib in (18, 24))
+    assert (full.verdict, enough.verdict) == ("will_not_fit", "fits")
+    # What it takes without block inputs would be there, and nothing for anybody else.
+    assert enough.fit.host_needed - enough.fit.worst.host.block_inputs < 18 * GIB
+
+
+def test_a_budget_is_cut_to_what_is_free() -> None:
+    config = config_of("1gpu_llama_7b/packed", "memory.resident_fraction=auto")
+
+    def held_against(**machine: Any) -> tuple[int | None, str]:  # noqa: ANN401
+        found = estimate(config, MISTRAL, machine=Machine(host_bytes=64 * GIB, **machine))
+        assert found.total <= (found.fit.budget_bytes or 0)
+        return found.fit.budget_bytes, found.fit.budget_source
+
+    card = {"gpu_name": "RTX 4090"}
+    assert held_against(gpu_free_bytes=23 * GIB, **card) == (int(22.8 * GIB), "memory.budget_gib")
+    screen = held_against(gpu_free_bytes=12 * GIB, **card)
+    assert screen == (12 * GIB, "free on the GPU, less than memory.budget_gib (22.8)")
+    # Another card is asked about.
+    assert held_against(gpu_free_bytes=12 * GIB, budget_gib=20.0, **card) == (20 * GIB, "--gpu-gib")
 
 
 def test_host_memory_that_is_known_bounds_the_plan() -> None:

@@ -20,6 +20,7 @@ from workbench.config.plan_search import (
     Choice,
     Wishes,
     choose_plan_form,
+    most_of_host,
     smallest_form,
 )
 from workbench.config.rates import Rates, rates_of
@@ -207,6 +208,14 @@ def test_host_memory_bounds_what_waits_there() -> None:
     assert bound.host.total <= 24.0 * GIB < free.host.total
     assert bound.seconds.total > free.seconds.total
     assert not chosen("mistral-7b", 7.2, 4, 4096, host_gib=10.0).fits
+
+
+@pytest.mark.parametrize(("host_gib", "left_gib"), [(24, 3.0), (32, 4.0), (64, 4.0), (128, 6.4)])
+def test_a_plan_leaves_host_memory_to_other_programs(host_gib: float, left_gib: float) -> None:
+    assert most_of_host(int(host_gib * GIB)) == pytest.approx((host_gib - left_gib) * GIB, abs=1)
+    found = chosen("mistral-7b", 7.2, 4, 4096, host_gib=host_gib)
+    assert found.fits
+    assert found.host.total <= (host_gib - left_gib) * GIB
 
 
 def test_slow_links_are_not_crossed_without_need() -> None:

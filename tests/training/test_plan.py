@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from tests.training.tiny import CPU, LENGTH, dimensions, tiny_engine
-from workbench.config.memory_parts import GIB, StepForm, device_bytes
+from workbench.config.memory_parts import CONTEXT_BYTES, GIB, StepForm, device_bytes
 from workbench.errors import RefusedError
 from workbench.model.families import read_dimensions
 from workbench.training.engine.calibration import rates_here
 from workbench.training.engine.plan import (
     Plan,
+    budget_within,
     choose_plan,
     facts_of_dimensions,
     plan_lines,
@@ -147,7 +148,7 @@ def test_too_little_host_memory_for_anything_is_refused_as_such() -> None:
     with pytest.raises(RefusedError) as caught:
         plan_of(40.0, host_gib=2.0)
     assert caught.value.where == "host memory"
-    assert "2.0 GiB can be had" in caught.value.what
+    assert "1.8 of the 2.0 GiB that can be had" in caught.value.what
 
 
 def test_the_smallest_plan_is_one_that_its_own_budget_allows() -> None:
@@ -186,6 +187,15 @@ def test_plan_json_holds_the_plan_and_what_was_measured_beside_it(tmp_path: Path
     assert then["measured"] == peaks
     assert then["difference_percent"]["reserved"] == pytest.approx(4.0, abs=0.01)
     assert then["difference_percent"]["seconds"] == pytest.approx(-10.0, abs=0.01)
+
+
+def test_a_budget_is_no_more_than_what_is_free(caplog: pytest.LogCaptureFixture) -> None:
+    free = 20 * GIB
+    assert budget_within(None, free) == free + CONTEXT_BYTES
+    assert budget_within(7.5, free) == int(7.5 * GIB)
+    assert not caplog.records
+    assert budget_within(22.8, free) == free + CONTEXT_BYTES
+    assert "memory.budget_gib is 22.80, but the GPU has 20.76 GiB free" in caplog.text
 
 
 def test_the_cpu_has_no_budget_and_nothing_is_measured_there() -> None:

@@ -19,7 +19,12 @@ from workbench.config.memory_parts import (
 )
 from workbench.config.model_facts import ModelFacts
 from workbench.config.pipeline_parts import PipelineForm, place_sums, worst_rank
-from workbench.config.plan_search import Wishes, choose_plan_form, smallest_form
+from workbench.config.plan_search import (
+    Wishes,
+    choose_plan_form,
+    most_of_host,
+    smallest_form,
+)
 from workbench.config.rank_fit import RankFit, layer_major_rank, pipeline_rank, recompute_words
 from workbench.config.rates import MeasuredRates, Rates, rates_of
 from workbench.config.schedule_facts import ASSUMED, efficiency, stages_per_rank
@@ -135,13 +140,20 @@ class Fit:
         return max(self.ranks, key=lambda each: each.total)
 
     @property
+    def host_room(self) -> int | None:
+        """Give the bytes of host memory that a run may take; None where that is not known."""
+        if self.host_available is None or not self.is_gpu:
+            return self.host_available
+        return most_of_host(self.host_available)
+
+    @property
     def verdict(self) -> Verdict:
         """Say whether it fits."""
         return self.verdict_of(self.worst.total)
 
     def verdict_of(self, total: int) -> Verdict:
         """Say whether so many bytes on the worst rank would fit."""
-        lacks_host = self.host_available is not None and self.host_needed > self.host_available
+        lacks_host = self.host_room is not None and self.host_needed > self.host_room
         if self.host_decides and lacks_host:
             return "will_not_fit"
         if self.budget_bytes is None:
@@ -262,9 +274,14 @@ def _budget(config: Config, machine: Machine, *, is_gpu: bool) -> tuple[int | No
         return machine.host_bytes, "host memory"
     if machine.budget_gib is not None:
         return max(1, int(machine.budget_gib * GIB)), "--gpu-gib"
-    if config.memory.budget_gib is not None:
-        return max(1, int(config.memory.budget_gib * GIB)), "memory.budget_gib"
-    return machine.gpu_free_bytes, "free on the GPU"
+    free, stated = machine.gpu_free_bytes, config.memory.budget_gib
+    if stated is None:
+        return free, "free on the GPU"
+    budget = max(1, int(stated * GIB))
+    if free is not None and free < budget:
+        # As the worker does: what a screen or another job holds cannot be had.
+        return free, f"free on the GPU, less than memory.budget_gib ({stated:g})"
+    return budget, "memory.budget_gib"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,9 @@ from workbench.config.time_plan import StepSeconds, step_clock, step_parts
 ABOUT_AS_FAST = 0.01
 """Share of the fastest form's time that a smaller one may take longer."""
 
-HOST_SHARE = 0.95
-"""Share of the host memory that can be had which a plan takes at most."""
+# What a plan leaves of the host memory that can be had: other programs live there too, and what is
+# pinned cannot be swapped. A share of it, or so much, but no more than an eighth of a small host.
+_HOST_SHARE_LEFT, _HOST_LEFT, _HOST_LEFT_AT_MOST = 0.05, 4 * GIB, 0.125
 
 # On the CPU: few enough tokens that a microbatch's activations of one block stay small beside the
 # model, and records that may be kept without asking what the host has.
@@ -129,7 +130,7 @@ def choose_plan_form(
         return _on_cpu(facts, form, wishes, rates, seen_tokens)
     if budget_bytes is None:
         return _without_budget(facts, form, wishes, rates, seen_tokens)
-    room = Room(budget_bytes, None if host_limit is None else int(host_limit * HOST_SHARE))
+    room = Room(budget_bytes, None if host_limit is None else most_of_host(host_limit))
     found = [
         candidate
         for base in _bases(facts, form, wishes)
@@ -169,7 +170,7 @@ def smallest_form(
             everything does, and does not fit.
     """
     level: Recompute = "full" if wishes.recompute == "auto" else wishes.recompute
-    room = None if host_limit is None else int(host_limit * HOST_SHARE)
+    room = None if host_limit is None else most_of_host(host_limit)
     best: tuple[bool, int, StepForm] | None = None
     for count in _counts(form, wishes):
         for pinned in _places(wishes):
@@ -213,6 +214,12 @@ def _streamed_as_far(
         yield replace(form, streamed_blocks=streamed)
         # A host that lacks a little may hold the vocabulary only if that stays.
         yield replace(form, streamed_blocks=streamed, vocabulary_resident=True)
+
+
+def most_of_host(host_limit: int) -> int:
+    """Give the bytes that a plan takes at most of the host memory that can be had."""
+    left = max(_HOST_SHARE_LEFT * host_limit, min(_HOST_LEFT, _HOST_LEFT_AT_MOST * host_limit))
+    return int(host_limit - left)
 
 
 # ---- without a search ----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from workbench.config.inherit import is_file
 from workbench.config.load import ResolvedConfig, at_origins
 from workbench.config.memory_fit import Machine, is_row_certain
 from workbench.config.memory_levers import lever_words
+from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import (
     Estimate,
     bytes_of_a_checkpoint,
@@ -335,6 +336,7 @@ def check_memory(
 ) -> Iterator[Check]:
     """Hold what a step takes against the budget, the free GPU, or the host where the CPU trains.
 
+    A plan takes what is free where a budget names more, as a screen or another job holds the rest.
     Where rows may be shorter than ``data.max_length`` and their lengths are not known yet, too
     much is a warning: ``check_memory_again`` decides once the data is prepared.
     """
@@ -343,24 +345,28 @@ def check_memory(
     )
     kind = "GPU memory" if found.fit.is_gpu else "host memory"
     told = f"{kind} {total_words(found)}, peak in: {found.fit.worst.peak_phase}"
+    if found.fit.is_gpu and found.fit.worst.host.pinned and not lacks_host_memory(found):
+        told += f"; host memory {_size(found.fit.host_needed)}"
+        if found.fit.host_available is not None and machine.is_meant:
+            told += f" of {_size(found.fit.host_available)}"
     remedy = _memory_remedy(found, resolved)
     if lacks_host_memory(found):
         told += (
-            f"; the host has {_size(found.fit.host_available or 0)} and needs "
-            f"{_size(found.fit.host_needed)} (GiB: {host_words(found.fit.worst.host)})"
+            f"; it needs {_size(found.fit.host_needed)} of host memory and may take "
+            f"{_size(found.fit.host_room or 0)} of the {_size(found.fit.host_available or 0)} that "
+            f"can be had (GiB: {host_words(found.fit.worst.host)})"
         )
         ways = host_remedies(resolved.config, facts, machine=machine, counts=counts)
         remedy = "; or ".join(ways[:3])
-    free = machine.gpu_free_bytes if found.fit.is_gpu else None
+    free, stated = machine.gpu_free_bytes, resolved.config.memory.budget_gib
+    if found.fit.is_gpu and free is not None and stated is not None and free < stated * GIB:
+        told += f"; the GPU has {_size(free)} free, less than memory.budget_gib: {stated:g}"
+        remedy = f"free the GPU, or choose another: -d; or {remedy}"
     if found.verdict == "will_not_fit":
         state: CheckState = "error" if found.row_is_certain else "warning"
         if not found.row_is_certain:
             told += f", if a row is {resolved.config.data.max_length:,} tokens long"
         yield Check("memory", state, told, remedy, exit_status=4)
-    elif free is not None and free < found.total:
-        lacking = f"{told}; the GPU has {_size(free)} free"
-        state = "error" if found.row_is_certain else "warning"
-        yield Check("memory", state, lacking, "free the GPU, or choose another: -d", exit_status=4)
     elif found.verdict == "tight":
         yield Check("memory", "warning", told, remedy)
     else:

@@ -5,6 +5,7 @@ worker brings what it measured: the row length of its data, the free bytes of it
 host, and how fast they are.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +29,21 @@ from workbench.config.memory_parts import (
     head_rows_of,
 )
 from workbench.config.model_facts import ModelFacts
-from workbench.config.plan_search import Choice, Wishes, choose_plan_form, smallest_form
+from workbench.config.plan_search import (
+    Choice,
+    Wishes,
+    choose_plan_form,
+    most_of_host,
+    smallest_form,
+)
 from workbench.config.rates import Rates, rates_of
 from workbench.config.time_plan import StepSeconds
 from workbench.errors import RefusedError
 from workbench.model.families import Dimensions
 from workbench.runs.atomic import write_atomically
 from workbench.runs.rates_file import read_rates
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +304,8 @@ def _refusal(choice: Choice, plan: Plan, budget_bytes: int, host_bytes: int | No
     assert host_bytes is not None
     return RefusedError(
         f"the smallest plan needs {choice.host.total / GIB:.1f} GiB of host memory, "
-        f"{host_bytes / GIB:.1f} GiB can be had (that plan: {how})",
+        f"it may take {most_of_host(host_bytes) / GIB:.1f} of the {host_bytes / GIB:.1f} GiB that "
+        f"can be had (that plan: {how})",
         where="host memory",
         remedy="raise memory.budget_gib, lower batch.train or data.max_length, or close other "
         "programs",
@@ -356,16 +366,35 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 def take_budget(device: torch.device, budget_gib: float | None) -> int | None:
     """Give the bytes of the GPU this process may take, and hold torch's allocator to them.
 
-    None on the CPU. Without a budget: what is free now, so that a card shared with a screen is
-    not promised twice.
+    None on the CPU. What is free now bounds a budget that is stated, too, so that a card shared
+    with a screen is not promised twice.
     """
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    # The context exists by now: what is free leaves it out, what a budget names includes it.
-    allowed = free if budget_gib is None else int(budget_gib * GIB) - CONTEXT_BYTES
+    budget = budget_within(budget_gib, free)
+    allowed = budget - CONTEXT_BYTES
     torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, allowed / total)), device)
-    return allowed + CONTEXT_BYTES
+    return budget
+
+
+def budget_within(budget_gib: float | None, free_bytes: int) -> int:
+    """Give a budget, of which no more is taken than is free.
+
+    Args:
+        budget_gib: ``memory.budget_gib``, the context included; None: all that is free.
+        free_bytes: of the GPU, beside the context of this process, which exists by now.
+    """
+    most = free_bytes + CONTEXT_BYTES
+    if budget_gib is None:
+        return most
+    budget = int(budget_gib * GIB)
+    if most < budget:
+        logger.warning(
+            "memory.budget_gib is %.2f, but the GPU has %.2f GiB free: that is planned with",
+            budget_gib, most / GIB,
+        )  # fmt: skip
+    return min(budget, most)
 
 
 def write_plan(
