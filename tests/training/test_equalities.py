@@ -100,7 +100,7 @@ def test_twenty_steps_equal_those_of_transformers_by_autograd(kind: str) -> None
                 logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
             )
         loss = total / rows.num_targets
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         expected.append(loss.item())
         for name, weight in weights.items():
             assert weight.grad is not None
