@@ -102,7 +102,9 @@ def test_a_run_that_may_take_no_more_in_the_middle_ends_with_remedies(
     verify(newest.path)
 
 
-def test_a_card_that_another_process_has_filled_is_told_first(tmp_path: Path) -> None:
+def test_a_card_that_another_process_has_filled_is_refused_before_anything_is_loaded(
+    tmp_path: Path,
+) -> None:
     """This process takes the card between two attempts of a run that states its budget."""
     run = wide_run(tmp_path / "run", max_steps=2, microbatches=8)
     command = [sys.executable, "-m", "workbench.training", str(run.path)]
@@ -118,11 +120,9 @@ def test_a_card_that_another_process_has_filled_is_told_first(tmp_path: Path) ->
     )
     del taken
     assert second.returncode == 1
-    assert "out of memory; what can be done, cheapest first:" in second.stderr
-    assert "1. end what else runs on this GPU" in second.stderr
-    assert (
-        "out of memory" in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
-    )
+    assert "memory.budget_gib is 16.00, but the GPU has " in second.stderr
+    message = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert "a step needs a budget of " in message
     newest = newest_complete(run)
     assert newest is not None
     assert newest.step == 2

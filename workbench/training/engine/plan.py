@@ -297,9 +297,9 @@ def _refusal(choice: Choice, plan: Plan, budget_bytes: int, host_bytes: int | No
             f"margin of {MARGIN:.0%}; there are {budget_bytes / GIB:.2f} GiB{host} (that plan: "
             f"{how})",
             where="memory.budget_gib",
-            remedy=f"set memory.budget_gib to {_up(choice.needed)} or more, leave "
-            "memory.resident_fraction, block_inputs, recompute and batch.microbatches at auto, or "
-            "lower data.max_length or batch.train",
+            remedy=f"set memory.budget_gib to {_up(choice.needed)} or more, with as much free on "
+            "the GPU, leave memory.resident_fraction, block_inputs, recompute and "
+            "batch.microbatches at auto, or lower data.max_length or batch.train",
         )
     assert host_bytes is not None
     return RefusedError(
