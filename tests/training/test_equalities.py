@@ -23,12 +23,14 @@ from tests.training.tiny import (
     VOCABULARY,
     TinyEngine,
     dimensions,
+    rows_of,
     step_rows,
     tiny_engine,
 )
 from workbench.data.batch import Batch
-from workbench.data.loader import StepRows, make_batch
+from workbench.data.loader import Loader, StepRows, make_batch
 from workbench.data.packing import Row
+from workbench.training.evaluate import evaluate_batches, total
 from workbench.training.optimizer.adafactor import Adafactor
 from workbench.training.optimizer.protocol import NO_COMPANION, CompanionParts, Optimizer
 
@@ -222,6 +224,29 @@ def test_evaluations_before_between_and_after_steps_change_no_bit(place: str) ->
             tiny.engine.step(rows, number, LEARNING_RATE)
     evaluate(watched)
     assert_same(state(quiet), state(watched))
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 3])
+def test_what_is_evaluated_together_travels_once_and_is_the_same(num_microbatches: int) -> None:
+    """Batches of more microbatches than training has are cut; loss and accuracy stay."""
+    lanes = LateLanes()
+    tiny = tiny_engine(dimensions(layers=5), lanes=lanes, microbatches=2, **PLACES["all elsewhere"])
+    loader = Loader(
+        rows_of(2, 11), rows_per_step=6, num_microbatches=num_microbatches, shuffle=False, seed=3,
+        pad_id=0, row_length=None,
+    )  # fmt: skip
+    apart = [
+        tiny.engine.evaluate(batch)
+        for index in range(loader.steps_per_epoch)
+        for batch in loader.step(index).microbatches
+    ]
+    before = lanes.num_copies
+    together = list(evaluate_batches(tiny.engine, loader, None))
+    sweeps = loader.steps_per_epoch * -(-num_microbatches // 2)
+    assert len(together) == sweeps
+    # Five blocks through two slots, embedding and head through one.
+    assert lanes.num_copies - before == sweeps * (5 + 2)
+    assert total(together) == total(apart)
 
 
 @pytest.mark.parametrize("place", PLACES)

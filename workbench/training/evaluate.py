@@ -16,10 +16,14 @@ from workbench.training.engine.step import EvaluationSums
 
 
 class Evaluates(Protocol):
-    """An engine that can sum loss and correct predictions over a batch."""
+    """An engine that can sum loss and correct predictions over microbatches."""
 
-    def evaluate(self, batch: Batch) -> EvaluationSums:
-        """Sum over one batch; changes nothing."""
+    @property
+    def max_microbatches(self) -> int:
+        """How many microbatches pass together."""
+
+    def evaluate(self, *batches: Batch) -> EvaluationSums:
+        """Sum over microbatches; changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,21 @@ def evaluate_batches(
 ) -> Iterator[EvaluationSums]:
     """Evaluate batch by batch, so that the caller may look around in between.
 
+    Microbatches of a batch pass together where the engine holds them: weights that travel do so
+    once for all of them.
+
     Args:
-        engine: evaluates a batch.
-        loader: of the validation rows, in a fixed order; one microbatch per step.
+        engine: evaluates microbatches.
+        loader: of the validation rows, in a fixed order.
         max_batches: batches at most; None takes all.
     """
     num_batches = loader.steps_per_epoch
     if max_batches is not None:
         num_batches = min(num_batches, max_batches)
     for index in range(num_batches):
-        for batch in loader.step(index).microbatches:
-            yield engine.evaluate(batch)
+        parts, together = loader.step(index).microbatches, engine.max_microbatches
+        for begin in range(0, len(parts), together):
+            yield engine.evaluate(*parts[begin : begin + together])
 
 
 def total(batches: Iterable[EvaluationSums]) -> Evaluation:

@@ -66,7 +66,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EvaluationSums:
-    """Sums over one evaluation batch: loss () fp32, correct () int64, number of targets."""
+    """Sums over evaluated microbatches: loss () float64, correct () int64, number of targets."""
 
     loss_sum: Tensor
     num_correct: Tensor
@@ -262,24 +262,35 @@ class LayerMajorEngine:
         self.store.write_back_vocabulary(name)
         self.store.prefetch_vocabulary(EMBEDDING)
 
+    @property
+    def max_microbatches(self) -> int:
+        """How many microbatches pass together, at least."""
+        return len(self._hidden) // self._part_tokens
+
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> EvaluationSums:
-        """Sum loss and correct predictions over a batch; changes nothing.
+    def evaluate(self, *batches: Batch) -> EvaluationSums:
+        """Sum loss and correct predictions over microbatches in one sweep; changes nothing.
 
         Args:
-            batch: no larger than a microbatch of training.
+            batches: at most ``max_microbatches``, none larger than one of training.
         """
-        (part,) = self._to_device([batch])
-        self._forward([part], keeps_records=False)
-        loss_sum, num_correct = self._head.evaluate(
-            self._hidden[part.tokens],
-            part.positions,
-            part.labels,
-            self.store.final_norm,
-            self.store.acquire_vocabulary(HEAD),
-        )
+        parts = self._to_device(batches)
+        self._forward(parts, keeps_records=False)
+        head = self.store.acquire_vocabulary(HEAD)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        for part in parts:
+            losses, correct = self._head.evaluate(
+                self._hidden[part.tokens],
+                part.positions,
+                part.labels,
+                self.store.final_norm,
+                head,
+            )
+            loss_sum += losses
+            num_correct += correct
         self.store.release_vocabulary(HEAD)
-        return EvaluationSums(loss_sum, num_correct, batch.num_targets)
+        return EvaluationSums(loss_sum, num_correct, sum(batch.num_targets for batch in batches))
 
     def device_bytes(self) -> dict[str, int]:
         """Count the bytes that lie on the device between steps, by part."""
