@@ -94,7 +94,12 @@ FLOATS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         header_of({"a": FLOATS | {"data_offsets": [-8, 0]}}) + bytes(8),
         header_of({"a": FLOATS, "b": FLOATS}) + bytes(8),
         header_of({"a": FLOATS, "b": FLOATS | {"data_offsets": [12, 20]}}) + bytes(20),
+        header_of({"a": FLOATS, "b": FLOATS | {"dtype": "F0", "data_offsets": [8, 4]}}) + bytes(4),
         header_of({"a": {"dtype": "F32"}}) + bytes(8),
+        pytest.param(
+            struct.pack("<Q", 100_006) + b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+            id="deeper than a parser goes",
+        ),
         header_of([FLOATS]) + bytes(8),
     ],
 )

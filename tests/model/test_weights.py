@@ -275,6 +275,16 @@ def test_folders_without_usable_weights_are_told_apart(tmp_path: Path) -> None:
     index = {"weight_map": {NAME: "model-00001-of-00002.safetensors"}}
     (tmp_path / "model" / INDEX_FILE).write_text(json.dumps(index))
     assert "index names model-00001-of-00002.safetensors, not in this folder" in refusal()
+    for file in ("../model.safetensors", "x" * 300):
+        (tmp_path / "model" / INDEX_FILE).write_text(json.dumps({"weight_map": {NAME: file}}))
+        assert "not in this folder" in refusal()
+    for content in (
+        "[]",
+        '{"weight_map": ' + "[" * 50_000 + "]" * 50_000 + "}",
+        '{"weight_map": 1}',
+    ):
+        (tmp_path / "model" / INDEX_FILE).write_text(content)
+        assert "is not an index of weights" in refusal()
     (tmp_path / "model" / INDEX_FILE).unlink()
     write_weights(tmp_path / "model", random_weights(dims, 0, torch.float32))
     whole = (tmp_path / "model" / SINGLE_FILE).read_bytes()

@@ -95,7 +95,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raw = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
         entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise unreadable(path, error) from error
     _check_offsets(path, entries, size - 8 - length)
     return {
@@ -117,7 +117,8 @@ def _check_offsets(path: Path, entries: dict[str, _Entry], num_bytes: int) -> No
         begin, next_begin = entry.data_offsets
         dtype = _DTYPES.get(entry.dtype)
         expected = math.prod(entry.shape) * dtype.itemsize if dtype else next_begin - begin
-        if begin != end or next_begin - begin != expected or min(entry.shape, default=0) < 0:
+        is_possible = begin == end <= next_begin and min(entry.shape, default=0) >= 0
+        if not is_possible or next_begin - begin != expected:
             raise unreadable(path, f"the place of {name} contradicts its shape or its neighbours")
         end = next_begin
     if end != num_bytes:

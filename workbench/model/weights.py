@@ -147,12 +147,13 @@ def _find_sharded(folder: Path, index: Path) -> dict[str, Path]:
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         holders = {str(name): folder / str(file) for name, file in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
             "is not an index of weights", where=str(index), remedy="copy the model folder anew"
         ) from error
     outside = sorted({path.name for path in holders.values() if path.parent != folder})
-    absent = sorted({path.name for path in holders.values() if not path.is_file()})
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    absent = sorted({path.name for path in holders.values()} - present)
     if absent or outside or not holders:
         names = _some(absent or outside) if holders else "no file at all"
         raise RunError(
