@@ -5,8 +5,10 @@ Copies run beside computing here, so a missing wait between them shows as other 
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -156,3 +158,18 @@ def test_a_loss_that_is_not_finite_changes_no_streamed_weight() -> None:
         result = tiny.engine.step(shared_and_lone_rows(8), 3, LEARNING_RATE)
     assert not bool(result.ok)
     assert_same(before, {name: tensor.cpu() for name, tensor in state(tiny).items()})
+
+
+@pytest.mark.usefixtures("repeatable")
+def test_a_step_without_targets_leaves_no_trace_in_the_buffers_of_records() -> None:
+    """Records are on their way back when it is known that nobody needs them."""
+    losses = []
+    for changes in ({}, PLACES["records pinned"]):
+        tiny = middling_engine(middling(), **changes)
+        rows = shared_and_lone_rows(1)
+        masked = tuple(
+            replace(batch, targets=np.zeros_like(batch.targets)) for batch in rows.microbatches
+        )
+        tiny.engine.step(replace(rows, microbatches=masked, num_targets=0), 1, LEARNING_RATE)
+        losses.append(train(tiny, num_steps=3))
+    assert losses[0] == losses[1]

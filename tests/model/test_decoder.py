@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.model.tiny import (
     KINDS,
@@ -11,13 +10,9 @@ from tests.model.tiny import (
     relative_difference,
 )
 from workbench.model.decoder import (
-    block_forward,
     block_parameters,
     block_prefix,
-    block_until_down,
-    block_weights,
     parameter_shapes,
-    row_context,
 )
 
 ATTENTION = ("dense", "sdpa")
@@ -111,32 +106,3 @@ def test_a_packed_document_gives_the_logits_it_gives_alone(kind: str, attention:
             assert relative_difference(packed[row, start:end], alone) < 1e-5
             num_compared += 1
     assert num_compared == 6
-
-
-@pytest.mark.parametrize("kind", ["llama", "mistral, window"])
-def test_a_block_is_its_first_part_and_the_down_projection(kind: str) -> None:
-    reference = reference_model(kind)
-    dims = dimensions_of(reference)
-    weights = block_weights(reference.state_dict(), 1)
-    assert list(weights) == list(block_parameters(dims))
-    x = torch.randn(2, 40, dims.hidden_size)
-    context = row_context(torch.tensor(PACKED), 40, dims, x.dtype)
-    residual, product = block_until_down(weights, x, context, dims)
-    joined = residual + F.linear(product, weights["mlp.down_proj.weight"])
-    assert torch.equal(joined, block_forward(weights, x, context, dims))
-
-
-def test_an_engine_may_bring_its_own_linear() -> None:
-    reference = reference_model("llama")
-    dims, weights = dimensions_of(reference), block_weights(reference.state_dict(), 0)
-    seen = []
-
-    def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        seen.append(tuple(weight.shape))
-        return x @ weight.T
-
-    x = torch.randn(1, 12, dims.hidden_size)
-    context = row_context(torch.tensor([[0]]), 12, dims, x.dtype)
-    block_forward(weights, x, context, dims, linear=linear)
-    matrices = [shape for shape in block_parameters(dims).values() if len(shape) == 2]
-    assert sorted(seen) == sorted(matrices)

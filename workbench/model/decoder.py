@@ -1,13 +1,13 @@
-"""The decoder as functions over weights that somebody else owns.
+"""The decoder as functions over weights that somebody else owns, readable and with autograd.
 
-A block takes its weights as a mapping from relative Hugging Face names to tensors: a resident
-buffer, a slot that streams, a stage of a pipeline all look the same to it. Nothing here holds
-state, and nothing waits for the device.
+A block takes its weights as a mapping from relative Hugging Face names to tensors. Nothing here
+holds state, and nothing waits for the device. Verification runs it; training takes names, shapes
+and the context of rows from here and computes by passes of its own, which must equal this.
 
     rows (B), tokens of a row (T), hidden (D), vocabulary (V)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,6 @@ BLOCK_STACKS = {
 """Matrices of a block that read the same input: an engine may lay them on top of each other."""
 
 Weights = Mapping[str, Tensor]
-Linear = Callable[[Tensor, Tensor], Tensor]
 
 
 def block_prefix(block: int) -> str:
@@ -164,33 +163,22 @@ def embed(weight: Tensor, ids: Tensor) -> Tensor:
     return F.embedding(ids, weight)
 
 
-def block_until_down(
-    weights: Weights,
-    x: Tensor,
-    context: RowContext,
-    dims: Dimensions,
-    *,
-    linear: Linear = F.linear,
-) -> tuple[Tensor, Tensor]:
-    """Run a block up to what its down projection reads.
-
-    The block's result is ``residual + linear(product, down_proj.weight)``, so a backward pass may
-    recompute only this part and treat the down projection by hand.
+def block_forward(weights: Weights, x: Tensor, context: RowContext, dims: Dimensions) -> Tensor:
+    """Run a block.
 
     Args:
         weights: one block's parameters by relative name.
         x: (B, T, D).
         context: of the microbatch.
         dims: of the model.
-        linear: applies a matrix (out, in) to (B, T, in); an engine may hand in its own.
 
     Returns:
-        residual (B, T, D) and product (B, T, intermediate).
+        (B, T, D).
     """
     rows, length, _ = x.shape
     normed = rms_norm(x, weights["input_layernorm.weight"], dims.norm_epsilon)
     q, k, v = (
-        linear(normed, weights[f"self_attn.{name}_proj.weight"]).view(
+        F.linear(normed, weights[f"self_attn.{name}_proj.weight"]).view(
             rows, length, -1, dims.head_dim
         )
         for name in "qkv"
@@ -198,26 +186,13 @@ def block_until_down(
     q = rotate(q, context.cosine, context.sine)
     k = rotate(k, context.cosine, context.sine)
     attended = attend(q, k, v, context.structure).reshape(rows, length, -1)
-    residual = x + linear(attended, weights["self_attn.o_proj.weight"])
+    residual = x + F.linear(attended, weights["self_attn.o_proj.weight"])
     normed = rms_norm(residual, weights["post_attention_layernorm.weight"], dims.norm_epsilon)
     product = gated_product(
-        linear(normed, weights["mlp.gate_proj.weight"]),
-        linear(normed, weights["mlp.up_proj.weight"]),
+        F.linear(normed, weights["mlp.gate_proj.weight"]),
+        F.linear(normed, weights["mlp.up_proj.weight"]),
     )
-    return residual, product
-
-
-def block_forward(
-    weights: Weights,
-    x: Tensor,
-    context: RowContext,
-    dims: Dimensions,
-    *,
-    linear: Linear = F.linear,
-) -> Tensor:
-    """Run a whole block: (B, T, D) to (B, T, D)."""
-    residual, product = block_until_down(weights, x, context, dims, linear=linear)
-    return residual + linear(product, weights["mlp.down_proj.weight"])
+    return residual + F.linear(product, weights["mlp.down_proj.weight"])
 
 
 def final_norm(weight: Tensor, x: Tensor, dims: Dimensions) -> Tensor:
