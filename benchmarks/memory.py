@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import choose_device, describe, synchronize
-from our_step import Trial, dimensions_of, measure, plan_of
+from machine import choose_device, describe_apart, synchronize
+from our_step import Trial, dimensions_of, measure, plan_of, seen_tokens_of
 from result_file import write_result
 from settings import SETTINGS, Verdict
 from shapes import SHAPES, dimensions
@@ -44,7 +44,7 @@ from workbench.training.engine.plan import smallest_plan
 _UNIT_BYTES = 16 << 20
 _LARGEST_BUDGET_BYTES = 1 << 38
 
-_7B = Trial(shapes="mistral-7b", warmup=2, steps=3)
+_7B = Trial(shapes="mistral-7b", warmup=1, steps=3)
 GRID = tuple(
     dataclasses.replace(
         _7B,
@@ -96,6 +96,7 @@ def measure_least(trial: Trial) -> dict[str, Any]:
         dtype=getattr(torch, trial.dtype),
         rows=trial.rows,
         row_length=trial.row,
+        seen_tokens=seen_tokens_of(trial),
     )
     assert smallest.budget_bytes is not None
     gib = -(-smallest.budget_bytes // _UNIT_BYTES) * _UNIT_BYTES / GIB
@@ -256,7 +257,7 @@ def _grid(options: argparse.Namespace, command: str) -> int:
         records.append(run_trial("our_step.py", trial))
         tell(records[-1])
     verdict, lines = judge_grid(records)
-    machine = describe(choose_device())
+    machine = describe_apart()
     if options.commit:
         machine["commit"] = options.commit
     path = write_result(

@@ -4,7 +4,7 @@
 
 Prints one JSON line. ``throughput.py`` and ``memory.py`` start this for each trial, so that every
 peak is its own. The fields of a trial are those of ``Trial``. A 7B trial takes about 15 s with its
-start, 11 steps of 1.5 s included; 30B 90 s, 70B 4 minutes.
+start, 8 steps of 1.4 s included; 30B 60 s, 70B 2 minutes.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import torch
 from machine import ceilings, choose_device, synchronize
 from shapes import dimensions, draw_weights, layers_that_fit, random_rows
 
-from workbench.config.memory_parts import GIB
+from workbench.config.memory_parts import GIB, documents_of
 from workbench.config.rates import Rates
 from workbench.data.loader import StepRows
 from workbench.errors import RefusedError
@@ -57,6 +57,7 @@ class Trial:
         dtype: of weights and activations.
         ceilings: measure the machine first.
         label: of the row in a table.
+        plan: settings of ``choose_plan`` beside those.
     """
 
     shapes: str = "demo"
@@ -110,10 +111,15 @@ def plan_of(
         budget_bytes=budget_bytes,
         host_bytes=None if memory is None else memory.available_bytes,
         rates=rates,
-        # Documents of 100 to 1,300 tokens: a token stands in one of 871 on average.
-        seen_tokens=trial.row if trial.one_document else min(trial.row, 871),
+        seen_tokens=seen_tokens_of(trial),
         **trial.plan,
     )
+
+
+def seen_tokens_of(trial: Trial) -> int:
+    """Give the length of the document that a token of a trial stands in, on average."""
+    # Documents of 100 to 1,300 tokens, weighted by their length.
+    return trial.row if trial.one_document else min(trial.row, 871)
 
 
 def plan_of_blocks(trial: Trial, budget_bytes: int | None, rates: Rates) -> tuple[Dimensions, Plan]:
@@ -157,6 +163,10 @@ def make_engine(
     engine.store.settle()
     draw_weights(engine.store.named_tensors(), device)
     synchronize(device)
+    if device.type == "cuda":
+        # Drawing weights is no part of training; loading them takes less than that.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     return engine
 
 
@@ -193,12 +203,11 @@ def measure(trial: Trial) -> dict[str, Any]:
         "predicted_allocated": plan.predicted.peak,
         "predicted_seconds": plan.predicted_seconds,
         "basis": plan.basis,
+        "row_documents": trial.plan.get(
+            "row_documents", documents_of(trial.row, seen_tokens_of(trial))
+        ),
     }
     engine = make_engine(trial, dims, plan, device)
-    if device.type == "cuda":
-        # Drawing weights is no part of training; loading them takes less than that.
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
     rows = [
         random_rows(
             dims, trial.rows, trial.row, plan.microbatches, seed, one_document=trial.one_document
@@ -327,8 +336,13 @@ def main() -> int:
     try:
         print(json.dumps(measure(trial)), flush=True)
     except (RefusedError, torch.OutOfMemoryError) as error:
-        failed = {"trial": dataclasses.asdict(trial), "failed": type(error).__name__}
-        print(json.dumps(failed | {"message": str(error)[:500]}), flush=True)
+        failed = {
+            "system": "workbench",
+            "trial": dataclasses.asdict(trial),
+            "failed": type(error).__name__,
+            "message": str(error)[:500],
+        }
+        print(json.dumps(failed), flush=True)
         return 1
     return 0
 

@@ -2,12 +2,12 @@
 
     python benchmarks/stress.py --shapes mistral-7b --budgets 22.8 15.2 7.2
 
-Rows hold documents of 2 to 4,096 tokens, from one to hundreds a row; rows are full, half full or
-nearly empty, and now and then a whole row has no target. The plan is made for the longest row,
-once; the first step has full rows of the shortest documents, the second one document per row. After
+Rows hold documents of 8 tokens to all of the row, from one to hundreds a row; rows are full, half
+full or nearly empty, and now and then a whole row has no target. The plan is made once, for full
+rows of the shortest documents; the first step has such rows, the second one document per row. After
 step 3 torch must never reserve more than it did: one byte of growth is a failure, exit status 1.
-Each budget is a process of its own. On an H200 with the defaults, 2 rows of 4,096: 0.8 s a step
-resident, 1.1 s streamed, so about 2.5 to 4 minutes a budget; ``--steps`` takes fewer.
+Each budget is a process of its own. On an H200 with the defaults, one row of 2,048: 0.2 s a step
+resident and 0.45 s streamed, so one to two minutes a budget; ``--steps`` takes fewer.
 """
 
 import argparse
@@ -30,9 +30,25 @@ from workbench.data.loader import StepRows
 from workbench.data.packing import Row
 from workbench.errors import RefusedError
 from workbench.model.families import Dimensions
+from workbench.training.engine.calibration import rates_here
 from workbench.training.engine.plan import take_budget
 
 _SETTLED_STEPS = 3
+_SHORTEST = 8  # tokens of a document: one word in each turn, and the template's own
+BUDGETS = (22.8, 15.2, 7.2)
+
+
+def stress_trial(shapes: str, row: int, rows: int, steps: int, budget_gib: float) -> Trial:
+    """Give the trial of a budget; its plan knows of as many documents as a row can hold."""
+    return Trial(
+        shapes=shapes,
+        row=row,
+        rows=rows,
+        budget_gib=budget_gib,
+        steps=steps,
+        label=f"budget {budget_gib} GiB",
+        plan={"row_documents": row // _SHORTEST + 1},
+    )
 
 
 def varied_rows(
@@ -48,11 +64,11 @@ def varied_rows(
     for _ in range(rows):
         size = int(generator.choice([length, length, length // 2 + 1, max(2, length // 16)]))
         # Log-uniform: as many rows of few long documents as of many short ones.
-        longest = int(np.exp(generator.uniform(np.log(4), np.log(length))))
+        longest = round(np.exp(generator.uniform(np.log(_SHORTEST), np.log(length))))
         if number <= 2:
-            size, longest = length, 4 if number == 1 else 2 * length
+            size, longest = length, _SHORTEST if number == 1 else 2 * length
         starts = [0]
-        while (start := starts[-1] + int(generator.integers(2, longest + 1))) < size:
+        while (start := starts[-1] + int(generator.integers(_SHORTEST, longest + 1))) < size:
             starts.append(start)
         share = 0.9 if number == 1 else generator.choice([0.0, 0.1, 0.5, 0.9])
         targets = generator.random(size) < share
@@ -71,7 +87,8 @@ def measure(trial: Trial) -> dict[str, Any]:
     device = choose_device()
     torch.set_float32_matmul_precision("high")
     dims = dimensions_of(trial)
-    plan = plan_of(trial, dims, take_budget(device, trial.budget_gib))
+    budget_bytes = take_budget(device, trial.budget_gib)
+    plan = plan_of(trial, dims, budget_bytes, rates_here(device))
     engine = make_engine(trial, dims, plan, device)
     generator = np.random.default_rng(7)
     reserved, losses, documents = [], [], []
@@ -86,7 +103,10 @@ def measure(trial: Trial) -> dict[str, Any]:
         synchronize(device)
         reserved.append(_peaks(device)["reserved"])
     record = {
+        "system": "workbench",
         "trial": dataclasses.asdict(trial),
+        "layers": dims.num_layers,
+        "row_documents": trial.plan.get("row_documents", 1),
         "plan": described(plan),
         "predicted_reserved": plan.predicted.reserved,
         "reserved": reserved[-1],
@@ -104,8 +124,13 @@ def _child(trial: Trial) -> int:
     try:
         print(json.dumps(measure(trial)), flush=True)
     except (AssertionError, RefusedError, torch.OutOfMemoryError) as error:
-        failed = {"trial": dataclasses.asdict(trial), "failed": type(error).__name__}
-        print(json.dumps(failed | {"message": str(error)[:800]}), flush=True)
+        failed = {
+            "system": "workbench",
+            "trial": dataclasses.asdict(trial),
+            "failed": type(error).__name__,
+            "message": str(error)[:800],
+        }
+        print(json.dumps(failed), flush=True)
         return 1
     return 0
 
@@ -117,26 +142,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("trial", nargs="?", help="a trial as JSON, for --child")
     parser.add_argument("--child", action="store_true")
     parser.add_argument("--shapes", choices=sorted(SHAPES), default="mistral-7b")
-    parser.add_argument("--row", type=int, default=4096)
-    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--row", type=int, default=2048)
+    parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--layers", type=int, default=None)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[22.8, 15.2, 7.2])
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     options = parser.parse_args(arguments)
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if options.child:
         return _child(Trial(**json.loads(options.trial)))
     failures = 0
     for budget in options.budgets:
-        trial = Trial(
-            shapes=options.shapes,
-            row=options.row,
-            rows=options.rows,
-            layers=options.layers,
-            budget_gib=budget,
-            steps=options.steps,
-            label=f"budget {budget} GiB",
-        )
+        trial = stress_trial(options.shapes, options.row, options.rows, options.steps, budget)
+        trial = dataclasses.replace(trial, layers=options.layers)
         record = run_trial("stress.py", trial, "--child")
         print(json.dumps(record), flush=True)
         if "failed" in record:

@@ -6,15 +6,13 @@
 
 Weights, ids and masks are random (products run faster on zeros than on data), rows are packed with
 documents of 100 to 1,300 tokens, half of the tokens are targets. Ceilings of the machine come
-first, then 3 warm-up steps, then at least 8 that device events time; ``--budget-gib`` caps torch's
-allocator. Every trial is a process of its own, so that its peaks are.
+first, then warm-up steps, then those that device events time, waiting for nothing in between;
+``--budget-gib`` caps torch's allocator. Every trial is a process of its own, so that its peaks are.
 
-``--settings`` runs the named settings of ``settings.py`` and writes one file each. On an H200, with
-the start of every process: E1 60 s and 90 s of baseline, E2 40 s, E3 40 s, E4 80 s, E5 150 s, E6 4
-minutes, E7 80 s, E8 30 s. ``--first-only`` runs the trial that decides and nothing beside it.
-``--shapes demo`` with it is a rehearsal: every trial at the size of the demo, which takes seconds.
-Results go to ``--results``; old files are never changed. E4 and E7 are ``memory.py``'s, E9
-``first_step.py``'s, E10 ``telemetry.py``'s, E11 ``memory.py --grid``'s.
+``--settings`` runs the named settings of ``settings.py`` and writes one file each; ``all.py`` says
+how long they take, and runs those of the other scripts too. ``--first-only`` runs the trial that
+decides and nothing beside it. ``--shapes demo`` with it is a rehearsal: every trial at the size of
+the demo, which takes seconds. Results go to ``--results``; old files are never changed.
 """
 
 import argparse
@@ -22,17 +20,18 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import choose_device, describe
+from machine import describe_apart
 from our_step import Trial
 from result_file import share_words, speed_and_peak, write_result
-from settings import SETTINGS, Setting, judge
+from settings import SETTINGS, Setting, judge, script_of
 from shapes import SHAPES
 
 HERE = Path(__file__).parent
@@ -42,46 +41,79 @@ STEP_SETTINGS = [name for name, setting in SETTINGS.items() if setting.kind == "
 MEMORY_SETTINGS = [name for name, each in SETTINGS.items() if each.kind in ("least", "longest")]
 
 
-def run_trial(script: str, trial: Trial, *options: str) -> dict[str, Any]:
+def run_trial(
+    script: str, trial: Trial, *options: str, limit_seconds: float | None = None
+) -> dict[str, Any]:
     """Run a trial in a process of its own; give its record, or what became of it instead."""
     text = json.dumps(dataclasses.asdict(trial))
-    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} | dict(os.environ)
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), text, *options],
+    record = run_script(script, text, *options, limit_seconds=limit_seconds)
+    if "trial" not in record:
+        record["system"] = "workbench" if script != "rival.py" else "rival"
+        record["trial"] = dataclasses.asdict(trial)
+    return record
+
+
+def run_script(script: str, *arguments: str, limit_seconds: float | None = None) -> dict[str, Any]:
+    """Run a script of this folder and give its last line, a JSON record.
+
+    Args:
+        script: its name.
+        arguments: of the script.
+        limit_seconds: after these it is killed with all that it started; None waits.
+
+    Returns:
+        Where there is no record: ``failed``, and the end of what it said as ``message``.
+    """
+    with subprocess.Popen(
+        [sys.executable, str(HERE / script), *arguments],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        env=environment,
-    )
-    lines = done.stdout.strip().splitlines()
-    try:
-        return dict(json.loads(lines[-1]))
-    except (IndexError, ValueError):
-        system = "workbench" if script != "rival.py" else "rival"
-        return {
-            "system": system,
-            "trial": dataclasses.asdict(trial),
-            "failed": f"exit status {done.returncode}",
-            "message": "\n".join(lines[-3:]),
-        }
+        # As ranks have it: the allocator reads this before its first allocation.
+        env={"PYTORCH_ALLOC_CONF": "expandable_segments:True"} | dict(os.environ),
+        # What it starts in turn stays in its group and ends with it.
+        process_group=None if limit_seconds is None else 0,
+    ) as process:
+        failed = ""
+        try:
+            said, told = process.communicate(timeout=limit_seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said, told = process.communicate()
+            failed = f"not done after {limit_seconds:.0f} s"
+    sys.stderr.write(told)
+    lines = said.strip().splitlines()
+    if not failed:
+        try:
+            return dict(json.loads(lines[-1]))
+        except (IndexError, TypeError, ValueError):
+            failed = f"exit status {process.returncode}"
+    return {"failed": failed, "message": "\n".join([*lines, *told.strip().splitlines()][-4:])}
 
 
 def run_setting(setting: Setting, *, first_only: bool, beside: bool) -> list[dict[str, Any]]:
     """Run the trials of a setting, and the baseline between them; print each as it is done."""
-    script = "our_step.py" if setting.kind == "step" else "memory.py"
-    options = () if setting.kind == "step" else (f"--{setting.kind}", "--child")
+    records = []
+    for script, trial, options in trials_of(setting, first_only=first_only, beside=beside):
+        records.append(run_trial(script, trial, *options))
+        tell(records[-1])
+    return records
+
+
+def trials_of(
+    setting: Setting, *, first_only: bool, beside: bool
+) -> Iterator[tuple[str, Trial, tuple[str, ...]]]:
+    """Give script, trial and options of what a setting runs, ours and the baseline alternating."""
     ours = list(setting.trials[:1] if first_only else setting.trials)
     theirs = list(setting.beside) if beside else []
-    records = []
     # Alternating: whatever the machine does over time meets both.
     while ours or theirs:
         if ours:
-            records.append(run_trial(script, ours.pop(0), *options))
-            tell(records[-1])
+            trial = ours.pop(0)
+            script, *options = script_of(trial)
+            yield script, trial, tuple(options)
         if theirs:
-            records.append(run_trial("rival.py", theirs.pop(0)))
-            tell(records[-1])
-    return records
+            yield "rival.py", theirs.pop(0), ()
 
 
 def rehearsal(name: str, shapes: str) -> Setting:
@@ -172,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_settings(options: argparse.Namespace, command: str) -> int:
-    machine = describe(choose_device())
+    machine = describe_apart()
     if options.commit:
         machine["commit"] = options.commit
     missed = 0

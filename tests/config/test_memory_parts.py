@@ -142,6 +142,7 @@ def measured_form(record: dict[str, Any]) -> StepForm:
         rows=trial["rows"],
         row_length=trial["row"],
         microbatches=plan["microbatches"],
+        row_documents=record["row_documents"],
         sum_bytes={"bfloat16": 2, "float32": 4}[plan["sum_dtype"]],
         streamed_blocks=measured_shape(record).num_layers - plan["resident_blocks"],
         vocabulary_resident=plan["vocabulary_resident"],
