@@ -1,5 +1,6 @@
 import math
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from workbench.data.loader import StepRows
 from workbench.model import decoder
 from workbench.model.families import Dimensions
 from workbench.training.optimizer.adafactor import Adafactor
+from workbench.training.optimizer.protocol import Optimizer
 
 LEARNING_RATE = 3e-3
 NUM_STEPS = 5
@@ -86,6 +88,50 @@ def test_layer_major_steps_equal_autograd_over_the_whole_model(
     moved = tiny.weights()
     for name, tensor in reference.items():
         torch.testing.assert_close(moved[name], tensor, rtol=1e-5, atol=2e-6, msg=name)
+
+
+class Late:
+    """In the place of an optimizer: notes its updates, and does them when it is told to."""
+
+    def __init__(self, rule: Optimizer) -> None:
+        self._rule = rule
+        self._noted: list[Callable[[], torch.Tensor]] = []
+
+    def update(
+        self,
+        name: str,
+        weight: torch.Tensor,
+        gradient: torch.Tensor,
+        companion: Mapping[str, torch.Tensor],
+        **settings: Any,  # noqa: ANN401
+    ) -> torch.Tensor:
+        kept = gradient.clone()
+        self._noted.append(lambda: self._rule.update(name, weight, kept, companion, **settings))
+        return kept.square().sum()
+
+    def finish(self) -> int:
+        for each in self._noted:
+            each()
+        num_updates = len(self._noted)
+        self._noted.clear()
+        return num_updates
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_updates_at_once_equal_updates_after_the_whole_backward(tied: bool) -> None:
+    dims = dimensions(tied=tied)
+    at_once, afterwards = tiny_engine(dims), tiny_engine(dims)
+    late = Late(afterwards.optimizer)
+    afterwards.engine.optimizer = cast(Optimizer, late)
+    before = at_once.weights()
+    for number in range(1, NUM_STEPS + 1):
+        rows = step_rows(seed=number, num_microbatches=2)
+        results = [each.engine.step(rows, number, LEARNING_RATE) for each in (at_once, afterwards)]
+        assert torch.equal(results[0].loss_sum, results[1].loss_sum)
+        assert late.finish() == len(before), "one update per tensor and step"
+    for name, weight in at_once.weights().items():
+        assert torch.equal(weight, afterwards.weights()[name]), name
+        assert not torch.equal(weight, before[name]), name
 
 
 def test_microbatches_change_no_loss() -> None:
