@@ -212,10 +212,17 @@ def test_host_memory_bounds_what_waits_there() -> None:
 
 @pytest.mark.parametrize(("host_gib", "left_gib"), [(24, 3.0), (32, 4.0), (64, 4.0), (128, 6.4)])
 def test_a_plan_leaves_host_memory_to_other_programs(host_gib: float, left_gib: float) -> None:
-    assert most_of_host(int(host_gib * GIB)) == pytest.approx((host_gib - left_gib) * GIB, abs=1)
     found = chosen("mistral-7b", 7.2, 4, 4096, host_gib=host_gib)
     assert found.fits
     assert found.host.total <= (host_gib - left_gib) * GIB
+
+
+def test_where_nothing_else_fits_less_is_left_to_other_programs() -> None:
+    wishes = Wishes(resident_fraction=0.0, microbatches=8)
+    found = chosen("mistral-7b", 7.0, 8, 2048, host_gib=22.0, wishes=wishes)
+    assert found.fits
+    assert 22.0 * (1 - 0.125) * GIB < found.host.total <= most_of_host(22 * GIB)
+    assert not chosen("mistral-7b", 7.0, 8, 2048, host_gib=21.0, wishes=wishes).fits
 
 
 def test_slow_links_are_not_crossed_without_need() -> None:

@@ -148,7 +148,7 @@ def test_too_little_host_memory_for_anything_is_refused_as_such() -> None:
     with pytest.raises(RefusedError) as caught:
         plan_of(40.0, host_gib=2.0)
     assert caught.value.where == "host memory"
-    assert "1.8 of the 2.0 GiB that can be had" in caught.value.what
+    assert "1.9 of the 2.0 GiB that can be had" in caught.value.what
 
 
 def test_the_smallest_plan_is_one_that_its_own_budget_allows() -> None:

@@ -38,8 +38,9 @@ from workbench.config.time_plan import StepSeconds, step_clock, step_parts
 ABOUT_AS_FAST = 0.01
 """Share of the fastest form's time that a smaller one may take longer."""
 
-# What a plan leaves of the host memory that can be had: other programs live there too, and what is
-# pinned cannot be swapped. A share of it, or so much, but no more than an eighth of a small host.
+# What a plan leaves of the host memory that can be had, since other programs live there too and what
+# is pinned cannot be swapped: this share always; and so much, but no more than an eighth of a small
+# host, where the smallest plan does not need it.
 _HOST_SHARE_LEFT, _HOST_LEFT, _HOST_LEFT_AT_MOST = 0.05, 4 * GIB, 0.125
 
 # On the CPU: few enough tokens that a microbatch's activations of one block stay small beside the
@@ -130,17 +131,20 @@ def choose_plan_form(
         return _on_cpu(facts, form, wishes, rates, seen_tokens)
     if budget_bytes is None:
         return _without_budget(facts, form, wishes, rates, seen_tokens)
-    room = Room(budget_bytes, None if host_limit is None else most_of_host(host_limit))
+    smallest = smallest_form(
+        facts, form, wishes, rates, seen_tokens=seen_tokens, host_limit=host_limit,
+        budget_bytes=budget_bytes,
+    )  # fmt: skip
+    room = Room(
+        budget_bytes, None if host_limit is None else _host_room(host_limit, smallest.host.total)
+    )
     found = [
         candidate
         for base in _bases(facts, form, wishes)
         for candidate in _candidates(facts, base, wishes, rates, seen_tokens, room)
     ]
     if not found:
-        return smallest_form(
-            facts, form, wishes, rates, seen_tokens=seen_tokens, host_limit=host_limit,
-            budget_bytes=budget_bytes,
-        )  # fmt: skip
+        return smallest
     fastest = min(each.seconds for each in found)
     as_fast = [each for each in found if each.seconds <= fastest * (1 + ABOUT_AS_FAST)]
     best = min(as_fast, key=_preference)
@@ -218,8 +222,17 @@ def _streamed_as_far(
 
 def most_of_host(host_limit: int) -> int:
     """Give the bytes that a plan takes at most of the host memory that can be had."""
-    left = max(_HOST_SHARE_LEFT * host_limit, min(_HOST_LEFT, _HOST_LEFT_AT_MOST * host_limit))
-    return int(host_limit - left)
+    return int(host_limit * (1 - _HOST_SHARE_LEFT))
+
+
+def _host_room(host_limit: int, smallest: int) -> int:
+    """Give the bytes for a plan that leaves room for others, where the smallest plan can do so.
+
+    This does not depend on the budget, so that more of the GPU never makes a plan slower.
+    """
+    most = most_of_host(host_limit)
+    left = min(_HOST_LEFT, _HOST_LEFT_AT_MOST * host_limit)
+    return min(most, max(int(host_limit - left), smallest))
 
 
 # ---- without a search ----------------------------------------------------------------------------
