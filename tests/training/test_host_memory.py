@@ -53,6 +53,17 @@ def test_the_machine_bounds_a_process_without_limits(tmp_path: Path) -> None:
     assert (found.available_bytes, found.bound) == (20 * GIB, "MemAvailable")
 
 
+def test_odd_mounts_do_not_hide_the_limit(tmp_path: Path) -> None:
+    mounts = ["/ /media/a\u2028b rw - tmpfs tmpfs rw", "/ /mnt/unnamed rw - tmpfs  rw", UNIFIED]
+    root = machine(tmp_path, available_gib=20, groups="0::/a\n", mounts=mounts)
+    path = root / "proc/self/mountinfo"
+    path.write_bytes(b"29 23 0:9 / /media/caf\xe9 rw - vfat /dev/sdb1 rw\n" + path.read_bytes())
+    group(root, "sys/fs/cgroup/a", memory__max=9 * GIB, memory__current=6 * GIB)
+    found = available_host_memory(root)
+    assert found is not None
+    assert found.available_bytes == 3 * GIB
+
+
 def test_the_tightest_control_group_above_a_process_bounds_it(tmp_path: Path) -> None:
     root = machine(tmp_path, available_gib=20, groups="0::/a/b/c\n", mounts=[UNIFIED])
     group(root, "sys/fs/cgroup/a/b/c", memory__max="max", memory__current=1 * GIB)

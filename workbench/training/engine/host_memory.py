@@ -112,7 +112,7 @@ def _group_bounds(root: Path) -> Iterator[HostMemory]:
     groups = _own_groups(root)
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
-        kind, _, options = after.split()[:3]
+        kind, _, options = after.split(" ")[:3]  # what is mounted may have no name at all
         shown, mounted = before.split()[3:5]
         if kind == "cgroup2":
             group, limit, usage, inactive = (
@@ -169,9 +169,11 @@ def _group_bound(folder: Path, limit: str, usage: str, inactive: str) -> HostMem
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        # Names of mounts are bytes, of which only the newline ends a line.
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
+    return [line for line in lines if line]
 
 
 # ---- pinned memory -------------------------------------------------------------------------------
