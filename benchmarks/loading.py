@@ -11,10 +11,13 @@ began; destinations count. Rows that need a GPU are left out where there is none
 
 import argparse
 import contextlib
+import hashlib
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,8 @@ from torch import Tensor
 
 from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions, read_dimensions
+from workbench.model.safetensors_reader import memory_of
+from workbench.model.safetensors_writer import plan_shards
 from workbench.model.weights import find_tensors, load_into, random_into, write_weights
 from workbench.training.engine.flat import flat_layout
 from workbench.training.engine.host_memory import pinned_bytes
@@ -149,6 +154,34 @@ def measure_folder(
     if gpu:
         save("save from the GPU", on_gpu, scratch)
     save(f"save from {where}", on_host, scratch)
+    measured("  hash alone, 8 threads", kept, lambda: in_threads(hash_all, on_host))
+    with tempfile.TemporaryDirectory(dir=scratch) as plain:
+        measured(
+            "  write and sync alone, 8 threads",
+            kept,
+            lambda: in_threads(lambda part: write_plainly(Path(plain), part), on_host),
+        )
+
+
+def in_threads(do: Callable[[dict[str, Tensor]], object], weights: Mapping[str, Tensor]) -> None:
+    """Do with parts of up to 2 GiB what a save does with them."""
+    parts = plan_shards(Path("part"), weights).values()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(do, parts))
+
+
+def hash_all(part: Mapping[str, Tensor]) -> None:
+    digest = hashlib.sha256()
+    for tensor in part.values():
+        digest.update(memory_of(tensor))
+
+
+def write_plainly(folder: Path, part: Mapping[str, Tensor]) -> None:
+    with (folder / next(iter(part))).open("wb", buffering=CHUNK_BYTES) as file:
+        for tensor in part.values():
+            file.write(memory_of(tensor))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save(what: str, weights: Mapping[str, Tensor], scratch: Path | None) -> None:
