@@ -248,6 +248,7 @@ def _plan(
         host_bytes=None if host is None else host.available_bytes,
         rates=rates_here(device),
         seen_tokens=prepared.train.seen_tokens,
+        row_documents=prepared.train.max_documents + 1,  # padding is one more
     )
 
 
