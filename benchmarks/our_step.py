@@ -202,6 +202,7 @@ def measure(trial: Trial) -> dict[str, Any]:
         "predicted_reserved": plan.predicted.reserved,
         "predicted_allocated": plan.predicted.peak,
         "predicted_seconds": plan.predicted_seconds,
+        "predicted_host": None if plan.host is None else plan.host.total,
         "basis": plan.basis,
         "row_documents": trial.plan.get(
             "row_documents", documents_of(trial.row, seen_tokens_of(trial))
