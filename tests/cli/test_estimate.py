@@ -427,6 +427,19 @@ def test_preflight_looks_at_the_gpu_that_is_named(
     assert check.state == "ok"
 
 
+def test_another_card_than_the_one_that_is_here_can_be_asked_about(
+    card: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("-t", "1gpu_llama_7b/8gb", "-M", "mistral-7b", "--gpu-gib", "7.2")
+    _, here = said(capsys, *asked)
+    _, other = said(capsys, *asked, "--gpu", "rtx 4060")
+    assert "RTX 4090: 72% of 165 TFLOP/s" in here
+    assert "RTX 4060: 72% of 30 TFLOP/s, link 12 GB/s" in other
+    status, told = said(capsys, *asked, "--gpu", "voodoo")
+    assert status == 2
+    assert "'voodoo' is not one of H200, " in told
+
+
 def test_a_gpu_that_is_not_here_is_a_mistake(card: Path) -> None:
     card.write_text(TWO_CARDS)
     found = list(preflight(resolve("demo"), devices="5"))

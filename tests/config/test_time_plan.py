@@ -63,6 +63,8 @@ def test_gflop_per_token_are_those_of_the_closed_formula(
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("NVIDIA GeForce RTX 3090 Ti", "RTX 3090"),
         ("NVIDIA GeForce RTX 5060 Ti", "RTX 5060 Ti"),
+        ("NVIDIA GeForce RTX 4060", "RTX 4060"),
+        ("NVIDIA GeForce RTX 4070 SUPER", "RTX 4070"),
         ("NVIDIA RTX A6000", "RTX A6000"),
         ("NVIDIA L40S", "L40S"),
     ],
@@ -76,6 +78,8 @@ def test_the_basis_of_a_rate_is_always_said() -> None:
     assert "as stated" in rates_of(gpu_name="NVIDIA H200", tflops=400).basis
     assert "assumed" in rates_of(gpu_name=None).basis
     assert "not in the table" in rates_of(gpu_name="Voodoo 2").basis
+    # Another chip than the card of that name.
+    assert "not in the table" in rates_of(gpu_name="NVIDIA GeForce RTX 4090 Laptop GPU").basis
     assert "link 12 GB/s as stated" in rates_of(gpu_name="NVIDIA H200", link_gbps=12).basis
     assert rates_of(gpu_name=None, is_gpu=False).basis.startswith("CPU")
 

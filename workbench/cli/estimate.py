@@ -25,6 +25,7 @@ from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import Estimate, basis_words, host_words, total_words
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rank_fit import RankFit
+from workbench.config.rates import CARDS, card_of
 from workbench.config.yaml_reader import write_scalar
 from workbench.errors import WorkbenchError
 from workbench.jobs.fit import (
@@ -69,6 +70,7 @@ def run(arguments: list[str]) -> int:
         machine_here(options.devices, num_ranks(resolved.config)),
         budget_gib=options.gpu_gib,
         host_gib=options.host_gib,
+        meant_gpu=options.gpu,
         tflops=options.tflops,
         link_gbps=options.link_gbps,
     )
@@ -101,6 +103,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "-d", "--devices", metavar="GPUS", help="GPUs to hold it against; default: all"
     )
     parser.add_argument(
+        "--gpu", type=_card_name, metavar="NAME", help="card that is meant, such as 'RTX 4060'"
+    )
+    parser.add_argument(
         "--gpu-gib", type=_above_0, metavar="GIB", help="budget in place of memory.budget_gib"
     )
     parser.add_argument(
@@ -113,6 +118,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--link-gbps", type=_above_0, metavar="B", help="GB/s between host and GPU, one direction"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _card_name(text: str) -> str:
+    if card_of(text) is None:
+        names = ", ".join(CARDS)
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {names}; say --tflops instead")
+    return text
 
 
 def _above_0(text: str) -> float:

@@ -57,6 +57,7 @@ class Machine:
         host_bytes: of host memory that can be had.
         budget_gib: stated beside the config; comes before ``memory.budget_gib``.
         host_gib: of host memory, stated for the machine that is meant.
+        meant_gpu: name of the card that is asked about, in place of the one that is here.
         tflops: of products, stated.
         link_gbps: of one direction, stated.
         rates: measured on the GPU that is here.
@@ -67,6 +68,7 @@ class Machine:
     host_bytes: int | None = None
     budget_gib: float | None = None
     host_gib: float | None = None
+    meant_gpu: str | None = None
     tflops: float | None = None
     link_gbps: float | None = None
     rates: MeasuredRates | None = None
@@ -192,11 +194,11 @@ def keeps_low_bits(config: Config) -> bool:
 def rates_for(machine: Machine, *, is_gpu: bool) -> Rates:
     """Find how fast a machine is taken to be."""
     return rates_of(
-        gpu_name=machine.gpu_name,
+        gpu_name=machine.meant_gpu or machine.gpu_name,
         tflops=machine.tflops,
         link_gbps=machine.link_gbps,
         is_gpu=is_gpu,
-        measured=machine.rates,
+        measured=None if machine.meant_gpu else machine.rates,
     )
 
 

@@ -38,9 +38,9 @@ from workbench.config.time_plan import StepSeconds, step_clock, step_parts
 ABOUT_AS_FAST = 0.01
 """Share of the fastest form's time that a smaller one may take longer."""
 
-# What a plan leaves of the host memory that can be had, since other programs live there too and what
-# is pinned cannot be swapped: this share always; and so much, but no more than an eighth of a small
-# host, where the smallest plan does not need it.
+# What a plan leaves of the host memory that can be had, since other programs live there too, and
+# what is pinned cannot be swapped: this share always; and so much, but no more than an eighth of a
+# small host, where the smallest plan does not need it.
 _HOST_SHARE_LEFT, _HOST_LEFT, _HOST_LEFT_AT_MOST = 0.05, 4 * GIB, 0.125
 
 # On the CPU: few enough tokens that a microbatch's activations of one block stay small beside the

@@ -24,13 +24,27 @@ CARDS = {
     "L40S": Card(362, 864, 24),
     "RTX A6000": Card(155, 768, 24),
     "RTX 5090": Card(209, 1792, 50),
+    "RTX 5080": Card(113, 960, 50),
+    "RTX 5070 Ti": Card(88, 896, 50),
+    "RTX 5070": Card(62, 672, 50),
+    "RTX 5060 Ti": Card(47, 448, 24),
+    "RTX 5060": Card(38, 448, 24),
     "RTX 4090": Card(165, 1008, 24),
     "RTX 4080": Card(97, 717, 24),
     "RTX 4070 Ti": Card(80, 504, 24),
+    "RTX 4070": Card(58, 504, 24),
+    "RTX 4060 Ti": Card(44, 288, 12),
+    "RTX 4060": Card(30, 272, 12),
     "RTX 3090": Card(71, 936, 24),
-    "RTX 5060 Ti": Card(47, 448, 24),
+    "RTX 3080": Card(60, 760, 24),
+    "RTX 3070": Card(41, 448, 24),
+    "RTX 3060 Ti": Card(32, 448, 24),
+    "RTX 3060": Card(25, 360, 24),
 }
-"""By a part of the name that nvidia-smi gives; the first that fits counts."""
+"""By a part of the name that nvidia-smi gives; the first that fits counts.
+
+None is a laptop's: chips there are smaller than their names.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +128,7 @@ def rates_of(
             products=rate, attention=rate, memory=memory, up=memory, down=memory, both=memory,
             basis=f"CPU: {basis}", is_gpu=False,
         )  # fmt: skip
-    found = _card(gpu_name)
+    found = card_of(gpu_name)
     if tflops is not None:
         products, memory = tflops * 1e12, tflops * 1e12 / _FLOP_PER_BYTE
         words = f"{tflops:g} TFLOP/s as stated"
@@ -149,8 +163,11 @@ def rates_of(
     )
 
 
-def _card(gpu_name: str | None) -> tuple[str, Card] | None:
+def card_of(gpu_name: str | None) -> tuple[str, Card] | None:
+    """Find a card, and its name in the table, by the name that nvidia-smi gives."""
     wanted = (gpu_name or "").lower()
+    if "laptop" in wanted:
+        return None
     for name, card in CARDS.items():
         if all(word in wanted for word in name.lower().split()):
             return name, card

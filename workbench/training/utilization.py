@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.config.model_facts import ModelFacts
-from workbench.config.rates import CARDS
+from workbench.config.rates import card_of
 from workbench.config.time_plan import forward_flop_per_token
 from workbench.data.batch import Batch
 
@@ -52,11 +52,8 @@ class Utilization:
 
 def peak_flops_of(gpu_name: str | None) -> float | None:
     """Give the dense bf16 FLOP/s of a card by its name, None for a CPU or an unknown card."""
-    wanted = (gpu_name or "").lower()
-    for name, card in CARDS.items():
-        if all(word in wanted for word in name.lower().split()):
-            return card.peak_tflops * 1e12
-    return None
+    found = card_of(gpu_name)
+    return None if found is None else found[1].peak_tflops * 1e12
 
 
 def count_seen_tokens(batches: Iterable[Batch], sliding_window: int | None = None) -> int:
