@@ -410,7 +410,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--first-steps", type=int, help="that make the trained state")
     parser.add_argument(
-        "--minutes", type=float, default=2.2, help="no run begins that would not end within them"
+        "--minutes", type=float, default=2.0, help="no run begins that would not end within them"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="JSON lines, one per run")

@@ -10,7 +10,7 @@ import torch
 from tests.training.test_checkpoint_parts import DIMS, all_tensors, content_of, load, save
 from workbench.errors import RefusedError
 from workbench.model.safetensors_reader import CHUNK_BYTES, read_header, read_into
-from workbench.model.safetensors_writer import write_safetensors
+from workbench.model.safetensors_writer import plan_shards, write_files, write_safetensors
 from workbench.model.weights import load_into, random_into, random_weights, write_weights
 from workbench.training.engine.host_memory import (
     HostRegistration,
@@ -103,6 +103,20 @@ def test_tensors_of_both_places_are_written_in_order(tmp_path: Path, device: tor
     assert written.sha256 == hashlib.sha256(content).hexdigest()
     back = {name: torch.zeros(size) for name in tensors}
     read_into((stored, back[name]) for name, stored in read_header(tmp_path / "file").items())
+    assert all(torch.equal(back[name], tensors[name].cpu()) for name in tensors)
+
+
+def test_files_written_at_once_hold_what_is_on_the_device(
+    tmp_path: Path, device: torch.device
+) -> None:
+    size = CHUNK_BYTES // 4 + 33
+    tensors = {f"{number}": torch.randn(size, device=device) for number in range(12)}
+    shards = plan_shards(tmp_path / "file.safetensors", tensors, max_shard_bytes=2 * 4 * size)
+    assert len(shards) == 6
+    for path, file in write_files(shards).items():
+        assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    back = {name: torch.zeros(size) for name in tensors}
+    read_into((stored, back[name]) for path in shards for name, stored in read_header(path).items())
     assert all(torch.equal(back[name], tensors[name].cpu()) for name in tensors)
 
 
