@@ -247,7 +247,7 @@ def short_words(record: dict[str, Any]) -> str:
         optimizer = record["optimizer_share"]
         words = "–" if optimizer is None else f"{100 * optimizer:.2f} %"
         return f"telemetry {100 * record['telemetry_share']:.2f} %, optimizer {words}"
-    if "reserved_after_step_3" in record:
+    if "reserved_settled" in record:
         return f"{record['steps']} steps at {record['reserved'] / GIB:.2f} GiB, no growth"
     words = measured_words(SETTINGS["E7" if "tried" in record else "E1"], record | _row_of(record))
     if record.get("predicted_reserved") and record["reserved"]:

@@ -21,6 +21,7 @@ from machine import REPOSITORY
 from memory import judge_grid
 from result_file import write_result
 from settings import PREDICTED_TOO, SETTINGS, Setting, Target, Verdict, judge
+from stress import SETTLED_STEPS
 from throughput import measured_words, with_all_blocks
 
 from workbench.config.memory_parts import GIB
@@ -130,7 +131,7 @@ def _stress_words(record: dict[str, Any]) -> str:
     return (
         f"{label}: {record['steps']} steps of {record['trial']['rows']} × "
         f"{record['trial']['row']} tokens, {few} to {many} documents a step, "
-        f"{record['reserved'] / GIB:.2f} GiB reserved from step 3 on "
+        f"{record['reserved'] / GIB:.2f} GiB reserved from step {SETTLED_STEPS} on "
         f"(predicted {record['predicted_reserved'] / GIB:.2f}), "
         f"losses {record['losses'][0]:.2f} to {record['losses'][1]:.2f}"
     )

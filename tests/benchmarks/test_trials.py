@@ -150,7 +150,9 @@ def test_stress_draws_many_kinds_of_rows_and_takes_every_step() -> None:
     record = stress.measure(dataclasses.replace(SMALL, steps=5, layers=1))
     assert record["steps"] == 5
     assert record["documents"][0] <= 8 < record["documents"][1]
-    assert record["reserved"] == record["reserved_after_step_3"]
+    assert record["reserved"] == record["reserved_settled"]
+    assert "failed" not in record
+    assert all(each == 0 for _, each in record["grew"])
 
 
 def test_telemetry_is_the_difference_of_the_same_steps() -> None:
