@@ -83,7 +83,7 @@ def choose_method(
     """Turn ``model.attention`` into what this device can do.
 
     Raises:
-        ConfigError: varlen was asked for and fails its test here, or flex and it cannot train here.
+        ConfigError: varlen was asked for and does not work here, or flex and it cannot train here.
     """
     if requested in ("sdpa", "dense"):
         return requested  # type: ignore[return-value]
@@ -94,8 +94,11 @@ def choose_method(
         return "flex"
     works = kernel_works("flash", device, dtype, head_dim)
     if requested == "varlen" and not works:
+        reason = "does not run on a CPU"
+        if device.type != "cpu":
+            reason = f"fails its test on {device} in {dtype} with heads of {head_dim}"
         raise ConfigError(
-            f"varlen attention fails its test on {device} in {dtype}",
+            f"varlen attention {reason}",
             where="model.attention",
             remedy="set model.attention: auto",
         )
