@@ -170,10 +170,15 @@ def test_results_of_a_setting_that_failed_say_so(tmp_path: Path) -> None:
     assert all("missed" in text for text in texts.values())
 
 
-def test_the_golden_file_is_as_it_would_be_written() -> None:
-    known = json.loads(write_results.GOLDEN.read_text("utf-8"))
-    lines = [line("E1.0", SETTINGS["E1"].trials[0])]
-    once = json.loads(write_results.golden_text(lines, known))
-    again = json.loads(write_results.golden_text(lines, once))
-    assert once == again
-    assert once | {"machine": known["machine"], "peaks": known["peaks"]} == known
+def test_golden_peaks_of_other_trials_stay() -> None:
+    known = json.loads(write_results.GOLDEN.read_text("utf-8")) | {"peaks": []}
+    first, again, other = (
+        line(name, SETTINGS[name[:2]].trials[0], reserved=reserved * GIB)
+        for name, reserved in (("E1.0", 16), ("E1.0", 17), ("E2.0", 14))
+    )
+    once = json.loads(write_results.golden_text([first], known))
+    both = json.loads(write_results.golden_text([other], once))
+    assert [each["reserved"] for each in both["peaks"]] == [16 * GIB, 14 * GIB]
+    anew = json.loads(write_results.golden_text([again], both))
+    assert sorted(each["reserved"] for each in anew["peaks"]) == [14 * GIB, 17 * GIB]
+    assert anew["shapes"] == known["shapes"]
