@@ -440,6 +440,19 @@ def test_another_card_than_the_one_that_is_here_can_be_asked_about(
     assert "'voodoo' is not one of H200, " in told
 
 
+def test_where_host_memory_is_short_the_levers_are_those_of_host_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exact = ("optimizer.rounding=exact", "data.max_length=2048")
+    status, told = said(
+        capsys, "-t", "1gpu_llama_30b/24gb", "-M", "llama-30b", "--host-gib", "100", *exact
+    )
+    assert status == 4
+    assert "host memory is short" in told
+    assert "  optimizer.rounding: stochastic (takes " in told
+    assert "levers, cheapest first" not in told
+
+
 def test_a_gpu_that_is_not_here_is_a_mistake(card: Path) -> None:
     card.write_text(TWO_CARDS)
     found = list(preflight(resolve("demo"), devices="5"))

@@ -6,7 +6,7 @@ status 4 means that it would not fit.
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,8 +22,15 @@ from workbench.config.load import ResolvedConfig
 from workbench.config.memory_fit import VERDICT_WORDS, Counts
 from workbench.config.memory_levers import Lever, Proposal
 from workbench.config.memory_parts import GIB
-from workbench.config.memory_plan import Estimate, basis_words, host_words, total_words
+from workbench.config.memory_plan import (
+    Estimate,
+    basis_words,
+    host_words,
+    lacks_host_memory,
+    total_words,
+)
 from workbench.config.model_facts import ModelFacts
+from workbench.config.out_of_memory import host_remedies
 from workbench.config.rank_fit import RankFit
 from workbench.config.rates import CARDS, card_of
 from workbench.config.yaml_reader import write_scalar
@@ -74,17 +81,17 @@ def run(arguments: list[str]) -> int:
         tflops=options.tflops,
         link_gbps=options.link_gbps,
     )
-    found = estimate_here(
-        resolved,
-        facts,
-        output_root(project_folder(options.project)),
-        machine=machine,
-        counts=_counts_of_data(resolved),
-    )
+    counts = _counts_of_data(resolved)
+    root = output_root(project_folder(options.project))
+    found = estimate_here(resolved, facts, root, machine=machine, counts=counts)
+    ways = []
+    if lacks_host_memory(found):
+        # The first is to end what else runs there, which nobody can of another machine's.
+        ways = host_remedies(resolved.config, facts, machine=machine, counts=counts)[1:]
     if options.json:
         output.result_json(estimate_json(found, name, facts))
     else:
-        for line in estimate_lines(found, name, facts, read):
+        for line in estimate_lines(found, name, facts, read, ways):
             output.result(line)
     return 4 if found.verdict == "will_not_fit" else 0
 
@@ -141,9 +148,21 @@ def _above_0(text: str) -> float:
 
 
 def estimate_lines(
-    found: Estimate, name: str, facts: ModelFacts, read: ConfigArguments
+    found: Estimate,
+    name: str,
+    facts: ModelFacts,
+    read: ConfigArguments,
+    host_ways: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Give the lines of an estimate."""
+    """Give the lines of an estimate.
+
+    Args:
+        found: the estimate.
+        name: of the model.
+        facts: of the model.
+        read: what was asked.
+        host_ways: what takes less of a host that is too small; they stand in place of the levers.
+    """
     resolved = read.resolved
     millions = facts.num_parameters / 1e6
     yield f"{resolved.name} · {name}: {facts.family}, {millions:,.1f} M parameters"
@@ -157,7 +176,11 @@ def estimate_lines(
     yield from output.columns(list(_facts(found, resolved, read.options.host_gib is not None)))
     for note in found.fit.notes:
         yield f"note: {note}"
-    if found.levers:
+    if host_ways:
+        yield ""
+        yield "host memory is short; what can be done, cheapest first:"
+        yield from (f"  {way}" for way in host_ways)
+    elif found.levers:
         yield ""
         yield "levers, cheapest first:"
         shown = _in_gib if found.fit.worst.total >= 2 * GIB else size
@@ -287,7 +310,7 @@ def _host_words(rank: RankFit, each: str) -> str:
 def _lever_cells(lever: Lever, shown: Callable[[int], str]) -> list[str]:
     marks = ["changes training"] if lever.changes_training else []
     if not lever.can_start:
-        marks.append("cannot start yet")
+        marks.append("cannot start: see the notes")
     return [
         lever.words,
         f"-{shown(lever.saved_bytes)}",
@@ -304,7 +327,7 @@ def _time_words(ratio: float) -> str:
 
 def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfig) -> Iterator[str]:
     kind = "changes training" if proposal.changes_training else "same training"
-    start = "" if proposal.can_start else "; this version cannot start it yet"
+    start = "" if proposal.can_start else "; it cannot start: see the notes"
     verdict = VERDICT_WORDS[proposal.verdict]
     yield (
         f"this fits ({kind}{start}): {_gib(proposal.total)} GiB, {verdict}, "
