@@ -2,6 +2,10 @@
 
 import importlib.util
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,6 +230,52 @@ def test_adamw_on_the_gpu_equals_that_on_the_cpu(
     difference = join_exact(weight, companion[LOW]).cpu() - join_exact(expected, on_cpu[LOW])
     assert float(difference.abs().mean()) < tolerance * 0.1
     assert float(difference.abs().max()) < tolerance
+
+
+STEPS = """
+import sys
+from pathlib import Path
+
+import torch
+
+from workbench.training.optimizer.choice import new_optimizer
+
+device, shapes = torch.device(sys.argv[3]), {"matrix": (96, 160), "vector": (48,)}
+rule = new_optimizer(
+    sys.argv[1], shapes, dtype=torch.bfloat16, device=device, seed=0, weight_decay=1e-3,
+    rounding="stochastic",
+)
+tensors = {
+    name: (
+        torch.zeros(shape, dtype=torch.bfloat16, device=device),
+        torch.ones(shape, dtype=torch.bfloat16, device=device),
+        {
+            part: torch.zeros(size, dtype=dtype, device=device)
+            for part, (size, dtype) in rule.companion(shape).items()
+        },
+    )
+    for name, shape in shapes.items()
+}
+for step in range(1, 65):
+    for name, (weight, gradient, companion) in tensors.items():
+        rate = (1e-3, 0.0, 1.0, 16.0)[step % 4]
+        rule.update(name, weight, gradient, companion, step=step, learning_rate=rate)
+    if step in (1, 64):
+        print(len(list(Path(sys.argv[2]).glob("*"))))
+"""
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_no_step_compiles_what_the_first_has_compiled(name: OptimizerName, tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", STEPS, name, str(tmp_path), "cuda:0"],
+        env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    # Keys of 64 steps hold ones and multiples of 16, of which Triton makes kernels of their own.
+    after_first, after_all = map(int, found.stdout.split())
+    assert 0 < after_first == after_all
 
 
 def test_scratch_stays_small_and_no_update_makes_the_allocator_grow() -> None:
