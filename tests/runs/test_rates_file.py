@@ -57,3 +57,7 @@ def test_a_file_that_cannot_be_true_is_as_good_as_none(content: bytes) -> None:
     path.write_bytes(content)
     assert read_rates("NVIDIA H200", "2") is None
     assert read_rates("NVIDIA H200") is None
+    # An older one that can be true counts.
+    write_rates("NVIDIA H200", "1", SEEN)
+    os.utime(rates_path("NVIDIA H200", "1"), (1, 1))
+    assert read_rates("NVIDIA H200") == SEEN

@@ -72,12 +72,16 @@ def read_rates(gpu_name: str | None, torch_version: str | None = None) -> Measur
         else:
             named = _folder().glob(f"rates-{_plain(gpu_name)}-*.json")
             paths = sorted(named, key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in paths:
+    except (OSError, RuntimeError):
+        return None
+    for path in paths:
+        try:
             record = msgspec.json.decode(path.read_bytes(), type=_RatesRecord)
-            if record.gpu == gpu_name:
-                return _believable(record)
-    except (OSError, RuntimeError, msgspec.DecodeError):
-        pass
+        except (OSError, msgspec.DecodeError):
+            continue
+        found = _believable(record)
+        if record.gpu == gpu_name and found is not None:
+            return found
     return None
 
 
