@@ -173,6 +173,7 @@ class LayerMajorEngine:
             self.store.release_vocabulary(HEAD)
         else:
             self._update_vocabulary(HEAD, update)
+        self.store.prefetch_vocabulary(EMBEDDING, for_update=True)
         for block in reversed(range(self._dims.num_layers)):
             self._backward(block, parts, update)
         self._add_embedding_gradient(rows.microbatches)
@@ -260,7 +261,6 @@ class LayerMajorEngine:
         companion = self.store.vocabulary_companion(name)
         update(name, weight, self._sums.vocabulary, companion)
         self.store.write_back_vocabulary(name)
-        self.store.prefetch_vocabulary(EMBEDDING)
 
     @property
     def max_microbatches(self) -> int:

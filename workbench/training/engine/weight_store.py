@@ -311,11 +311,16 @@ class WeightStore:
     def acquire_vocabulary(self, name: str, *, for_update: bool = False) -> Tensor:
         """Give the embedding or the head (V, D); where they are tied both are the embedding."""
         name = self._stored(name)
-        return self._vocabulary.acquire(name, for_update=for_update)[name]
+        matrix = self._vocabulary.acquire(name, for_update=for_update)[name]
+        self.prefetch_vocabulary(name, for_update=for_update)
+        return matrix
 
-    def prefetch_vocabulary(self, name: str) -> None:
-        """Begin to bring the embedding or the head."""
-        self._vocabulary.prefetch([self._stored(name)])
+    def prefetch_vocabulary(self, name: str, *, for_update: bool = False) -> None:
+        """Begin to bring the embedding or the head, and for an update its companion too."""
+        name = self._stored(name)
+        self._vocabulary.prefetch([name])
+        if for_update and self._has_companions:
+            self._vocabulary_companions.prefetch([name])
 
     def vocabulary_companion(self, name: str) -> dict[str, Tensor]:
         """Give what travels with the embedding or the head for its update, by part."""
