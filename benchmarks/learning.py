@@ -273,7 +273,7 @@ class Run:
             plan,
             dims,
             FullPrecision(optimizer) if is_master else optimizer,
-            part_tokens=sizes.rows * sizes.row,
+            microbatch_tokens=sizes.rows * sizes.row,
             dtype=torch.bfloat16,
             device=device,
         )

@@ -156,7 +156,7 @@ def make_engine(
         plan,
         dims,
         optimizer,
-        part_tokens=-(-trial.rows // plan.microbatches) * trial.row,
+        microbatch_tokens=-(-trial.rows // plan.microbatches) * trial.row,
         dtype=dtype,
         device=device,
     )

@@ -122,7 +122,7 @@ def compare(
     )
     assert num_shown == head.num_targets == step.num_targets == labels.size > 0
 
-    tiny = tiny_engine(DIMENSIONS, part_tokens=3 * 120)
+    tiny = tiny_engine(DIMENSIONS, microbatch_tokens=3 * 120)
     expected = loss_of_shown(seen, tiny.weights())
     result = tiny.engine.step(step, 1, 1e-3)
     assert result.num_targets == num_shown

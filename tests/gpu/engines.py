@@ -91,7 +91,7 @@ def middling_engine(
         tiny_plan(dims, **changes),
         dims,
         rule,
-        part_tokens=ROWS // num_microbatches * row_length,
+        microbatch_tokens=ROWS // num_microbatches * row_length,
         dtype=torch.bfloat16,
         device=CUDA,
         clip_norm=clip_norm,

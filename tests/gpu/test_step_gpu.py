@@ -173,7 +173,7 @@ def test_the_reserved_peak_is_at_most_what_the_plan_predicts(settings: dict[str,
         plan,
         dims,
         rule,
-        part_tokens=8 // plan.microbatches * 2048,
+        microbatch_tokens=8 // plan.microbatches * 2048,
         dtype=torch.bfloat16,
         device=CUDA,
     )

@@ -153,7 +153,9 @@ def test_how_many_microbatches_share_a_step_changes_losses_by_rounding_alone() -
         ]
         counts = {batch.num_targets for batch in steps[0].microbatches}
         assert number == 1 or (0 in counts and len(counts) > 2)
-        tiny = tiny_engine(dimensions(), part_tokens=8 // number * LENGTH, microbatches=number)
+        tiny = tiny_engine(
+            dimensions(), microbatch_tokens=8 // number * LENGTH, microbatches=number
+        )
         losses[number] = losses_of(tiny, steps)
     assert losses[4] == pytest.approx(losses[1], rel=1e-6)
     assert losses[8] == pytest.approx(losses[1], rel=1e-6)

@@ -154,7 +154,7 @@ def tiny_engine(
     optimizer: OptimizerName = "adafactor",
     attention: str = "auto",
     lanes: Lanes | None = None,
-    part_tokens: int = 4 * LENGTH,
+    microbatch_tokens: int = 4 * LENGTH,
     **plan: Any,  # noqa: ANN401
 ) -> TinyEngine:
     """An engine of up to four microbatches of four rows; ``plan`` changes ``tiny_plan``."""
@@ -171,7 +171,7 @@ def tiny_engine(
         tiny_plan(dims, sum_dtype=sum_dtype, **plan),
         dims,
         rule,
-        part_tokens=part_tokens,
+        microbatch_tokens=microbatch_tokens,
         dtype=dtype,
         device=device,
         attention=attention,

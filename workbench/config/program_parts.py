@@ -154,7 +154,7 @@ PLAN = """\
         rates=rates_here(device),
         seen_tokens=prepared.train.seen_tokens,
     )
-    part_rows = -(-<batch.train> // plan.microbatches)
+    microbatch_rows = -(-<batch.train> // plan.microbatches)
 """
 
 ROWS = """\
@@ -182,7 +182,7 @@ VALIDATION = """\
         validation = Loader(
             prepared.validation,
             rows_per_step=<batch.evaluation>,
-            num_microbatches=-(-<batch.evaluation> // part_rows),
+            num_microbatches=-(-<batch.evaluation> // microbatch_rows),
             shuffle=False,
             seed=seed,
             pad_id=prepared.pad_id,
@@ -209,7 +209,7 @@ ENGINE = """\
         plan,
         dims,
         optimizer,
-        part_tokens=part_rows * longest,
+        microbatch_tokens=microbatch_rows * longest,
         dtype=dtype,
         device=device,
         attention=<model.attention>,

@@ -105,12 +105,12 @@ def build(
         rounding=config.optimizer.rounding,
     )
     row_length = _row_length(config, prepared)
-    part_rows = -(-config.batch.train // plan.microbatches)
+    microbatch_rows = -(-config.batch.train // plan.microbatches)
     engine = assemble(
         plan,
         dims,
         optimizer,
-        part_tokens=part_rows * row_length,
+        microbatch_tokens=microbatch_rows * row_length,
         dtype=dtype,
         device=device,
         attention=config.model.attention,
@@ -133,7 +133,7 @@ def build(
         ),
         device=device,
     )
-    rows, validation = _loaders(config, prepared, plan, part_rows)
+    rows, validation = _loaders(config, prepared, plan, microbatch_rows)
     state = TrainingState()
     resumed = checkpoint.resume_point(run, config.checkpoints.resume, is_restart=is_restart)
     if resumed is None:
@@ -260,7 +260,7 @@ def _row_length(config: Config, prepared: PreparedData) -> int:
 
 
 def _loaders(
-    config: Config, prepared: PreparedData, plan: Plan, part_rows: int
+    config: Config, prepared: PreparedData, plan: Plan, microbatch_rows: int
 ) -> tuple[Loader, Loader | None]:
     """Give the loaders of training and of validation rows; no part is larger than in training."""
     row_length = config.data.max_length if config.data.pad_to == "context" else None
@@ -278,7 +278,7 @@ def _loaders(
     validation = Loader(
         prepared.validation,
         rows_per_step=config.batch.evaluation,
-        num_microbatches=-(-config.batch.evaluation // part_rows),
+        num_microbatches=-(-config.batch.evaluation // microbatch_rows),
         shuffle=False,
         seed=config.training.seed,
         pad_id=prepared.pad_id,

@@ -20,7 +20,7 @@ def assemble(
     dims: Dimensions,
     optimizer: Optimizer,
     *,
-    part_tokens: int,
+    microbatch_tokens: int,
     dtype: torch.dtype,
     device: torch.device,
     attention: str = "auto",
@@ -34,7 +34,7 @@ def assemble(
         plan: what lies where.
         dims: of the model.
         optimizer: for parameters of this model.
-        part_tokens: of a microbatch, at most: its rows times the longest row.
+        microbatch_tokens: of a microbatch, at most: its rows times the longest row.
         dtype: of weights and activations.
         device: where all of it happens.
         attention: ``model.attention``.
@@ -67,7 +67,7 @@ def assemble(
             dims,
             recompute=plan.recompute,
             num_microbatches=plan.microbatches,
-            max_tokens=part_tokens,
+            max_tokens=microbatch_tokens,
             dtype=dtype,
             device=device,
             pinned=plan.pinned_records,
@@ -75,7 +75,7 @@ def assemble(
         ),
         block=BlockPass(
             dims,
-            max_tokens=part_tokens,
+            max_tokens=microbatch_tokens,
             tile_rows=plan.tile_rows,
             dtype=dtype,
             device=device,
@@ -83,7 +83,7 @@ def assemble(
         ),
         head=HeadPass(
             dims,
-            chunk_rows=min(plan.head_rows, part_tokens),
+            chunk_rows=min(plan.head_rows, microbatch_tokens),
             dtype=dtype,
             device=device,
             kernels=kernels,
@@ -91,8 +91,8 @@ def assemble(
         sums=GradientSums(dims, sum_dtype, device),
         kernels=kernels,
         lanes=lanes,
-        step_tokens=part_tokens * plan.microbatches,
-        part_tokens=part_tokens,
+        step_tokens=microbatch_tokens * plan.microbatches,
+        microbatch_tokens=microbatch_tokens,
         attention=attention,
         clip_norm=clip_norm,
         dtype=dtype,

@@ -74,7 +74,7 @@ class EvaluationSums:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Microbatch:
     """A microbatch on the device: ids (T,), its context, its target rows (N,), its place."""
 
     ids: Tensor
@@ -98,7 +98,7 @@ class LayerMajorEngine:
         kernels: for what lies between products.
         lanes: time lines of the device.
         step_tokens: of a step, all microbatches together, at most.
-        part_tokens: of a microbatch, at most.
+        microbatch_tokens: of a microbatch, at most.
         attention: ``model.attention``.
         clip_norm: bound for clipping by the previous step's norm; None does not clip.
         dtype: of weights and activations.
@@ -119,7 +119,7 @@ class LayerMajorEngine:
         kernels: Kernels,
         lanes: Lanes,
         step_tokens: int,
-        part_tokens: int,
+        microbatch_tokens: int,
         attention: str,
         clip_norm: float | None,
         dtype: torch.dtype,
@@ -130,7 +130,7 @@ class LayerMajorEngine:
         self._dims, self._records, self._block, self._head = dims, records, block, head
         self._sums, self._kernels, self._lanes = sums, kernels, lanes
         self._attention, self._dtype, self._device = attention, dtype, device
-        self._part_tokens, self._clip_norm = part_tokens, clip_norm
+        self._microbatch_tokens, self._clip_norm = microbatch_tokens, clip_norm
         self._sample_every = sample_every
         # Hidden states of all microbatches, in forward; their gradients in backward.
         self._hidden = torch.zeros(step_tokens, dims.hidden_size, dtype=dtype, device=device)
@@ -155,10 +155,10 @@ class LayerMajorEngine:
         """
         if number % self._sample_every == 0:
             self._lanes.begin_sample()
-        parts = self._to_device(rows.microbatches)
-        self._forward(parts, keeps_records=True)
+        microbatches = self._to_device(rows.microbatches)
+        self._forward(microbatches, keeps_records=True)
         self._records.turn_around()
-        loss_sum = self._loss_and_its_gradient(parts, 1.0 / max(rows.num_targets, 1))
+        loss_sum = self._loss_and_its_gradient(microbatches, 1.0 / max(rows.num_targets, 1))
         ok = loss_sum.isfinite()
         if rows.num_targets == 0 or (self._device.type == "cpu" and not ok):
             self._records.clear()
@@ -175,40 +175,40 @@ class LayerMajorEngine:
             self._update_vocabulary(HEAD, update)
         self.store.prefetch_vocabulary(EMBEDDING, for_update=True)
         for block in reversed(range(self._dims.num_layers)):
-            self._backward(block, parts, update)
+            self._backward(block, microbatches, update)
         self._add_embedding_gradient(rows.microbatches)
         self._update_vocabulary(EMBEDDING, update)
         return self._result(rows, loss_sum, ok, update.square_norms)
 
-    def _forward(self, parts: Sequence[_Rows], *, keeps_records: bool) -> None:
+    def _forward(self, microbatches: Sequence[_Microbatch], *, keeps_records: bool) -> None:
         """Run all blocks over the hidden states of all microbatches."""
         embedding = self.store.acquire_vocabulary(EMBEDDING)
-        for part in parts:
-            torch.index_select(embedding, 0, part.ids, out=self._hidden[part.tokens])
+        for microbatch in microbatches:
+            torch.index_select(embedding, 0, microbatch.ids, out=self._hidden[microbatch.tokens])
         self.store.release_vocabulary(EMBEDDING)
         self.store.prefetch_vocabulary(HEAD)
         last = self._dims.num_layers
         for block in range(last):
             weights = self.store.acquire(block, ahead=range(block + 1, last))
-            for index, part in enumerate(parts):
-                hidden = self._hidden[part.tokens]
+            for index, microbatch in enumerate(microbatches):
+                hidden = self._hidden[microbatch.tokens]
                 record = self._records.begin(block, index, len(hidden)) if keeps_records else None
-                self._block.forward(weights, hidden, part.context, record)
+                self._block.forward(weights, hidden, microbatch.context, record)
                 if keeps_records:
                     self._records.end(block, index)
             self.store.release(block)
 
-    def _loss_and_its_gradient(self, parts: Sequence[_Rows], scale: float) -> Tensor:
+    def _loss_and_its_gradient(self, microbatches: Sequence[_Microbatch], scale: float) -> Tensor:
         """Give the loss sum; hidden states become gradients of ``scale`` x loss."""
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
         head = self.store.acquire_vocabulary(HEAD, for_update=not self._dims.tied)
         sums = HeadSums(self._sums.vocabulary, self._sums.final_norm.zero_())
-        for part in parts:
-            hidden = self._hidden[part.tokens]
+        for microbatch in microbatches:
+            hidden = self._hidden[microbatch.tokens]
             loss_sum += self._head.train(
                 hidden,
-                part.positions,
-                part.labels,
+                microbatch.positions,
+                microbatch.labels,
                 self.store.final_norm,
                 head,
                 scale=scale,
@@ -217,16 +217,16 @@ class LayerMajorEngine:
             )
         return loss_sum
 
-    def _backward(self, block: int, parts: Sequence[_Rows], update: "_Update") -> None:
+    def _backward(self, block: int, microbatches: Sequence[_Microbatch], update: "_Update") -> None:
         """Take all microbatches back through a block, then move its weights."""
         ahead = reversed(range(block))
         weights = self.store.acquire(block, ahead=ahead, for_update=True)
         norms = {name: norm.zero_() for name, norm in self._sums.norms.items()}
-        for index, part in enumerate(parts):
+        for index, microbatch in enumerate(microbatches):
             self._block.backward(
                 weights,
-                self._hidden[part.tokens],
-                part.context,
+                self._hidden[microbatch.tokens],
+                microbatch.context,
                 self._records.take(block, index),
                 Sums(self._sums.matrices, norms, are_empty=index == 0),
             )
@@ -265,7 +265,7 @@ class LayerMajorEngine:
     @property
     def max_microbatches(self) -> int:
         """How many microbatches pass together, at least."""
-        return len(self._hidden) // self._part_tokens
+        return len(self._hidden) // self._microbatch_tokens
 
     @torch.no_grad()
     def evaluate(self, *batches: Batch) -> EvaluationSums:
@@ -274,16 +274,16 @@ class LayerMajorEngine:
         Args:
             batches: at most ``max_microbatches``, none larger than one of training.
         """
-        parts = self._to_device(batches)
-        self._forward(parts, keeps_records=False)
+        microbatches = self._to_device(batches)
+        self._forward(microbatches, keeps_records=False)
         head = self.store.acquire_vocabulary(HEAD)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         num_correct = torch.zeros((), dtype=torch.int64, device=self._device)
-        for part in parts:
+        for microbatch in microbatches:
             losses, correct = self._head.evaluate(
-                self._hidden[part.tokens],
-                part.positions,
-                part.labels,
+                self._hidden[microbatch.tokens],
+                microbatch.positions,
+                microbatch.labels,
                 self.store.final_norm,
                 head,
             )
@@ -307,14 +307,17 @@ class LayerMajorEngine:
             "head_buffers": self._head.device_bytes(),
         }
 
-    def _to_device(self, batches: Sequence[Batch]) -> list[_Rows]:
-        parts, begin = [], 0
+    def _to_device(self, batches: Sequence[Batch]) -> list[_Microbatch]:
+        microbatches, begin = [], 0
         for batch in batches:
             positions, labels = target_rows(batch.ids, batch.targets)
-            assert batch.ids.size <= self._part_tokens, (batch.ids.shape, self._part_tokens)
+            assert batch.ids.size <= self._microbatch_tokens, (
+                batch.ids.shape,
+                self._microbatch_tokens,
+            )
             end = begin + batch.ids.size
-            parts.append(
-                _Rows(
+            microbatches.append(
+                _Microbatch(
                     ids=self._copy(batch.ids.reshape(-1)),
                     context=row_context(
                         torch.from_numpy(batch.document_starts),
@@ -330,7 +333,7 @@ class LayerMajorEngine:
                 )
             )
             begin = end
-        return parts
+        return microbatches
 
     def _copy(self, array: np.ndarray) -> Tensor:
         """Bring an array to the device without waiting for what runs there."""
