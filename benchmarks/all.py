@@ -44,7 +44,7 @@ from throughput import measured_words, rehearsal, run_script, trials_of
 
 from workbench.config.memory_parts import GIB
 from workbench.config.time_plan import forward_flop_per_token
-from workbench.training.engine.host_memory import available_host_memory
+from workbench.runs.host_memory import available_host_memory
 from workbench.training.engine.plan import facts_of_dimensions
 
 NAMES = (*SETTINGS, "stress")

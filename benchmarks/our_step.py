@@ -28,9 +28,9 @@ from workbench.data.loader import StepRows
 from workbench.errors import RefusedError
 from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions
+from workbench.runs.host_memory import available_host_memory
 from workbench.training.engine.assemble import assemble
 from workbench.training.engine.calibration import rates_here
-from workbench.training.engine.host_memory import available_host_memory
 from workbench.training.engine.plan import Plan, choose_plan, facts_of_dimensions, take_budget
 from workbench.training.engine.step import LayerMajorEngine, StepResult
 from workbench.training.optimizer.choice import new_optimizer

@@ -26,7 +26,7 @@ MODULES = {
     "Ranks": "workbench.training.distributed",
     "assemble": "workbench.training.engine.assemble",
     "rates_here": "workbench.training.engine.calibration",
-    "available_host_memory": "workbench.training.engine.host_memory",
+    "available_host_memory": "workbench.runs.host_memory",
     "choose_plan": "workbench.training.engine.plan",
     "facts_of_dimensions": "workbench.training.engine.plan",
     "take_budget": "workbench.training.engine.plan",

@@ -25,7 +25,8 @@ from workbench.control.data_records import Counts
 from workbench.errors import ConfigError
 from workbench.jobs import data_worker
 from workbench.jobs.torchrun_command import visible_devices
-from workbench.runs.environment import available_host_bytes, list_gpus
+from workbench.runs.environment import list_gpus
+from workbench.runs.host_memory import available_host_memory
 from workbench.runs.measured import measured_run
 from workbench.runs.rates_file import read_rates
 
@@ -77,7 +78,8 @@ def machine_here(devices: str | None = None, ranks: int = 1) -> Machine:
 
 def machine_of(gpus: Sequence[Mapping[str, object]]) -> Machine:
     """Give a machine by the GPUs of its ranks: that with least free stands for all of them."""
-    host = available_host_bytes()
+    memory = available_host_memory()
+    host = None if memory is None else memory.available_bytes
     if not gpus:
         return Machine(host_bytes=host)
     free, name = min(

@@ -93,26 +93,6 @@ def list_gpus() -> list[dict[str, object]]:
     return gpus
 
 
-def available_host_bytes() -> int | None:
-    """Give the host memory that a new process can have; None where the system does not say.
-
-    The kernel's own figure, or what the control group leaves where that is less.
-    """
-    available: int | None = None
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) << 10
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit.isdigit():
-            left = int(limit) - int((group / "memory.current").read_text(encoding="ascii"))
-            available = left if available is None else min(available, left)
-    except (OSError, ValueError):
-        pass
-    return available
-
-
 def _ask(folder: Path, *command: str) -> bytes | None:
     """Give what a program says, None where it is missing, fails, or takes too long."""
     try:

@@ -18,6 +18,7 @@ from workbench.data.prepare import PreparedData, prepare
 from workbench.errors import ConfigError, RunError
 from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions, read_dimensions
+from workbench.runs.host_memory import available_host_memory
 from workbench.runs.layout import RunFolder
 from workbench.training import checkpoint
 from workbench.training.beside_weights import files_beside_weights
@@ -26,7 +27,6 @@ from workbench.training.device import DTYPES, prepare_torch
 from workbench.training.distributed import Ranks
 from workbench.training.engine.assemble import assemble
 from workbench.training.engine.calibration import rates_here
-from workbench.training.engine.host_memory import available_host_memory
 from workbench.training.engine.plan import (
     Plan,
     choose_plan,

@@ -22,7 +22,7 @@ from workbench.config.out_of_memory import (
 )
 from workbench.config.schema.config import Config
 from workbench.errors import WorkbenchError
-from workbench.runs.environment import available_host_bytes
+from workbench.runs.host_memory import available_host_memory
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,10 @@ def _remedies(
 ) -> list[str]:
     assert config.model.path is not None, "a run without a model does not get so far"
     facts = read_model_facts(Path(config.model.path))
-    available = available_host_bytes()
+    memory = available_host_memory()
     # What this process has taken was available when it was planned.
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    host = None if available is None else available + own
+    host = None if memory is None else memory.available_bytes + own
     requested = requested_bytes(str(error))
     if device.type == "cuda" and not _is_of_the_host(error):
         shortage = gpu_shortage(device, requested)
