@@ -53,7 +53,7 @@ POINTS = (GRID[0], GRID[4], GRID[10])
 
 # To foresee how long a trial takes on an H200; nothing that is measured rests on them.
 _FLOPS, _LINK, _PINNED_PER_SECOND = 600e12, 45e9, 14 * GIB
-_START_SECONDS, _RIVAL_START_SECONDS, _OTHER_SECONDS = 14.0, 26.0, {"E9": 60.0, "E10": 75.0}
+_START_SECONDS, _RIVAL_START_SECONDS, _OTHER_SECONDS = 14.0, 26.0, {"E9": 60.0, "E10": 90.0}
 _LONGEST_ROW = 300_000
 _TOUCHED_BYTES = 1 << 30
 
@@ -100,23 +100,8 @@ def jobs_of(setting: str, shapes: str | None = None) -> list[Job]:
         small = ["--shapes", shapes, "--row", "256", "--dtype", "float32"] if shapes else []
         jobs.append(_plain(setting, "first_step.py", small or ["--budget-gib", "22.8"]))
     elif setting == "E10":
-        small = [
-            "--shapes",
-            "demo",
-            "--row",
-            "64",
-            "--rows",
-            "2",
-            "--steps",
-            "10",
-            "--blocks",
-            "2",
-            "--log-every",
-            "5",
-        ]
-        jobs.append(
-            _plain(setting, "telemetry.py", small if shapes else ["--steps", "20", "--blocks", "4"])
-        )
+        small = "--shapes demo --row 64 --rows 2 --whole-card --steps 10 --pairs 2 --log-every 5"
+        jobs.append(_plain(setting, "telemetry.py", small.split() if shapes else []))
     return jobs
 
 

@@ -382,14 +382,20 @@ def planned(seeds: int, rates: list[float]) -> list[Run]:
         Run("adamw", "stochastic", rates[0], 0),
     ]
     roundings = ("master", "stochastic", "nearest", "exact")
+    # One rate is hardly the best for two optimizers.
     runs += [
-        Run("adafactor", rounding, rates[0], seed)
-        for seed in range(1, seeds)
-        for rounding in roundings
+        Run(optimizer, "stochastic", times * rates[0], 0)
+        for times in (2, 4)
+        for optimizer in ("adafactor", "adamw")
     ]
     runs += [
         Run("adamw_8bit", "stochastic", rates[0], 0),
         Run("adamw_4bit", "stochastic", rates[0], 0),
+    ]
+    runs += [
+        Run("adafactor", rounding, rates[0], seed)
+        for seed in range(1, seeds)
+        for rounding in roundings
     ]
     return runs + [
         Run("adafactor", rounding, rate, seed)
@@ -410,7 +416,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--first-steps", type=int, help="that make the trained state")
     parser.add_argument(
-        "--minutes", type=float, default=2.0, help="no run begins that would not end within them"
+        "--minutes", type=float, default=3.0, help="no run begins that would not end within them"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="JSON lines, one per run")
@@ -458,12 +464,14 @@ def main() -> None:
         step_seconds = max(step_seconds, found.seconds / sizes.steps)
         if run.rounding == "master":
             masters[run.rate, run.seed] = found
-        master = masters[run.rate, run.seed]
+        last = held_out = "–"
+        if master := masters.get((run.rate, run.seed)):
+            last = f"{found.last / master.last - 1:+.2%}"
+            held_out = f"{found.held_out / master.held_out - 1:+.2%}"
         print(
             f"| {run.optimizer} | {run.rounding} | {run.rate:g} | {run.seed} "
-            f"| {found.losses[-1]:.4f} | {found.last:.4f} | {found.last / master.last - 1:+.2%} "
-            f"| {found.held_out:.4f} | {found.held_out / master.held_out - 1:+.2%} "
-            f"| {found.unmoved:.1%} | {found.seconds:.1f} |",
+            f"| {found.losses[-1]:.4f} | {found.last:.4f} | {last} "
+            f"| {found.held_out:.4f} | {held_out} | {found.unmoved:.1%} | {found.seconds:.1f} |",
             flush=True,
         )
         lines.append(json.dumps(vars(run) | vars(found)))

@@ -100,12 +100,6 @@ def outcome(
             f"seconds per step, {kind}: {[round(each, 4) for each in found]}"
             for kind, found in first["seconds_per_step"].items()
         ]
-        if (share := _optimizer_share_of_7b(lines)) is not None:
-            small = first["optimizer_share"]
-            words = "–" if small is None else f"{100 * small:.2f} %"
-            notes.append(f"the optimizer's share is that of E1; of {first['trial']['shapes']} "
-                         f"it is {words}")  # fmt: skip
-            first = first | {"optimizer_share": share}
         verdict = telemetry.judge(first)
         return verdict, ", ".join(verdict.words), notes
     return judge(setting.target, with_all_blocks(first)), measured_words(setting, first), []
@@ -113,14 +107,6 @@ def outcome(
 
 def _is_mistral(record: dict[str, Any]) -> bool:
     return bool(record["trial"]["shapes"] == SETTINGS["E7"].trials[0].shapes)
-
-
-def _optimizer_share_of_7b(lines: Sequence[dict[str, Any]]) -> float | None:
-    for line in lines:
-        times = line["record"].get("times")
-        if line["name"] == "E1.0" and times:
-            return float(times["optimizer"] / times["step"])
-    return None
 
 
 def _stress_words(record: dict[str, Any]) -> str:

@@ -131,7 +131,8 @@ def test_results_peaks_and_table_come_from_the_records(tmp_path: Path) -> None:
         rival,
         line("E7.1", exact),
         line("E11.0", SETTINGS["E1"].trials[0], predicted_seconds=2.0),
-        line("E10.0", Trial(shapes="1b"), telemetry_share=0.001, noise=0.01, optimizer_share=0.05,
+        line("E10.0", Trial(shapes="mistral-7b"), telemetry_share=0.001, error=0.0012,
+             optimizer_share=0.024,
              seconds_per_step={"on": [1.0], "off": [1.0]}),
         line("stress.0", stress_trial("mistral-7b", 2048, 1, 200, 22.8), steps=200,
              documents=[1, 200], losses=[10.0, 11.0]),
@@ -145,7 +146,10 @@ def test_results_peaks_and_table_come_from_the_records(tmp_path: Path) -> None:
     assert "hit: 131,072 tokens is 131,072" in texts["E7_h200_2026-11-24.md"]
     assert "OutOfMemoryError" in texts["E7_h200_2026-11-24.md"]
     assert "2 of 3 settings within" in texts["E11_h200_2026-11-24.md"]
-    assert "optimizer 2.40 %" in texts["E10_h200_2026-11-24.md"]
+    assert (
+        "hit: telemetry and control 0.10 ± 0.12 %, optimizer 2.40 %"
+        in texts["E10_h200_2026-11-24.md"]
+    )
     assert "1 of 1 budgets kept" in texts["stress_h200_2026-11-24.md"]
     assert "200 steps of 1 × 2048 tokens" in texts["stress_h200_2026-11-24.md"]
     assert "| ✓ 11,500 tok/s at 16.00 GiB | 11,500 tok/s at 21.00 GiB, here |" in (

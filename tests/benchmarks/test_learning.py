@@ -61,14 +61,15 @@ def test_master_weights_move_as_exact_ones_do() -> None:
 
 def test_runs_that_matter_most_come_first_and_each_after_its_master() -> None:
     runs = planned(2, [4e-6, 1e-6])
-    assert len(set(runs)) == len(runs) == 2 * 2 * 4 + 3
+    assert len(set(runs)) == len(runs) == 2 * 2 * 4 + 3 + 4
     decisive = runs[:5]
     assert {(run.rate, run.seed) for run in decisive} == {(4e-6, 0)}, "one trained state for all"
     assert {run.rounding for run in decisive} == {"master", "stochastic", "exact", "nearest"}
     assert {run.optimizer for run in decisive} == {"adafactor", "adamw"}
     for index, run in enumerate(runs):
-        master = Run("adafactor", "master", run.rate, run.seed)
-        assert runs.index(master) <= index
+        if run.rate in {4e-6, 1e-6}:
+            master = Run("adafactor", "master", run.rate, run.seed)
+            assert runs.index(master) <= index
 
 
 def test_the_tiny_form_prints_a_table_and_writes_every_loss(
@@ -91,7 +92,7 @@ def test_the_tiny_form_prints_a_table_and_writes_every_loss(
     exact = found["adafactor", "exact"]
     assert exact["losses"] == pytest.approx(master["losses"], rel=1e-4)
     printed = capsys.readouterr().out
-    assert printed.count("| adafactor |") == 4
+    assert printed.count("| adafactor |") == 6, "four roundings, and two more rates"
 
 
 def test_a_run_that_would_not_end_in_time_is_named_and_not_begun(

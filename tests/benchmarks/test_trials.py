@@ -157,7 +157,7 @@ def test_stress_draws_many_kinds_of_rows_and_takes_every_step() -> None:
 
 def test_telemetry_is_the_difference_of_the_same_steps() -> None:
     trial = dataclasses.replace(SMALL, row=32, rows=2, layers=1)
-    record = telemetry.measure(trial, steps=3, blocks=2, log_every=2)
+    record = telemetry.measure(trial, steps=3, pairs=2, log_every=2)
     assert [len(each) for each in record["seconds_per_step"].values()] == [2, 2]
     assert record["num_records"] >= 3
     assert record["bytes_told"] > 1000, "the publisher told its supervisor"

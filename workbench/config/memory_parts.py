@@ -391,7 +391,8 @@ def _attention_backward_bytes(facts: ModelFacts, form: StepForm) -> int:
 
     Gradients of queries, keys and values; fp32 sums of the first, padded for each document; and
     where several query heads share keys, gradients of both for every query head before they are
-    added. Where rows are long their heads go in turn, and only the gradients are for all of them.
+    added. Where rows are long their heads go in turn: only the gradients are for all of them, and
+    the kernel copies the result and its gradient, of which it is given a part, to have them whole.
     """
     q, k, e, tokens = facts.query_size, facts.key_size, form.weight_bytes, form.microbatch_tokens
     group = facts.num_heads // facts.num_key_value_heads
@@ -400,7 +401,7 @@ def _attention_backward_bytes(facts: ModelFacts, form: StepForm) -> int:
     in_turn = 0
     if at_once < facts.num_key_value_heads:
         q = at_once * group * facts.head_size
-        in_turn = tokens * (q + 2 * at_once * facts.head_size) * e
+        in_turn = tokens * (3 * q + 2 * at_once * facts.head_size) * e
     padded = tokens + _PADDED_ROWS * form.row_documents * form.rows_per_microbatch
     sums = 1
     if form.deterministic and form.is_gpu:

@@ -27,9 +27,10 @@ from workbench.config.rates import Rates
 # four for low bits.
 _UPDATE_BYTES = {"adafactor": 10, "adamw": 24, "adamw_8bit": 12, "adamw_4bit": 10}
 _UPDATE_PASSES = {"adafactor": 3, "adamw": 2, "adamw_8bit": 2, "adamw_4bit": 2}
-# A product of n rows takes as long as one of this many more: the last wave of tiles, and sums of
-# weight gradients that are read and written again for each part of the rows.
-_PRODUCT_ROWS = 48
+# A product of n rows takes as long as one of this many more: the last wave of tiles, and weights
+# that are read again for each part of the rows. On an H200 (benchmarks/products.py) 256 rows took
+# 1.1 to 1.3 times as long as a sixteenth of 4,096.
+_PRODUCT_ROWS = 40
 # Narrower products reach less: the root of the width below this one fits shapes of 900 to 4,096.
 _FULL_WIDTH = 4096
 # Products of fp32 in tensor cores (TF32) reach this share of what those of bfloat16 do.
@@ -263,7 +264,7 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
     h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
     e, parts, tokens = form.weight_bytes, form.microbatches, form.microbatch_tokens
     step_tokens, width = form.step_tokens, q + 2 * k
-    tile = min(form.tile_rows, tokens)
+    tile, head_rows = min(form.tile_rows, tokens), head_rows_of(facts, form)
     tiles = -(-tokens // tile)
     products, attending = _reached(facts, rates), rates.attention
     if rates.is_gpu and e == 4:
@@ -277,6 +278,11 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
     def moving(num_bytes: float) -> float:
         return step_tokens * num_bytes / rates.memory if rates.is_gpu else 0.0
 
+    def summing(parameters: int, rows: int) -> float:
+        # A weight's gradient is added to its sum once for each part of the rows, and a product
+        # hides little of it: 0.6 to 1.3 of this was seen on an H200 (benchmarks/products.py).
+        return moving(2 * form.sum_bytes * parameters / rows)
+
     attention_products, mlp = 2 * (h * width + q * h), 2 * h * f
     seen = seen_tokens + (_ATTENTION_ENDS if rates.is_gpu else 0)
     attention = step_tokens * _attention_flop(facts, seen) / attending
@@ -288,6 +294,8 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
     gradients = (
         computing(2 * attention_products, tokens)
         + computing(6 * mlp, tile)
+        + summing(attention_products // 2, tokens)
+        + summing(3 * h * f, tile)
         + _ATTENTION_BACKWARD * attention
         + moving(e * (6 * f + 10 * h + 2 * width))
     )
@@ -314,7 +322,8 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
             level: max(gradients + again[level], least_back) + max(update, least_update)
             for level in levels
         },
-        head=computing(6 * vocabulary, head_rows_of(facts, form))
+        head=computing(6 * vocabulary, head_rows)
+        + summing(vocabulary, head_rows)
         + moving(e * (4 * facts.vocabulary_size + 8 * h)),
         vocabulary=copies * vocabulary * per_parameter / rates.memory,
         weights=block_bytes(facts, e),
