@@ -276,7 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe_apart()
     if options.commit:
         machine["commit"] = options.commit
-    command = shlex.join(["python", "benchmarks/all.py", *(arguments or sys.argv[1:])])
+    # Where the records went is of no use to anybody who runs it again.
+    out = options.out
+    typed = [out.name if each == str(out) else each for each in arguments or sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/all.py", *typed])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table: list[str] = []
     left_out: list[str] = []

@@ -34,7 +34,10 @@ STRESS = Setting(
     kind="stress",
 )
 # What a golden record holds: what a prediction starts from, and what was seen.
-_GOLDEN_FIELDS = ("trial", "layers", "row_documents", "plan", "allocated", "reserved", "seconds")
+_GOLDEN_FIELDS = (
+    "trial", "layers", "row_documents", "plan", "allocated", "reserved", "on_card", "seen_tokens",
+    "seconds",
+)  # fmt: skip
 
 
 def read_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -60,20 +63,16 @@ def lines_of(setting: str, lines: Sequence[dict[str, Any]]) -> list[dict[str, An
     return own
 
 
-def outcome(
-    setting: Setting, records: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]
-) -> tuple[Verdict, str, list[str]]:
+def outcome(setting: Setting, records: Sequence[dict[str, Any]]) -> tuple[Verdict, str, list[str]]:
     """Hold the records of a setting against its target.
 
     Args:
         setting: that was run.
         records: of its trials.
-        lines: of every setting, for the optimizer's share, which E1 knows of a 7B.
-
     Returns:
         The verdict, the figure to quote, notes.
     """
-    first = records[0]
+    first, notes = records[0], list[str]()
     if setting.kind == "grid":
         verdict, notes = judge_grid(records)
         return verdict, verdict.words[0], notes
@@ -85,7 +84,14 @@ def outcome(
     if setting.kind == "longest":
         ran = [each for each in records if _is_mistral(each) and "failed" not in each]
         rows = [each | {"row": each.get("row", each["trial"]["row"])} for each in ran]
-        first = max(rows, key=lambda each: each["row"], default=first)
+        within = [each for each in rows if _is_within_budget(each)]
+        first = max(within, key=lambda each: each["row"], default=first)
+        notes = [
+            f"{each['row']:,} tokens trained, too, and took {each['on_card'] / GIB:.2f} GiB of the "
+            f"card, more than its budget"
+            for each in rows
+            if not _is_within_budget(each)
+        ]
     if "failed" in first:
         return judge(setting.target, first), f"failed: {first['failed']}", []
     if setting.kind == "first step":
@@ -102,11 +108,36 @@ def outcome(
         ]
         verdict = telemetry.judge(first)
         return verdict, ", ".join(verdict.words), notes
-    return judge(setting.target, with_all_blocks(first)), measured_words(setting, first), []
+    return judge(setting.target, with_all_blocks(first)), measured_words(setting, first), notes
 
 
 def _is_mistral(record: dict[str, Any]) -> bool:
     return bool(record["trial"]["shapes"] == SETTINGS["E7"].trials[0].shapes)
+
+
+def _other_calls(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Say which trials another call has measured, and what was another there than in the first."""
+    first = lines[0]
+    others: dict[str, list[dict[str, Any]]] = {}
+    for line in lines[1:]:
+        if line["command"] != first["command"]:
+            others.setdefault(line["command"], []).append(line)
+    return [
+        ", ".join(
+            [f"{' '.join(line['name'] for line in some)}: `{command}`"]
+            + [
+                f"{name} {value}"
+                for name, value in some[0]["machine"].items()
+                if value != first["machine"].get(name)
+            ]
+        )
+        for command, some in others.items()
+    ]
+
+
+def _is_within_budget(record: dict[str, Any]) -> bool:
+    """Say whether all that a process took of its card, the driver's part too, was granted to it."""
+    return bool(record.get("on_card", 0) <= record["trial"]["budget_gib"] * GIB)
 
 
 def _stress_words(record: dict[str, Any]) -> str:
@@ -171,17 +202,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not own:
             continue
         records = [line["record"] for line in own]
-        verdict, measured, notes = outcome(setting, records, lines)
+        verdict, measured, notes = outcome(setting, records)
         path = write_result(
             options.results,
             setting,
-            command=own[-1]["command"],
-            machine=own[-1]["machine"],
-            date=own[-1]["date"],
+            command=own[0]["command"],
+            machine=own[0]["machine"],
+            date=max(line["date"] for line in own),
             records=records,
             verdict=verdict,
             measured=measured,
-            notes=notes,
+            notes=[*notes, *_other_calls(own)],
         )
         print(f"{setting.name} {verdict}; {path}")
     golden = golden_text(lines, json.loads(options.golden.read_text(encoding="utf-8")))

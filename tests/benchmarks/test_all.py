@@ -45,7 +45,8 @@ def written(folder: Path, *lines: dict[str, Any]) -> Path:
     readme = folder / "README.md"
     if not readme.exists():
         readme.write_text(f"{BEGIN}\n{END}\n")
-        (folder / "golden.json").write_text(write_results.GOLDEN.read_text("utf-8"))
+        known = json.loads(write_results.GOLDEN.read_text("utf-8"))
+        (folder / "golden.json").write_text(json.dumps(known | {"peaks": []}))
     path = folder / f"{len(list(folder.glob('*.jsonl')))}.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in lines))
     return path
@@ -130,6 +131,7 @@ def test_results_peaks_and_table_come_from_the_records(tmp_path: Path) -> None:
         e1,
         rival,
         line("E7.1", exact),
+        line("E7.2", longest, row=263_168, on_card=23 * GIB),
         line("E11.0", SETTINGS["E1"].trials[0], predicted_seconds=2.0),
         line("E10.0", Trial(shapes="mistral-7b"), telemetry_share=0.001, error=0.0012,
              optimizer_share=0.024,
@@ -144,8 +146,9 @@ def test_results_peaks_and_table_come_from_the_records(tmp_path: Path) -> None:
     assert "hit: 11,500 tok/s is 4.5 % over 11,000" in texts["E1_h200_2026-11-24.md"]
     assert "by hand, mistral-7b" in texts["E1_h200_2026-11-24.md"]
     assert "hit: 131,072 tokens is 131,072" in texts["E7_h200_2026-11-24.md"]
+    assert "263,168 tokens trained, too, and took 23.00 GiB" in texts["E7_h200_2026-11-24.md"]
     assert "OutOfMemoryError" in texts["E7_h200_2026-11-24.md"]
-    assert "2 of 3 settings within" in texts["E11_h200_2026-11-24.md"]
+    assert "3 of 4 settings within" in texts["E11_h200_2026-11-24.md"]
     assert (
         "hit: telemetry and control 0.10 ± 0.12 %, optimizer 2.40 %"
         in texts["E10_h200_2026-11-24.md"]
@@ -157,7 +160,9 @@ def test_results_peaks_and_table_come_from_the_records(tmp_path: Path) -> None:
     ).read_text("utf-8")
     golden = json.loads((tmp_path / "golden.json").read_text("utf-8"))
     labels = [each["trial"]["label"] for each in golden["peaks"]]
-    assert [label.split()[0] for label in labels] == ["E1.0", "E7.1", "E10.0", "E11.0", "stress.0"]
+    assert [label.split()[0] for label in labels] == [
+        "E1.0", "E7.1", "E7.2", "E10.0", "E11.0", "stress.0",
+    ]  # fmt: skip
     assert golden["peaks"][0]["reserved"] == 16 * GIB
     assert golden["peaks"][0]["seconds"] == 1.5
     assert golden["shapes"] == json.loads(write_results.GOLDEN.read_text("utf-8"))["shapes"]
@@ -172,6 +177,16 @@ def test_results_of_a_setting_that_failed_say_so(tmp_path: Path) -> None:
     assert len(texts) == 5
     assert all("not done after 90 s" in text for text in texts.values())
     assert all("missed" in text for text in texts.values())
+
+
+def test_of_trials_that_another_call_measured_the_call_is_named(tmp_path: Path) -> None:
+    trials = SETTINGS["E1"].trials
+    first, second = (line(f"E1.{number}", trial) for number, trial in enumerate(trials))
+    second |= {"command": "python benchmarks/all.py --settings E1.1"}
+    second["machine"] = first["machine"] | {"commit": "def5678, clean"}
+    (text,) = results(tmp_path, written(tmp_path, first, second)).values()
+    assert "* E1.1: `python benchmarks/all.py --settings E1.1`, commit def5678, clean\n" in text
+    assert "E1.0:" not in text
 
 
 def test_golden_peaks_of_other_trials_stay() -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from workbench.config.host_parts import checkpoint_bytes, host_bytes
 from workbench.config.known_models import KNOWN_MODELS
 from workbench.config.memory_parts import (
-    CONTEXT_BYTES,
     GIB,
     MARGIN,
+    MIB,
     DeviceBytes,
     StepForm,
     SumDtype,
@@ -25,6 +25,7 @@ from workbench.config.memory_parts import (
     largest_record_bytes,
     microbatch_counts,
     needed_bytes,
+    outside_bytes,
     record_bytes,
     records_bytes,
     sum_bytes_of,
@@ -167,6 +168,17 @@ def test_predictions_are_within_5_percent_of_measured_peaks_and_hardly_ever_unde
     assert 0.98 * record["reserved"] <= predicted.reserved <= 1.05 * record["reserved"]
 
 
+@pytest.mark.parametrize(
+    "record",
+    [record for record in MEASURED["peaks"] if "on_card" in record],
+    ids=lambda record: f"{record['trial']['shapes']}-{record['trial'].get('label', '')}",
+)
+def test_what_the_driver_takes_is_foreseen(record: dict[str, Any]) -> None:
+    pinned = host_bytes(measured_shape(record), measured_form(record)).pinned
+    taken = record["on_card"] - record["reserved"]
+    assert taken <= outside_bytes(pinned) <= taken + 16 * MIB
+
+
 def test_a_7b_that_stays_takes_its_weights_and_records() -> None:
     device = device_bytes(MISTRAL, StepForm(rows=4, row_length=4096, microbatches=4))
     assert device.weights == 2 * 7_241_732_096
@@ -174,7 +186,7 @@ def test_a_7b_that_stays_takes_its_weights_and_records() -> None:
     assert device.block_inputs == 16384 * 256 * 1024
     assert device.slots == device.staging == device.companions == 0
     assert device.peak_phase.name == "backward of a block"
-    assert needed_bytes(device) == int(device.reserved * (1 + MARGIN)) + CONTEXT_BYTES
+    assert needed_bytes(device, 0) == int(device.reserved * (1 + MARGIN)) + outside_bytes(0)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """FLOP per token against a table, and what a step waits for."""
 
 import dataclasses
-import statistics
 from typing import Any, Literal
 
 import pytest
@@ -86,14 +85,14 @@ def test_the_basis_of_a_rate_is_always_said() -> None:
 
 @pytest.mark.parametrize(
     "record",
-    MEASURED["peaks"],
+    [record for record in MEASURED["peaks"] if "seconds" in record],
     ids=lambda record: f"{record['trial']['shapes']}-{record['trial'].get('label', '')}",
 )
 def test_predicted_seconds_are_within_10_percent_of_measured_ones(record: dict[str, Any]) -> None:
     seconds = step_seconds(
         measured_shape(record), measured_form(record), H200, record["seen_tokens"]
     )
-    assert seconds == pytest.approx(statistics.median(record["seconds"]), rel=0.10)
+    assert seconds == pytest.approx(record["seconds"], rel=0.10)
 
 
 def test_what_was_measured_here_comes_before_the_table() -> None:

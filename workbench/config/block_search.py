@@ -14,7 +14,7 @@ from workbench.config.memory_parts import (
     StepForm,
     block_bytes,
     device_bytes,
-    needed_bytes,
+    outside_bytes,
 )
 from workbench.config.model_facts import ModelFacts
 from workbench.config.time_plan import StepClock
@@ -69,8 +69,8 @@ class BlockSearch:
         self._block = block_bytes(facts, form.weight_bytes)
         # Nothing streamed and everything recomputed, its inputs left out.
         device = device_bytes(facts, form)
-        self._base = needed_bytes(replace(device, block_inputs=0, staging=0))
         host = host_bytes(facts, replace(form, pinned_records=False))
+        self._base = int(replace(device, block_inputs=0, staging=0).reserved * (1 + MARGIN))
         self._host_base, self._pinned_base = host.total, host.pinned
 
     def candidates(self) -> Iterator[Candidate]:
@@ -164,7 +164,9 @@ class BlockSearch:
         records = self._records(level)
         if self._form.pinned_records:
             records = 2 * self._clock.records[self._largest(level)] // self._form.microbatches
-        return self._base + int((records - self._moved(streamed)) * (1 + MARGIN)) + 1
+        changed = int((records - self._moved(streamed)) * (1 + MARGIN))
+        pinned = self._pinned_base + self._host(streamed, level)
+        return self._base + changed + outside_bytes(pinned) + 1
 
     def _moved(self, streamed: int) -> int:
         """Give the bytes of weights that leave the GPU, slots taken off."""
@@ -204,7 +206,8 @@ class BlockSearch:
     def _level_of(self, streamed: int) -> int:
         """Give the level whose records fill the GPU, or one beside it."""
         records = self._clock.records
-        room = (self._room.device - self._base) / (1 + MARGIN) + self._moved(streamed)
+        outside = outside_bytes(self._pinned_base + streamed * self._block)
+        room = (self._room.device - self._base - outside) / (1 + MARGIN) + self._moved(streamed)
         room -= self._layers * records["full"]
         selective = records["selective"] - records["full"]
         if room <= self._layers * selective:

@@ -23,9 +23,9 @@ from workbench.config.memory_fit import (
 )
 from workbench.config.memory_levers import Lever, Proposal, levers, proposals
 from workbench.config.memory_parts import (
-    CONTEXT_BYTES,
     GIB,
     MARGIN,
+    outside_bytes,
 )
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rates import Rates
@@ -173,7 +173,7 @@ def estimate(
     total = found.worst.total
     if measured is not None:
         if measured.gpu_reserved_bytes is not None:
-            total = measured.gpu_reserved_bytes + CONTEXT_BYTES
+            total = measured.gpu_reserved_bytes + outside_bytes(found.worst.host.pinned)
         elif measured.host_peak_bytes is not None:
             total = measured.host_peak_bytes
     verdict = found.verdict_of(total)
@@ -225,6 +225,7 @@ def _is_same_form(measured: MeasuredRun, found: Fit) -> bool:
     has_same_parts = measured.microbatches in (None, found.form.microbatches)
     if measured.predicted_bytes is None or not found.is_gpu:
         return has_same_device and has_same_parts
-    planned = measured.predicted_bytes * (1 + MARGIN) + CONTEXT_BYTES
+    outside = outside_bytes(found.worst.host.pinned)
+    planned = measured.predicted_bytes * (1 + MARGIN) + outside
     is_same_plan = abs(planned / found.worst.total - 1) <= _SAME_PLAN
     return has_same_device and has_same_parts and is_same_plan

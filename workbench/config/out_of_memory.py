@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from workbench.config.memory_fit import Counts, Fit, Machine, fit
 from workbench.config.memory_levers import Lever, levers, with_overrides
-from workbench.config.memory_parts import CONTEXT_BYTES, GIB, MARGIN, MIB
+from workbench.config.memory_parts import CONTEXT_BYTES, GIB, MARGIN, MIB, outside_bytes
 from workbench.config.model_facts import ModelFacts
 from workbench.config.schema.config import Config
 from workbench.config.yaml_reader import write_scalar
@@ -187,8 +187,9 @@ def _about_the_budget(
     form leave the planner no choice, and then there is no such budget.
     """
     planned = now.worst.total
-    beyond = max(0, shortage.reserved + shortage.requested + CONTEXT_BYTES - planned)
-    budget = (shortage.attainable + CONTEXT_BYTES - beyond) * (1 - MARGIN)
+    outside = outside_bytes(now.worst.host.pinned)
+    beyond = max(0, shortage.reserved + shortage.requested + outside - planned)
+    budget = (shortage.attainable + outside - beyond) * (1 - MARGIN)
     gib = math.floor(10 * budget / GIB) / 10
     if gib <= 0 or gib * GIB >= planned:
         return

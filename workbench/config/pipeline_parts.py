@@ -148,7 +148,8 @@ def place_sums(
     ranks = ranks_bytes(facts, form)
     if budget_bytes is None or not form.is_gpu:
         return form, ranks
-    if needed_bytes(worst_rank(ranks).device) <= budget_bytes:
+    worst = worst_rank(ranks)
+    if needed_bytes(worst.device, worst.host.pinned) <= budget_bytes:
         return form, ranks
     moved = replace(form, pinned_sums=True)
     return moved, ranks_bytes(facts, moved)

@@ -100,7 +100,7 @@ class Choice:
     @property
     def needed(self) -> int:
         """Give the budget that it needs."""
-        return needed_bytes(self.device, is_gpu=self.form.is_gpu)
+        return needed_bytes(self.device, self.host.pinned, is_gpu=self.form.is_gpu)
 
 
 def choose_plan_form(

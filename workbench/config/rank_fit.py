@@ -123,7 +123,7 @@ def _rank_fit(
     is_gpu: bool,
 ) -> RankFit:
     phase = device.peak_phase
-    total = needed_bytes(device) if is_gpu else host.total
+    total = needed_bytes(device, host.pinned) if is_gpu else host.total
     parts = [
         Part(labels.weights, device.weights),
         Part("slots that pass through", device.slots),

@@ -18,6 +18,7 @@ from workbench.config.host_parts import HostBytes
 from workbench.config.memory_parts import (
     CONTEXT_BYTES,
     GIB,
+    KERNEL_BYTES,
     MARGIN,
     MIB,
     DeviceBytes,
@@ -373,7 +374,7 @@ def take_budget(device: torch.device, budget_gib: float | None) -> int | None:
         return None
     free, total = torch.cuda.mem_get_info(device)
     budget = budget_within(budget_gib, free)
-    allowed = budget - CONTEXT_BYTES
+    allowed = budget - CONTEXT_BYTES - KERNEL_BYTES
     torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, allowed / total)), device)
     return budget
 
