@@ -134,6 +134,7 @@ def target_words(setting: Setting) -> str:
     special = {
         "E10": "optimizer ≤ 3 %, telemetry and control ≤ 0.5 %",
         "E11": "peak within 5 %, time within 10 %, never under by more than 2 %",
+        "stress": "200 steps within the budget, without growth",
     }
     return special.get(setting.name, str(setting.target))
 

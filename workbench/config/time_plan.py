@@ -29,7 +29,7 @@ _UPDATE_BYTES = {"adafactor": 10, "adamw": 24, "adamw_8bit": 12, "adamw_4bit": 1
 _UPDATE_PASSES = {"adafactor": 3, "adamw": 2, "adamw_8bit": 2, "adamw_4bit": 2}
 # A product of n rows takes as long as one of this many more: the last wave of tiles, and weights
 # that are read again for each part of the rows. On an H200 (benchmarks/products.py) 256 rows took
-# 1.1 to 1.3 times as long as a sixteenth of 4,096.
+# 1.1 to 1.5 times as long as a sixteenth of 4,096.
 _PRODUCT_ROWS = 40
 # Narrower products reach less: the root of the width below this one fits shapes of 900 to 4,096.
 _FULL_WIDTH = 4096
@@ -44,7 +44,8 @@ _ATTENTION_BACKWARD, _ATTENTION_ENDS = 2.5, 950
 _LAUNCH_SECONDS = 9e-6
 _FORWARD_LAUNCHES, _BACKWARD_LAUNCHES, _UPDATE_LAUNCHES = (6, 4), (18, 8), 4
 # A copy beside computing takes this share of its own time from it: bandwidth, and waits at the
-# ends. On an H200 streaming a whole 7 B cost 1 % of a step, pinned block inputs 0.3 %.
+# ends. On an H200 streaming a whole 7 B cost 0.3 % of a step, a fifth of this; cards whose memory
+# is slower beside their link lose more.
 _HIDDEN_COPY = 0.025
 # With two slots nothing evens out a copy that comes late.
 _TWO_SLOTS = 1.01
@@ -280,7 +281,7 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
 
     def summing(parameters: int, rows: int) -> float:
         # A weight's gradient is added to its sum once for each part of the rows, and a product
-        # hides little of it: 0.6 to 1.3 of this was seen on an H200 (benchmarks/products.py).
+        # hides little of it: 0.5 to 1.3 of this was seen on an H200 (benchmarks/products.py).
         return moving(2 * form.sum_bytes * parameters / rows)
 
     attention_products, mlp = 2 * (h * width + q * h), 2 * h * f
