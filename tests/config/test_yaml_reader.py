@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from workbench.config.yaml_reader import (
     Stated,
     StatedMapping,
+    UnreadableValueError,
     plain,
     read_file,
     read_text,
@@ -65,6 +66,12 @@ def test_a_plain_scalar_means_what_yaml_1_2_says(text: str, value: object) -> No
 def test_a_value_that_cannot_be_read_says_why(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         read_value(text)
+
+
+def test_a_number_that_cannot_be_read_is_not_asked_to_be_quoted_alone() -> None:
+    with pytest.raises(UnreadableValueError) as caught:
+        read_value(".inf")
+    assert caught.value.remedy == "give a number, or quote it as text"
 
 
 def test_a_tag_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

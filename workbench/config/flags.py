@@ -30,7 +30,12 @@ from workbench.config.schema.keys import (
     kind_of,
     section_of,
 )
-from workbench.config.yaml_reader import UNREADABLE, kind_in_words, read_value
+from workbench.config.yaml_reader import (
+    UNREADABLE,
+    UnreadableValueError,
+    kind_in_words,
+    read_value,
+)
 
 TAKEN = {
     "-t": "the config",
@@ -340,8 +345,8 @@ def _read_override(
             return
     try:
         overrides.append(Override(key, read_value(text), source))
-    except ValueError as error:
-        problems.append(Problem(key=key, what=str(error), remedy="quote the value", source=source))
+    except UnreadableValueError as error:
+        problems.append(Problem(key=key, what=str(error), remedy=error.remedy, source=source))
 
 
 def is_path(key: str) -> bool:

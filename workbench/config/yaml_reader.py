@@ -133,16 +133,24 @@ def read_text(
     return StatedMapping({}, 1), problems
 
 
+class UnreadableValueError(ValueError):
+    """A text that is not one YAML value; ``remedy`` says what to do about it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
 def read_value(text: str) -> object:
     """Read one value by the rules of a config file, as for ``key=value`` on the command line.
 
     Raises:
-        ValueError: the text is not one YAML value; its message says why.
+        UnreadableValueError: the text is not one YAML value; its message says why.
     """
     builder = _Builder(text, None)
     stated = builder.document()
     if builder.problems:
-        raise ValueError(builder.problems[0].what)
+        raise UnreadableValueError(builder.problems[0].what, builder.problems[0].remedy)
     return plain(stated)
 
 
