@@ -88,6 +88,15 @@ def test_a_mistake_before_the_start_exits_2_and_names_its_place(
     assert named in told
 
 
+def test_a_dry_run_without_a_gpu_warns_of_attention_that_needs_one(
+    capsys: pytest.CaptureFixture[str], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(workplace))  # no nvidia-smi
+    assert main(["train", "-t", "demo.yaml", "model.attention=varlen", "--dry-run"]) == 0
+    told = capsys.readouterr().err
+    assert "! config: key=value model.attention: varlen attention does not train on a CPU" in told
+
+
 def test_a_package_that_an_optimizer_needs_is_looked_for_before_the_start(
     capsys: pytest.CaptureFixture[str],
     workplace: Path,

@@ -157,14 +157,16 @@ def _quick_checks(
         return
     yield _check_device(config, gpus, devices)
     attention, device = config.model.attention, config.training.device
-    if attention in ("varlen", "flex") and (device == "cpu" or (starts and not gpus)):
+    if attention in ("varlen", "flex") and (device == "cpu" or not gpus):
         problem = Problem(
             key="model.attention",
             what=f"{attention} attention does not train on a CPU",
             remedy="set model.attention: auto",
         )
         (problem,) = at_origins([problem], resolved)
-        yield Check("config", "error", f"{problem.where}: {problem.what}", problem.remedy)
+        # A dry run may be meant for a machine with a GPU.
+        bad: CheckState = "error" if starts or device == "cpu" else "warning"
+        yield Check("config", bad, f"{problem.where}: {problem.what}", problem.remedy)
     if facts is not None:
         machine = machine_of(gpus)
         yield from check_memory(resolved, facts, project, machine=machine, starts=starts)
