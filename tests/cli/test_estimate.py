@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -119,6 +120,40 @@ def test_what_would_not_fit_exits_4_with_a_config_that_fits(
     assert "memory.budget_gib=12.0" in again
     assert "training needs the model's folder: --model DIR" in told
     assert said(capsys, *again)[0] == 0
+
+
+def test_the_smallest_budget_that_is_told_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["-t", "1gpu_llama_7b/8gb", "-M", "mistral-7b", "--host-gib", "32", "--gpu-gib"]
+    status, told = said(capsys, *typed, "2")
+    assert status == 4
+    (line,) = [line for line in told.splitlines() if line.startswith("least ")]
+    assert line.endswith("GiB, the smallest budget for these settings")
+    least = float(line.split()[1])
+    assert said(capsys, *typed, f"{least:.2f}")[0] == 0
+    assert said(capsys, *typed, f"{least - 0.01:.2f}")[0] == 4
+    (line,) = [line for line in said(capsys, *typed, "7.2")[1].splitlines() if "are enough" in line]
+    assert float(line.split()[1]) == least
+
+
+def test_what_is_lacking_is_never_told_as_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["-t", "1gpu_llama_7b/8gb", "-M", "mistral-7b", "--host-gib", "32", "--gpu-gib"]
+    least = as_json(capsys, *typed, "2")[1]["least_budget_bytes"]
+    assert isinstance(least, int)
+    status, told = said(capsys, *typed, repr((least - (1 << 20)) / GIB))
+    assert (status, "WON'T FIT  over by 0.01 GiB" in told) == (4, True)
+
+
+def test_preparing_is_named_with_what_was_typed_and_a_folder_to_tokenize_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    changed = "data.max_length=1024"
+    _, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", changed)
+    ready = f"workbench data prepare -t 1gpu_llama_7b/packed {changed} --model DIR"
+    assert f"prepare the data first: {ready}\n" in told
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(MISTRAL_7B))
+    _, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", str(tmp_path / "mine"), changed)
+    assert f"packed --model {tmp_path / 'mine'} {changed}\n" in told
 
 
 def test_the_child_config_that_is_proposed_can_be_made_and_fits(
@@ -378,7 +413,17 @@ def test_preflight_refuses_what_does_not_fit_the_budget(card: Path) -> None:
     (check,) = memory_checks("memory.budget_gib=0.5")
     assert (check.state, check.exit_status) == ("error", 4)
     assert "WON'T FIT" in check.message
-    assert "workbench estimate -t demo" in check.remedy
+    assert "workbench estimate -t demo memory.budget_gib=0.5 shows more" in check.remedy
+    (told,) = re.findall(r"the smallest budget for these settings is ([\d.]+) GiB", check.message)
+    assert f"set memory.budget_gib to {told} or more" in check.remedy
+    (check,) = memory_checks(f"memory.budget_gib={told}")
+    assert check.state == "warning", "tight, and enough"
+
+
+def test_preflight_says_that_a_budget_does_not_count_where_the_cpu_trains() -> None:
+    (check,) = memory_checks("memory.budget_gib=0.5", "training.device=cpu")
+    assert check.state == "ok"
+    assert "memory.budget_gib: 0.5, the budget of a GPU, does not count" in check.message
 
 
 def test_preflight_refuses_what_does_not_fit_the_free_memory(card: Path) -> None:

@@ -6,7 +6,7 @@ status 4 means that it would not fit.
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,22 +18,23 @@ from workbench.cli.config_arguments import (
 )
 from workbench.cli.narration import size
 from workbench.config.inherit import is_folder
-from workbench.config.load import ResolvedConfig
+from workbench.config.load import ResolvedConfig, key_value_words, typed_words
 from workbench.config.memory_fit import VERDICT_WORDS, Counts
 from workbench.config.memory_levers import Lever, Proposal
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import (
     Estimate,
     basis_words,
+    gib_enough,
     host_words,
     lacks_host_memory,
+    needed_budget,
     total_words,
 )
 from workbench.config.model_facts import ModelFacts
 from workbench.config.out_of_memory import host_remedies
 from workbench.config.rank_fit import RankFit
 from workbench.config.rates import CARDS, card_of
-from workbench.config.yaml_reader import write_scalar
 from workbench.errors import WorkbenchError
 from workbench.jobs.fit import (
     estimate_here,
@@ -275,8 +276,11 @@ def _facts(found: Estimate, resolved: ResolvedConfig, host_is_stated: bool) -> I
     fit = found.fit
     yield ["peak in", fit.worst.peak_phase]
     yield ["budget", fit.budget_source]
-    if fit.least is not None and fit.least < fit.worst.total:
-        yield ["least", f"{_gib(fit.least)} GiB are enough, for a slower plan"]
+    needed = needed_budget(found)
+    if needed is not None:
+        yield ["least", f"{gib_enough(needed)} GiB, the smallest budget for these settings"]
+    elif fit.least is not None and fit.least < fit.worst.total:
+        yield ["least", f"{gib_enough(fit.least)} GiB are enough, for a slower plan"]
     where = "--host-gib" if host_is_stated else "here"
     here = "" if fit.host_available is None else f" of {_gib(fit.host_available)} GiB ({where})"
     if not fit.host_decides:
@@ -293,8 +297,7 @@ def _facts(found: Estimate, resolved: ResolvedConfig, host_is_stated: bool) -> I
         f"{speed:,.0f} tokens/s",
     ]
     if found.steps_per_epoch is None:
-        unknown = f"prepare the data first: workbench data prepare -t {resolved.name}"
-        yield ["epoch", unknown]
+        yield ["epoch", f"prepare the data first: {_prepare_command(resolved)}"]
     else:
         epoch = _seconds(found.steps_per_epoch * found.seconds_per_step)
         yield ["epoch", f"{found.steps_per_epoch:,} steps, {epoch}"]
@@ -337,7 +340,7 @@ def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfi
     if found.fit.budget_source == "--gpu-gib" and found.fit.budget_bytes is not None:
         # Without it the child would be held against the budget of its parent.
         overrides["memory.budget_gib"] = found.fit.budget_bytes / GIB
-    rest = " ".join([*_typed(resolved, set(overrides)), *_key_values(overrides)])
+    rest = " ".join([*typed_words(resolved, overrides), *key_value_words(overrides)])
     name = resolved.name.rsplit("/", 1)[-1]
     if proposal.can_start:
         yield f"  workbench train -t {shlex.quote(resolved.name)} {rest}"
@@ -346,30 +349,14 @@ def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfi
         yield "  training needs the model's folder: --model DIR"
 
 
-def _typed(resolved: ResolvedConfig, replaced: set[str]) -> list[str]:
-    """Give the flags and key=value that a config was resolved with, quoted for a shell.
-
-    Args:
-        resolved: the config.
-        replaced: keys that get another value.
-    """
-    words = []
-    for key, leaf in resolved.leaves.items():
-        source = leaf.origin.source
-        if leaf.origin.file is not None or key in replaced:
-            continue
-        if source.startswith("flag "):
-            value = leaf.value
-            if key == "model.path" and not Path(str(value)).exists():
-                value = Path(str(value)).name  # a known name, which stands for no folder
-            words.append(f"{source.removeprefix('flag ')} {shlex.quote(write_scalar(value))}")
-        elif source == "key=value":
-            words += _key_values({key: leaf.value})
-    return words
-
-
-def _key_values(overrides: Mapping[str, object]) -> list[str]:
-    return [shlex.quote(f"{key}={write_scalar(value)}") for key, value in overrides.items()]
+def _prepare_command(resolved: ResolvedConfig) -> str:
+    """Give the command that prepares the data of this very config; tokens need a model's folder."""
+    model = resolved.config.model.path
+    has_folder = model is not None and is_folder(Path(model))
+    words = typed_words(resolved, () if has_folder else ("model.path",))
+    if not has_folder:
+        words.append("--model DIR")
+    return " ".join(["workbench data prepare -t", shlex.quote(resolved.name), *words])
 
 
 def _gib(num_bytes: float) -> str:

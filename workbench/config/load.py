@@ -6,7 +6,8 @@ rules between keys from ``checks``.
 Invariant: a ResolvedConfig has no mistake that can be seen without its model and data.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -76,12 +77,14 @@ __all__ = [
     "ResolvedConfig",
     "dump_config",
     "files_of",
+    "key_value_words",
     "list_configs",
     "offered_flags",
     "parse_overrides",
     "read_resolved",
     "resolve",
     "resolve_text",
+    "typed_words",
 ]
 
 
@@ -104,6 +107,33 @@ class ResolvedConfig:
     leaves: dict[str, Leaf]
     files: FileNode
     flags: tuple[Flag, ...]
+
+
+def typed_words(resolved: ResolvedConfig, without: Container[str] = ()) -> list[str]:
+    """Give the flags and key=value that a config was resolved with, quoted for a shell.
+
+    Args:
+        resolved: the config.
+        without: keys that are left out.
+    """
+    words = []
+    for key, leaf in resolved.leaves.items():
+        source = leaf.origin.source
+        if leaf.origin.file is not None or key in without:
+            continue
+        if source.startswith("flag "):
+            value = leaf.value
+            if key == "model.path" and not Path(str(value)).exists():
+                value = Path(str(value)).name  # a known name, which stands for no folder
+            words.append(f"{source.removeprefix('flag ')} {shlex.quote(write_scalar(value))}")
+        elif source == "key=value":
+            words += key_value_words({key: leaf.value})
+    return words
+
+
+def key_value_words(overrides: Mapping[str, object]) -> list[str]:
+    """Give ``key=value`` of each, quoted for a shell."""
+    return [shlex.quote(f"{key}={write_scalar(value)}") for key, value in overrides.items()]
 
 
 @dataclass(frozen=True)

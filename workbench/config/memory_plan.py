@@ -115,6 +115,19 @@ def lacks_host_memory(found: Estimate) -> bool:
     return found.fit.is_gpu and found.verdict == "will_not_fit" and (margin is None or margin >= 0)
 
 
+def gib_enough(num_bytes: int) -> str:
+    """Say GiB, rounded up, so that a budget of what is said is enough."""
+    return f"{-(-num_bytes * 100 // GIB) / 100:,.2f}"
+
+
+def needed_budget(found: Estimate) -> int | None:
+    """Give the smallest budget that works, where the one there is does not; else None."""
+    fit = found.fit
+    if fit.budget_bytes is None or fit.least is None or fit.least <= fit.budget_bytes:
+        return None
+    return fit.least
+
+
 def total_words(found: Estimate) -> str:
     """Say the total, the budget, the verdict, and what is left or lacking."""
     budget, margin = found.fit.budget_bytes, found.margin_bytes
@@ -123,7 +136,7 @@ def total_words(found: Estimate) -> str:
         return f"{total} GiB  {words}  no budget is known"
     left = f"margin {margin / GIB:,.2f} ({margin / budget:.0%})"
     if margin < 0:
-        left = f"over by {-margin / GIB:,.2f} GiB"
+        left = f"over by {gib_enough(-margin)} GiB"
     elif found.verdict == "will_not_fit":
         left = "host memory does not hold it"
     return f"{total} of {budget / GIB:,.2f} GiB  {words}  {left}"

@@ -6,6 +6,7 @@ an error, the run folder can be written and a supervisor can be started.
 
 import importlib.util
 import os
+import shlex
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from workbench.config import memory_fit
 from workbench.config.checks import check_model, left_open, not_in_this_version
 from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
-from workbench.config.load import ResolvedConfig, at_origins
+from workbench.config.load import ResolvedConfig, at_origins, typed_words
 from workbench.config.memory_fit import Machine, is_row_certain
 from workbench.config.memory_levers import lever_words
 from workbench.config.memory_parts import GIB
@@ -24,8 +25,10 @@ from workbench.config.memory_plan import (
     Estimate,
     bytes_of_a_checkpoint,
     checkpoints_at_once,
+    gib_enough,
     host_words,
     lacks_host_memory,
+    needed_budget,
     total_words,
 )
 from workbench.config.model_facts import (
@@ -347,6 +350,9 @@ def check_memory(
     )
     kind = "GPU memory" if found.fit.is_gpu else "host memory"
     told = f"{kind} {total_words(found)}, peak in: {found.fit.worst.peak_phase}"
+    needed = needed_budget(found)
+    if needed is not None:
+        told += f"; the smallest budget for these settings is {gib_enough(needed)} GiB"
     if found.fit.is_gpu and found.fit.worst.host.pinned and not lacks_host_memory(found):
         told += f"; host memory {_size(found.fit.host_needed)}"
         if found.fit.host_available is not None and machine.is_meant:
@@ -361,6 +367,8 @@ def check_memory(
         ways = host_remedies(resolved.config, facts, machine=machine, counts=counts)
         remedy = "; or ".join(ways[:3])
     free, stated = machine.gpu_free_bytes, resolved.config.memory.budget_gib
+    if not found.fit.is_gpu and stated is not None:
+        told += f"; memory.budget_gib: {stated:g}, the budget of a GPU, does not count"
     if found.fit.is_gpu and free is not None and stated is not None and free < stated * GIB:
         told += f"; the GPU has {_size(free)} free, less than memory.budget_gib: {stated:g}"
         remedy = f"free the GPU, or choose another: -d; or {remedy}"
@@ -397,7 +405,8 @@ def check_memory_again(
 
 def _memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
     """Name the cheapest way out that this version has, and where the others are shown."""
-    more = f"workbench estimate -t {resolved.name} shows more"
+    typed = ["workbench estimate -t", shlex.quote(resolved.name), *typed_words(resolved)]
+    more = f"{' '.join(typed)} shows more"
     usable = [lever for lever in found.levers if lever.can_start]
     for lever in usable:
         if lever.verdict == "fits" or (
@@ -410,6 +419,9 @@ def _memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
             return f"set {keys}, which fits; {more}"
     if found.verdict == "tight" and usable:
         return f"{lever_words(usable[0])}, which is still tight; {more}"
+    needed = needed_budget(found)
+    if needed is not None:
+        return f"set memory.budget_gib to {gib_enough(needed)} or more, with as much free; {more}"
     return f"no setting of this version makes more room; {more}"
 
 

@@ -29,6 +29,7 @@ from workbench.config.memory_parts import (
     documents_of,
     head_rows_of,
 )
+from workbench.config.memory_plan import gib_enough
 from workbench.config.model_facts import ModelFacts
 from workbench.config.plan_search import (
     Choice,
@@ -294,12 +295,12 @@ def _refusal(choice: Choice, plan: Plan, budget_bytes: int, host_bytes: int | No
     host = "" if host_bytes is None else f" and {host_bytes / GIB:.1f} GiB of host memory"
     if choice.needed > budget_bytes:
         return RefusedError(
-            f"a step needs a budget of {_up(choice.needed)} GiB at least, with the context and a "
-            f"margin of {MARGIN:.0%}; there are {budget_bytes / GIB:.2f} GiB{host} (that plan: "
-            f"{how})",
+            f"a step needs a budget of {gib_enough(choice.needed)} GiB at least, with the context "
+            f"and a margin of {MARGIN:.0%}; there are {budget_bytes / GIB:.2f} GiB{host} (that "
+            f"plan: {how})",
             where="memory.budget_gib",
-            remedy=f"set memory.budget_gib to {_up(choice.needed)} or more, with as much free on "
-            "the GPU, leave memory.resident_fraction, block_inputs, recompute and "
+            remedy=f"set memory.budget_gib to {gib_enough(choice.needed)} or more, with as much "
+            "free on the GPU, leave memory.resident_fraction, block_inputs, recompute and "
             "batch.microbatches at auto, or lower data.max_length or batch.train",
         )
     assert host_bytes is not None
@@ -311,11 +312,6 @@ def _refusal(choice: Choice, plan: Plan, budget_bytes: int, host_bytes: int | No
         remedy="raise memory.budget_gib, lower batch.train or data.max_length, or close other "
         "programs",
     )
-
-
-def _up(num_bytes: int) -> str:
-    """Say GiB, rounded up, so that what is said is enough."""
-    return f"{-(-num_bytes * 100 // GIB) / 100:.2f}"
 
 
 def plan_words(plan: Plan) -> Iterator[str]:
