@@ -493,7 +493,9 @@ def test_where_host_memory_is_short_the_levers_are_those_of_host_memory(
         capsys, "-t", "1gpu_llama_30b/24gb", "-M", "llama-30b", "--host-gib", "100", *exact
     )
     assert status == 4
-    assert "host memory is short" in told
+    (short,) = re.findall(r"host memory is short by ([\d.]+) GiB: a run may take 95.00 of", told)
+    (needed,) = re.findall(r"host memory  ([\d.]+) GiB of 100.00 GiB", told)
+    assert float(short) == pytest.approx(float(needed) - 95, abs=0.02)
     assert "  optimizer.rounding: stochastic (takes " in told
     assert "levers, cheapest first" not in told
 

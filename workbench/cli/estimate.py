@@ -179,7 +179,7 @@ def estimate_lines(
         yield f"note: {note}"
     if host_ways:
         yield ""
-        yield "host memory is short; what can be done, cheapest first:"
+        yield f"{_host_shortage(found)}; what takes less of it, cheapest first:"
         yield from (f"  {way}" for way in host_ways)
     elif found.levers:
         yield ""
@@ -347,6 +347,17 @@ def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfi
     yield f"  workbench new -t {shlex.quote(resolved.name)} {shlex.quote(name)}_fits {rest}"
     if proposal.can_start and not is_folder(Path(str(resolved.config.model.path))):
         yield "  training needs the model's folder: --model DIR"
+
+
+def _host_shortage(found: Estimate) -> str:
+    """Say by how much host memory is short: a way that takes less off is not enough by itself."""
+    fit = found.fit
+    assert fit.host_room is not None, "nothing is short of what is not known"
+    assert fit.host_available is not None
+    return (
+        f"host memory is short by {gib_enough(fit.host_needed - fit.host_room)} GiB: a run may "
+        f"take {_gib(fit.host_room)} of {_gib(fit.host_available)}"
+    )
 
 
 def _prepare_command(resolved: ResolvedConfig) -> str:
