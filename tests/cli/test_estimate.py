@@ -485,6 +485,23 @@ def test_another_card_than_the_one_that_is_here_can_be_asked_about(
     assert "'voodoo' is not one of H200, " in told
 
 
+def test_a_named_card_has_no_more_memory_than_it_is_sold_with(
+    card: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = ("-t", "1gpu_llama_7b/packed", "-M", "mistral-7b", "--host-gib", "64")
+    status, told = said(capsys, *packed, "--gpu", "RTX 4060")
+    assert (status, "of 7.60 GiB  WON'T FIT" in told) == (4, True)
+    assert "95% of the 8 GiB that RTX 4060 has at most, less than memory.budget_gib (22.8)" in told
+    assert told.count("memory.budget_gib=7.6\n") == 2, "a config for that card, to run and to keep"
+    # Of the card that is here 20 GiB are free: they are not those of another.
+    status, told = said(capsys, *packed, "--gpu", "RTX 4090")
+    assert (status, "of 22.80 GiB  FITS" in told) == (0, True)
+    # Who states a budget knows the card.
+    assert "of 15.50 GiB" in said(capsys, *packed, "--gpu", "A100", "--gpu-gib", "15.5")[1]
+    status, told = said(capsys, "-t", "demo", "--gpu", "H200")
+    assert (status, "of 133.00 GiB  FITS" in told) == (0, True)
+
+
 def test_where_host_memory_is_short_the_levers_are_those_of_host_memory(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -191,7 +191,8 @@ def estimate_lines(
         )
     for proposal in found.proposals:
         yield ""
-        yield from _proposal_lines(proposal, found, resolved)
+        asked = read.options.gpu is not None or read.options.gpu_gib is not None
+        yield from _proposal_lines(proposal, found, resolved, states_budget=asked)
     if found.verdict == "will_not_fit" and not found.proposals:
         yield ""
         yield "no config of this model was found that fits" + (
@@ -328,7 +329,9 @@ def _time_words(ratio: float) -> str:
     return "same" if percent == 0 else f"{percent:+d} %"
 
 
-def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfig) -> Iterator[str]:
+def _proposal_lines(
+    proposal: Proposal, found: Estimate, resolved: ResolvedConfig, *, states_budget: bool
+) -> Iterator[str]:
     kind = "changes training" if proposal.changes_training else "same training"
     start = "" if proposal.can_start else "; it cannot start: see the notes"
     verdict = VERDICT_WORDS[proposal.verdict]
@@ -337,9 +340,9 @@ def _proposal_lines(proposal: Proposal, found: Estimate, resolved: ResolvedConfi
         f"{_time_words(proposal.time_ratio)} time per token"
     )
     overrides = dict(proposal.overrides)
-    if found.fit.budget_source == "--gpu-gib" and found.fit.budget_bytes is not None:
+    if states_budget and found.fit.budget_bytes is not None and found.fit.is_gpu:
         # Without it the child would be held against the budget of its parent.
-        overrides["memory.budget_gib"] = found.fit.budget_bytes / GIB
+        overrides["memory.budget_gib"] = round(found.fit.budget_bytes / GIB, 6)
     rest = " ".join([*typed_words(resolved, overrides), *key_value_words(overrides)])
     name = resolved.name.rsplit("/", 1)[-1]
     if proposal.can_start:

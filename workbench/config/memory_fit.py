@@ -26,7 +26,7 @@ from workbench.config.plan_search import (
     smallest_form,
 )
 from workbench.config.rank_fit import RankFit, layer_major_rank, pipeline_rank, recompute_words
-from workbench.config.rates import MeasuredRates, Rates, rates_of
+from workbench.config.rates import MeasuredRates, Rates, card_of, rates_of
 from workbench.config.schedule_facts import ASSUMED, efficiency, stages_per_rank
 from workbench.config.schema.config import Config
 from workbench.config.time_plan import StepSeconds, stage_seconds
@@ -45,6 +45,9 @@ COMFORTABLE = 0.10
 
 # Where nothing is known of the host: this much, or so many times what the smallest plan takes.
 _ASSUMED_HOST_BYTES, _ASSUMED_HOST = 64 * GIB, 1.5
+
+# Of a card that is asked about; the shipped configs' budgets, as 22.8 of 24 GiB, leave as much.
+_SHARE_FREE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,7 @@ def trains_on_gpu(config: Config, machine: Machine) -> bool:
     if config.training.device != "auto":
         return config.training.device == "cuda"
     states_budget = machine.budget_gib is not None or config.memory.budget_gib is not None
-    return machine.gpu_name is not None or states_budget
+    return (machine.meant_gpu or machine.gpu_name) is not None or states_budget
 
 
 def weight_bytes_of(config: Config) -> int:
@@ -277,12 +280,17 @@ def _budget(config: Config, machine: Machine, *, is_gpu: bool) -> tuple[int | No
     if machine.budget_gib is not None:
         return max(1, int(machine.budget_gib * GIB)), "--gpu-gib"
     free, stated = machine.gpu_free_bytes, config.memory.budget_gib
+    source = "free on the GPU"
+    if meant := card_of(machine.meant_gpu):
+        name, card = meant
+        free = int(_SHARE_FREE * card.memory_gib * GIB)
+        source = f"{_SHARE_FREE:.0%} of the {card.memory_gib} GiB that {name} has at most"
     if stated is None:
-        return free, "free on the GPU"
+        return free, source
     budget = max(1, int(stated * GIB))
     if free is not None and free < budget:
         # As the worker does: what a screen or another job holds cannot be had.
-        return free, f"free on the GPU, less than memory.budget_gib ({stated:g})"
+        return free, f"{source}, less than memory.budget_gib ({stated:g})"
     return budget, "memory.budget_gib"
 
 

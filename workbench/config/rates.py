@@ -9,37 +9,45 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """What is published of a card: dense bf16 TFLOP/s, memory GB/s, link GB/s of one direction."""
+    """What is published of a card.
+
+    Attributes:
+        peak_tflops: dense, in bfloat16.
+        memory_gbps: GB/s of its memory.
+        link_gbps: GB/s of one direction.
+        memory_gib: the most memory that it is sold with.
+    """
 
     peak_tflops: float
     memory_gbps: float
     link_gbps: float
+    memory_gib: int
 
 
 CARDS = {
-    "H200": Card(989, 4800, 55),
-    "H100 PCIe": Card(756, 2000, 50),
-    "H100": Card(989, 3350, 50),
-    "A100": Card(312, 1555, 24),
-    "L40S": Card(362, 864, 24),
-    "RTX A6000": Card(155, 768, 24),
-    "RTX 5090": Card(209, 1792, 50),
-    "RTX 5080": Card(113, 960, 50),
-    "RTX 5070 Ti": Card(88, 896, 50),
-    "RTX 5070": Card(62, 672, 50),
-    "RTX 5060 Ti": Card(47, 448, 24),
-    "RTX 5060": Card(38, 448, 24),
-    "RTX 4090": Card(165, 1008, 24),
-    "RTX 4080": Card(97, 717, 24),
-    "RTX 4070 Ti": Card(80, 504, 24),
-    "RTX 4070": Card(58, 504, 24),
-    "RTX 4060 Ti": Card(44, 288, 12),
-    "RTX 4060": Card(30, 272, 12),
-    "RTX 3090": Card(71, 936, 24),
-    "RTX 3080": Card(60, 760, 24),
-    "RTX 3070": Card(41, 448, 24),
-    "RTX 3060 Ti": Card(32, 448, 24),
-    "RTX 3060": Card(25, 360, 24),
+    "H200": Card(989, 4800, 55, 140),
+    "H100 PCIe": Card(756, 2000, 50, 80),
+    "H100": Card(989, 3350, 50, 80),
+    "A100": Card(312, 1555, 24, 80),
+    "L40S": Card(362, 864, 24, 48),
+    "RTX A6000": Card(155, 768, 24, 48),
+    "RTX 5090": Card(209, 1792, 50, 32),
+    "RTX 5080": Card(113, 960, 50, 16),
+    "RTX 5070 Ti": Card(88, 896, 50, 16),
+    "RTX 5070": Card(62, 672, 50, 12),
+    "RTX 5060 Ti": Card(47, 448, 24, 16),
+    "RTX 5060": Card(38, 448, 24, 8),
+    "RTX 4090": Card(165, 1008, 24, 24),
+    "RTX 4080": Card(97, 717, 24, 16),
+    "RTX 4070 Ti": Card(80, 504, 24, 16),
+    "RTX 4070": Card(58, 504, 24, 12),
+    "RTX 4060 Ti": Card(44, 288, 12, 16),
+    "RTX 4060": Card(30, 272, 12, 8),
+    "RTX 3090": Card(71, 936, 24, 24),
+    "RTX 3080": Card(60, 760, 24, 12),
+    "RTX 3070": Card(41, 448, 24, 8),
+    "RTX 3060 Ti": Card(32, 448, 24, 8),
+    "RTX 3060": Card(25, 360, 24, 12),
 }
 """By a part of the name that nvidia-smi gives; the first that fits counts.
 
