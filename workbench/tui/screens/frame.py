@@ -61,7 +61,9 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         """
 
         def call() -> object:
-            return callback(*arguments) if self.is_attached else None
+            # A program that ends takes the widgets of its screens away before the screens.
+            is_here = self.app.is_running and self.is_attached
+            return callback(*arguments) if is_here else None
 
         with contextlib.suppress(RuntimeError):  # its loop is closed
             self.app.call_later(call)
