@@ -104,6 +104,10 @@ class RowContext:
     sine: Tensor
     structure: AttentionStructure
 
+    def structure_of(self, block: int) -> AttentionStructure:
+        """Give what attention of a block needs of the documents."""
+        return self.structure
+
 
 def row_context(
     document_starts: Tensor,

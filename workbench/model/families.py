@@ -35,6 +35,19 @@ _SIZES = (
 
 
 @dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary frequencies are changed for longer documents than the base was made for.
+
+    Attributes:
+        kind: ``rope_type``: default changes nothing.
+        numbers: its parameters by the names of transformers, sorted.
+    """
+
+    kind: str = "default"
+    numbers: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Dimensions:
     """The numbers and switches that make one decoder of a family.
 
@@ -54,6 +67,10 @@ class Dimensions:
         sliding_window: tokens a query sees, itself included; None sees all before it.
         tied: the head is the embedding, stored once.
         initializer_range: standard deviation of random weights.
+        biased: the projections that have a bias: of q, k, v, o, gate, up, down.
+        query_key_norm: queries and keys are normed per head before they are turned.
+        rotary: how frequencies are scaled.
+        sliding_blocks: for each block whether its window slides; None where all are alike.
     """
 
     family: str
@@ -70,6 +87,16 @@ class Dimensions:
     sliding_window: int | None
     tied: bool
     initializer_range: float
+    biased: tuple[str, ...] = ()
+    query_key_norm: bool = False
+    rotary: RotaryScaling = RotaryScaling()
+    sliding_blocks: tuple[bool, ...] | None = None
+
+    def window_of(self, block: int) -> int | None:
+        """Give the tokens that a query of a block sees, itself included; None: all before it."""
+        if self.sliding_blocks is not None and not self.sliding_blocks[block]:
+            return None
+        return self.sliding_window
 
 
 def read_dimensions(source: Path | Mapping[str, Any]) -> Dimensions:
