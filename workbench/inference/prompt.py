@@ -9,7 +9,8 @@ from pathlib import Path
 
 from workbench.config.template_source import template_source
 from workbench.data.chat_template import ChatTemplate
-from workbench.data.tokenizer import Tokenizer, read_json
+from workbench.data.stops import end_ids_of, stops_of
+from workbench.data.tokenizer import Tokenizer
 
 
 class PromptWriter:
@@ -58,26 +59,6 @@ class PromptWriter:
         return [int(number) for number in self._template.encode_prompt(turns, self._tokenizer)]
 
 
-def stops_of(
-    template: ChatTemplate, tokenizer: Tokenizer
-) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Find what the template puts behind a reply: a token where the vocabulary has it, else text.
-
-    ``<|im_end|>`` is one token for a model that was made for ChatML, and some ordinary pieces for
-    one that has learned ChatML with an older vocabulary; either ends the reply. Pieces end it
-    before the first special token: generation stops there, and the token is no text to look for.
-    """
-    text = template.stop_text
-    if not text:
-        return frozenset(), ()
-    first, *others = template.stop_ids(tokenizer)
-    is_token = not others or tokenizer.token_text(first) in tokenizer.texts_of_special_tokens
-    if is_token:
-        return frozenset({first}), ()
-    found = [at for sign in tokenizer.texts_of_special_tokens if (at := text.find(sign)) > 0]
-    return frozenset(), (text[: min(found, default=len(text))].rstrip(),)
-
-
 def read_prompt_writer(
     folder: Path, tokenizer: Tokenizer, template: str | None, stop: Sequence[str]
 ) -> PromptWriter:
@@ -99,16 +80,3 @@ def read_prompt_writer(
         end_ids_of(folder, tokenizer),
         stop,
     )
-
-
-def end_ids_of(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Collect the tokens that end a text: of generation_config.json, config.json, the tokenizer.
-
-    Raises:
-        DataError: a file is there and cannot be read.
-    """
-    found: set[object] = {tokenizer.eos_id}
-    for name in ("generation_config.json", "config.json"):
-        stated = read_json(folder / name).get("eos_token_id")
-        found.update(stated if isinstance(stated, list) else [stated])
-    return frozenset(number for number in found if isinstance(number, int))
