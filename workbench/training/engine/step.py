@@ -292,6 +292,31 @@ class LayerMajorEngine:
         self.store.release_vocabulary(HEAD)
         return EvaluationSums(loss_sum, num_correct, sum(batch.num_targets for batch in batches))
 
+    @torch.no_grad()
+    def logits(self, *batches: Batch) -> Tensor:
+        """Give the logits of each target, (targets, V) fp32, row by row; changes nothing.
+
+        What stands at a target is not looked at: the tokens before it are what the model knows.
+
+        Args:
+            batches: as for ``evaluate``, with one target at least.
+        """
+        microbatches = self._to_device(batches)
+        self._forward(microbatches, keeps_records=False)
+        head = self.store.acquire_vocabulary(HEAD)
+        found = [
+            self._head.logits(
+                self._hidden[microbatch.tokens],
+                microbatch.positions,
+                self.store.final_norm,
+                head,
+            )
+            for microbatch in microbatches
+            if len(microbatch.positions)
+        ]
+        self.store.release_vocabulary(HEAD)
+        return torch.cat(found)
+
     def device_bytes(self) -> dict[str, int]:
         """Count the bytes that lie on the device between steps, by part."""
         return {
