@@ -207,7 +207,7 @@ def random_weights(dims: Dimensions, seed: int, dtype: torch.dtype) -> dict[str,
 
     Returns:
         Name to tensor in Hugging Face order: matrices normal with ``initializer_range``, norms
-        one.
+        one, biases zero.
     """
     weights = {
         name: torch.empty(shape, dtype=dtype) for name, shape in parameter_shapes(dims).items()
@@ -244,7 +244,7 @@ def draw_into(
 ) -> None:
     """Draw one parameter into its place, as ``random_into`` draws all; takes 16 MiB beside it."""
     if destination.dim() == 1:
-        destination.fill_(1.0)
+        destination.fill_(0.0 if name.endswith(".bias") else 1.0)
         return
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
