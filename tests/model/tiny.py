@@ -18,7 +18,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
-    "pad_token_id": 0,
+    "pad_token_id": None,  # a padding id gets no gradient in transformers
 }
 WINDOW = 9
 ORIGINAL = 16
