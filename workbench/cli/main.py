@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "estimate": ("estimate", "say what a run takes of GPU, memory, disk and time, and what fits"),
     "train": ("train", "start a run and follow it"),
     "control": ("control", "see and steer jobs: list, status, watch, save, pause, stop, …"),
+    "tb": ("tb", "start TensorBoard on a run, or on all runs of a folder"),
     "serve": ("serve", "serve a model with the OpenAI protocol"),
     "chat": ("chat", "ask a model one thing"),
     "completion": ("completion", "print the script by which bash, zsh or fish completes commands"),

@@ -31,13 +31,13 @@ from workbench.config.memory_plan import (
 from workbench.config.model_facts import (
     TRAINABLE_FAMILIES,
     ModelFacts,
-    missing_weight_files,
     read_model_facts,
 )
 from workbench.config.out_of_memory import host_remedies
 from workbench.config.problems import Problem
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
+from workbench.config.weight_files import missing_weight_files
 from workbench.control.address import check_length, new_address
 from workbench.errors import WorkbenchError
 from workbench.jobs import data_worker
@@ -215,13 +215,11 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
         )
         return
     if missing:
-        has_older = next(folder.glob("*.bin"), None) is not None
-        beside = "; its .bin weights are not read" if has_older else ""
         yield Check(
             "model",
             "error",
-            f"model folder {folder}: lacks weight files: {', '.join(missing)}{beside}",
-            "download them (safetensors), or set model.weights: random",
+            f"model folder {folder}: lacks weight files: {', '.join(missing)}",
+            "download them, or set model.weights: random",
         )
     if not (folder / "tokenizer.json").is_file():
         has_older = (folder / "tokenizer.model").is_file()
