@@ -34,7 +34,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from workbench import __version__
 from workbench.control.address import peer_uid
 from workbench.errors import DataError, RefusedError, WorkbenchError
-from workbench.inference.generate import Engine, FinishReason, Generation, Sampling
+from workbench.inference.generate import Engine
 from workbench.inference.openai_types import (
     ChatChunk,
     ChatCompletion,
@@ -50,6 +50,8 @@ from workbench.inference.openai_types import (
     Usage,
 )
 from workbench.inference.prompt import PromptWriter
+from workbench.inference.reply import FinishReason, Generation
+from workbench.inference.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
