@@ -77,6 +77,12 @@ SMALL = {
         ("qwen2", {"tie_word_embeddings": True}),
         ("qwen3", {}),
         ("qwen3", {"head_dim": 32, "attention_bias": True}),
+        ("ministral", {"head_dim": 16}),
+        ("cwm", {"mlp_bias": True}),
+        ("iquestcoder", {"head_dim": 32, "attention_bias": True}),
+        ("internlm3", {"qkv_bias": True, "bias": True}),
+        ("seed_oss", {}),
+        ("seed_oss", {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
     ],
 )
 def test_parameters_are_counted_as_transformers_makes_them(

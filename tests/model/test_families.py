@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ from transformers import AutoConfig
 
 from tests.model.tiny import KINDS, MIXED, SIZES, reference_config
 from workbench.config.family_table import FAMILIES
+from workbench.config.model_facts import read_model_facts
 from workbench.errors import RunError
+from workbench.model.decoder import block_parameters, parameter_shapes
 from workbench.model.families import read_dimensions
 
 LLAMA: dict[str, Any] = {"model_type": "llama", **SIZES}
@@ -104,6 +107,20 @@ def test_a_yarn_without_a_factor_takes_it_from_the_contexts() -> None:
     yarn = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 32}
     numbers = dict(read_dimensions(LLAMA | {"rope_parameters": yarn}).rotary.numbers)
     assert numbers["factor"] == SIZES["max_position_embeddings"] / 32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_facts_of_the_user_side_are_those_of_the_decoder(tmp_path: Path, kind: str) -> None:
+    reference_config(kind).save_pretrained(tmp_path)
+    facts, dims = read_model_facts(tmp_path), read_dimensions(tmp_path)
+    assert sorted(facts.block_shapes) == sorted(block_parameters(dims).values())
+    assert facts.num_parameters == sum(map(math.prod, parameter_shapes(dims).values()))
+    assert (facts.family, facts.biased, facts.query_key_norm, facts.max_positions) == (
+        dims.family, dims.biased, dims.query_key_norm, dims.max_positions,
+    )  # fmt: skip
+    assert (facts.sliding_window, facts.sliding_blocks) == (
+        dims.sliding_window, dims.sliding_blocks,
+    )  # fmt: skip
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
