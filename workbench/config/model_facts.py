@@ -1,8 +1,8 @@
 """What a model folder says of its model, read from ``config.json`` and file names, without torch.
 
-Serves the checks before a launch and the arithmetic of memory, which reach further than training:
-every family of ``family_table`` has facts, those in ``TRAINABLE_FAMILIES`` can be trained. The
-decoder itself reads its dimensions in ``model/families``. Invariant: nothing here reads a weight.
+Serves the checks before a launch and the arithmetic of memory. Every family of ``family_table`` has
+facts, those in ``TRAINABLE_FAMILIES`` can be trained. The decoder itself reads its dimensions in
+``model/families``. Invariant: nothing here reads a weight.
 """
 
 import json
@@ -17,7 +17,7 @@ from workbench.errors import RunError
 FAMILIES = tuple(family_table.FAMILIES)
 """``model_type`` of what the shapes here describe."""
 
-TRAINABLE_FAMILIES = ("llama", "mistral")
+TRAINABLE_FAMILIES = FAMILIES
 """``model_type`` of what the decoder of this version can be."""
 
 # No decoder comes near these; a number beyond them is a slip, and would be counted up to.
@@ -107,9 +107,16 @@ class ModelFacts:
         return self.num_layers * self.block_parameters + outside
 
     @property
+    def sliding_fraction(self) -> float:
+        """Give the share of blocks whose window slides."""
+        if self.sliding_window is None:
+            return 0.0
+        return 1.0 if self.sliding_blocks is None else sum(self.sliding_blocks) / self.num_layers
+
+    @property
     def is_trainable(self) -> bool:
         """Say whether the decoder of this version can be this model."""
-        return self.family in TRAINABLE_FAMILIES and not self.biased
+        return self.family in TRAINABLE_FAMILIES
 
 
 def read_model_facts(path: Path | str) -> ModelFacts:

@@ -198,11 +198,10 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
     for problem in problems:
         yield Check("model", "error", f"{problem.where}: {problem.what}", problem.remedy)
     if not facts.is_trainable:
-        what = f"{facts.family} with biases" if facts.biased else facts.family
         yield Check(
             "model",
             "error",
-            f"model folder {folder}: {what} cannot be trained by this version",
+            f"model folder {folder}: {facts.family} cannot be trained by this version",
             f"use a model of one of the families {', '.join(TRAINABLE_FAMILIES)}",
         )
         return
