@@ -56,7 +56,9 @@ def test_what_is_left_out_has_the_meaning_of_the_families(tmp_path: Path) -> Non
     assert facts.num_key_value_heads == 32
 
 
-SMALL = {
+SMALL: dict[str, object] = {
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
     "num_hidden_layers": 3,
     "hidden_size": 64,
     "intermediate_size": 160,

@@ -13,6 +13,7 @@ from tests.model.tiny import (
     relative_difference,
 )
 from workbench.config.family_table import FAMILIES, PROJECTIONS
+from workbench.config.rotary_scaling import NO_SCALING
 from workbench.model.decoder import (
     block_parameters,
     block_prefix,
@@ -20,7 +21,6 @@ from workbench.model.decoder import (
     row_context,
 )
 from workbench.model.rotary import scaled_frequencies
-from workbench.model.rotary_scaling import NO_SCALING
 
 ATTENTION = ("dense", "sdpa")
 LENGTH = 40

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from tests.model.tiny import KINDS, MIXED, SIZES, reference_config
 from workbench.config.family_table import FAMILIES
-from workbench.config.model_facts import read_model_facts
+from workbench.config.model_facts import facts_of, read_model_facts
 from workbench.errors import RunError
 from workbench.model.decoder import block_parameters, parameter_shapes
 from workbench.model.families import read_dimensions
@@ -145,6 +145,7 @@ PER_KIND = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"r
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"is_causal": False}, "is_causal"),
         ({"clip_qkv": 8.0}, "clip_qkv"),
+        ({"model_type": "iquestcoder", "use_sliding_window": True}, "use_sliding_window"),
         ({"rope_parameters": []}, None),
         ({"rope_parameters": ["llama3"]}, "rope_parameters: is not a mapping"),
         ({"rope_parameters": LLAMA3}, None),
@@ -197,9 +198,27 @@ def test_what_the_decoder_does_not_compute_is_refused_by_field(
     read_dimensions(LLAMA)
     if field is None:  # what differs by one field from a case below is not refused
         read_dimensions(LLAMA | stated)
+        facts_of(LLAMA | stated, where="here")
         return
     with pytest.raises(RunError, match=field):
         read_dimensions(LLAMA | stated)
+
+
+@pytest.mark.parametrize(
+    ("stated", "field"),
+    [
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_scaling": {"type": "longrope"}}, r"rope_scaling\.rope_type"),
+        ({"layer_types": MIXED}, "layer_types"),
+    ],
+)
+def test_the_user_side_refuses_the_same_before_anything_starts(
+    stated: dict[str, Any], field: str
+) -> None:
+    for read in (read_dimensions, lambda content: facts_of(content, where="here")):
+        with pytest.raises(RunError, match=field):
+            read(LLAMA | stated)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from workbench.config.memory_parts import Recompute
 from workbench.model.decoder import block_forward, block_parameters, row_context
 from workbench.model.families import Dimensions
 from workbench.model.kernels import EagerKernels
-from workbench.model.rotary_scaling import RotaryScaling
+from workbench.config.rotary_scaling import RotaryScaling
 from workbench.training.engine.block import BlockPass, Sums
 from workbench.training.engine.block_layout import bias_columns, weight_layout
 from workbench.training.engine.gradient_sums import GradientSums

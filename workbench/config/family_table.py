@@ -209,6 +209,72 @@ def family_of(stated: Mapping[str, Any], *, where: str) -> tuple[str, Family]:
     )
 
 
+def refuse_unsupported(stated: Mapping[str, Any], name: str, family: Family, *, where: str) -> None:
+    """Refuse what no block of these families computes, whatever the family.
+
+    Args:
+        stated: content of config.json.
+        name: ``model_type``.
+        family: its switches.
+        where: the file, for mistakes.
+
+    Raises:
+        RunError: naming the field, and what to do about it.
+    """
+    switches = {each for switch in family.bias_switches for each in switch.fields}
+    for key in ("attention_bias", "attention_out_bias", "mlp_bias", "qkv_bias", "bias"):
+        asked = _flag(stated, key, where=where)
+        if not asked or key in switches or (key == "attention_bias" and family.biased):
+            continue
+        raise _unsupported(
+            where,
+            key,
+            f"asks for biases that {name} does not have, and transformers reads over it",
+            "remove the field, or state the model_type that the weights are of",
+        )
+    activation = stated.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise _unsupported(
+            where,
+            "hidden_act",
+            f"{activation!r} is not supported, only silu is",
+            "use a model of the family's own activation",
+        )
+    for key, default in family.dropouts.items():
+        if stated.get(key, default):
+            raise _unsupported(
+                where,
+                key,
+                f"is {stated.get(key, default)}, and nothing is dropped here",
+                f"set {key}: 0.0 in config.json, replies stay as they are",
+            )
+    if stated.get("quantization_config") is not None:
+        raise _unsupported(
+            where,
+            "quantization_config",
+            "quantised weights cannot be trained",
+            "use the model's folder of full weights",
+        )
+    if stated.get("is_causal") is False:
+        raise _unsupported(
+            where,
+            "is_causal",
+            "attention to tokens ahead is not supported, it is for models that write nothing",
+            "use a model that writes text",
+        )
+    if family.windows == "none" and stated.get("use_sliding_window") is True:
+        raise _unsupported(
+            where,
+            "use_sliding_window",
+            f"asks for windows that {name} does not have",
+            "remove the field, or state model_type ministral, whose blocks may slide",
+        )
+    if stated.get("clip_qkv") is not None:
+        raise _unsupported(
+            where, "clip_qkv", "is not supported, and no known model needs it", "remove the field"
+        )
+
+
 def biased_projections(family: Family, stated: Mapping[str, Any]) -> tuple[str, ...]:
     """Name the projections with a bias, in the order of ``PROJECTIONS``."""
     biased = set(family.biased)
@@ -258,6 +324,17 @@ def sliding_blocks(
     if not any(slides):
         return None, None
     return window, None if all(slides) else slides
+
+
+def _unsupported(where: str, key: str, what: str, remedy: str) -> RunError:
+    return RunError(f"{key}: {what}", where=where, remedy=remedy)
+
+
+def _flag(stated: Mapping[str, Any], name: str, *, where: str) -> bool:
+    value = stated.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RunError(f"{name} is {value!r}, not true or false", where=where, remedy="correct it")
+    return value is True
 
 
 def _window(family: Family, stated: Mapping[str, Any], *, where: str) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from workbench.config import family_table
 from workbench.config.inherit import is_file, is_folder
+from workbench.config.rotary_scaling import read_rotary
 from workbench.errors import RunError
 
 FAMILIES = tuple(family_table.FAMILIES)
@@ -124,7 +125,7 @@ def read_model_facts(path: Path | str) -> ModelFacts:
 
     Raises:
         RunError: nothing there, no readable ``config.json``, a number missing in it, or a family
-            that is not known.
+            or a field that the decoder cannot be.
     """
     path = Path(path)
     if is_file(path):
@@ -168,6 +169,7 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         RunError: as ``read_model_facts``.
     """
     family, switches = family_table.family_of(stated, where=where)
+    family_table.refuse_unsupported(stated, family, switches, where=where)
     defaults: dict[str, int | None] = {
         "max_position_embeddings": switches.max_positions,
         "num_key_value_heads": switches.num_key_value_heads,
@@ -216,6 +218,7 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         sliding_blocks=slides,
     )
     has_own_size = stated.get("head_dim", switches.head_size) is not None
+    read_rotary(stated, switches, facts.max_positions or switches.max_positions, where=where)
     _check_heads(facts, has_own_size=has_own_size, where=where)
     return facts
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.config.family_table import (
-    Family,
     biased_projections,
     family_of,
+    refuse_unsupported,
     sliding_blocks,
 )
+from workbench.config.rotary_scaling import NO_SCALING, read_rotary
+from workbench.config.rotary_scaling import RotaryScaling as RotaryScaling
 from workbench.errors import RunError
-from workbench.model.rotary_scaling import NO_SCALING, read_rotary
-from workbench.model.rotary_scaling import RotaryScaling as RotaryScaling
 
 CONFIG_FILE = "config.json"
 
@@ -122,7 +122,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 def _dimensions(config: Mapping[str, Any], *, where: str) -> Dimensions:
     name, family = family_of(config, where=where)
-    _refuse_unsupported(config, name, family, where=where)
+    refuse_unsupported(config, name, family, where=where)
     sizes = {key: _positive_int(config, key, where=where) for key in _SIZES}
     num_heads, num_layers = sizes["num_attention_heads"], sizes["num_hidden_layers"]
     stated_groups = _optional_int(
@@ -172,62 +172,8 @@ def _dimensions(config: Mapping[str, Any], *, where: str) -> Dimensions:
     )
 
 
-def _refuse_unsupported(
-    config: Mapping[str, Any], name: str, family: Family, *, where: str
-) -> None:
-    switches = {field for switch in family.bias_switches for field in switch.fields}
-    for field in ("attention_bias", "attention_out_bias", "mlp_bias", "qkv_bias", "bias"):
-        asked = _flag(config, field, where=where)
-        if not asked or field in switches or (field == "attention_bias" and family.biased):
-            continue
-        raise _unsupported(
-            where,
-            field,
-            f"asks for biases that {name} does not have, and transformers reads over it",
-            "remove the field, or state the model_type that the weights are of",
-        )
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise _unsupported(
-            where,
-            "hidden_act",
-            f"{activation!r} is not supported, only silu is",
-            "use a model of the family's own activation",
-        )
-    for field, default in family.dropouts.items():
-        if config.get(field, default):
-            raise _unsupported(
-                where,
-                field,
-                f"is {config.get(field, default)}, and nothing is dropped here",
-                f"set {field}: 0.0 in config.json, replies stay as they are",
-            )
-    if config.get("quantization_config") is not None:
-        raise _unsupported(
-            where,
-            "quantization_config",
-            "quantised weights cannot be trained",
-            "use the model's folder of full weights",
-        )
-    if config.get("is_causal") is False:
-        raise _unsupported(
-            where,
-            "is_causal",
-            "attention to tokens ahead is not supported, it is for models that write nothing",
-            "use a model that writes text",
-        )
-    if config.get("clip_qkv") is not None:
-        raise _unsupported(
-            where, "clip_qkv", "is not supported, and no known model needs it", "remove the field"
-        )
-
-
 def _broken(where: str, field: str, what: str) -> RunError:
     return RunError(f"{field}: {what}", where=where, remedy="download config.json anew")
-
-
-def _unsupported(where: str, field: str, what: str, remedy: str) -> RunError:
-    return RunError(f"{field}: {what}", where=where, remedy=remedy)
 
 
 def _positive_int(config: Mapping[str, Any], key: str, *, where: str) -> int:

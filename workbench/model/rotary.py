@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from workbench.model.rotary_scaling import NO_SCALING, RotaryScaling
+from workbench.config.rotary_scaling import NO_SCALING, RotaryScaling
 
 
 def document_index(document_starts: Tensor, row_length: int) -> Tensor:
