@@ -29,7 +29,6 @@ from workbench.config.memory_plan import (
     total_words,
 )
 from workbench.config.model_facts import (
-    TRAINABLE_FAMILIES,
     ModelFacts,
     read_model_facts,
 )
@@ -197,14 +196,6 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
         return
     for problem in problems:
         yield Check("model", "error", f"{problem.where}: {problem.what}", problem.remedy)
-    if not facts.is_trainable:
-        yield Check(
-            "model",
-            "error",
-            f"model folder {folder}: {facts.family} cannot be trained by this version",
-            f"use a model of one of the families {', '.join(TRAINABLE_FAMILIES)}",
-        )
-        return
     if is_file(folder):
         yield Check(
             "model",
