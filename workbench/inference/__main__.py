@@ -291,7 +291,7 @@ async def answer_requests(
         token = os.environ.get(TOKEN_VARIABLE) or None
         if token is None:
             token = made_token = secrets.token_urlsafe(32)
-    server = HttpServer(create_app(served, token))
+    server = HttpServer(create_app([served], token))
     serving = asyncio.create_task(server.serve(sockets=list(bound.sockets)))
     await server.is_listening.wait()
     say(

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 _ROOM = 128
 
 
-class GrowingLayer(CacheLayerMixin):  # type: ignore[misc]
+class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, in buffers with room at the right."""
 
     is_sliding = False
@@ -80,7 +80,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[misc]
         return new_RHCD
 
 
-class BatchCache(Cache):  # type: ignore[misc]
+class BatchCache(Cache):
     """Keys and values of all layers."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class BatchCache(Cache):  # type: ignore[misc]
     @property
     def num_columns(self) -> int:
         """Columns that every layer has."""
-        return self.layers[0].get_seq_length() if self.layers else 0
+        return next((layer.get_seq_length() for layer in self._filled()), 0)
 
     def keep(self, rows: Sequence[int], first_column: int) -> None:
         """Forget all other rows, and the columns before the first.
@@ -120,7 +120,8 @@ class BatchCache(Cache):  # type: ignore[misc]
             layer.cut_to(num_columns)
 
     def _filled(self) -> list[Any]:
-        return [layer for layer in self.layers if layer.is_initialized]
+        layers: list[Any] = list(self.layers)
+        return [layer for layer in layers if layer.is_initialized]
 
 
 def _widened(states_RHCD: torch.Tensor, width: int) -> torch.Tensor:
