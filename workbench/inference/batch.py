@@ -92,15 +92,24 @@ class Batch:
     """A model and the rows it is at work on.
 
     Args:
-        model: of ``transformers``, on its device, in eval mode.
+        model: of ``transformers``, in eval mode.
+        device: takes its inputs; parts of the model may lie elsewhere.
+        most_rows: rows that may be generated together.
         at_once: tokens of prompts that are read in one forward; others wait no longer than that.
 
     Attributes:
         most_rows: rows that may be generated together; fewer while memory is short.
     """
 
-    def __init__(self, model: Any, most_rows: int, at_once: int) -> None:  # noqa: ANN401 - untyped
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - transformers gives its models no useful type
+        device: torch.device,
+        most_rows: int,
+        at_once: int,
+    ) -> None:
         self._model = model
+        self._device = device
         self._at_once = at_once
         self._rows: list[Row] = []
         self._paddings: list[int] = []
@@ -324,7 +333,7 @@ class Batch:
 
     def _lower_limit(self) -> None:
         self.most_rows = max(1, len(self.rows))
-        if self._model.device.type == "cuda":
+        if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     # ---- the model ---------------------------------------------------------------------------
@@ -333,8 +342,8 @@ class Batch:
         """Say which columns are no padding: (R, C) int64; None if none is."""
         if not any(paddings):
             return None
-        starts_R1 = torch.tensor(paddings, device=self._model.device)[:, None]
-        columns_C = torch.arange(num_columns, device=self._model.device)
+        starts_R1 = torch.tensor(paddings, device=self._device)[:, None]
+        columns_C = torch.arange(num_columns, device=self._device)
         return (columns_C >= starts_R1).long()
 
     def _forward(
@@ -357,7 +366,7 @@ class Batch:
         Returns:
             (R, T or ``keep``, V) logits.
         """
-        device = self._model.device
+        device = self._device
         places = [list(positions)] if isinstance(positions, range) else positions
         if mask_RC is not None:
             mask_RC = mask_RC[:, : cache.num_columns + len(ids[0])]

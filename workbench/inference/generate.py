@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,6 +67,8 @@ class Engine:
         dtype: precision of the weights; ``auto`` takes what config.json says.
         most_rows: replies that are made at the same time.
         turns: shared by all engines of a device.
+        memory_gib: weights take no more of the device; None: as much as is free.
+        narrate: is told what a person should know before the model is loaded.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Engine:
         *,
         most_rows: int = MOST_ROWS,
         turns: Turns | None = None,
+        memory_gib: float | None = None,
+        narrate: Callable[[str], None] | None = None,
     ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
@@ -90,6 +94,8 @@ class Engine:
         self._dtype_name = dtype
         self._most_rows = most_rows
         self._turns = turns or Turns()
+        self._memory_gib = memory_gib
+        self._narrate = narrate
         self._model: Any = None
         self._waiting: deque[Row] = deque()
         self._has_news = threading.Condition()
@@ -123,7 +129,7 @@ class Engine:
     def device(self) -> str:
         """Where the model is, once loaded."""
         assert self._model is not None, "the model is not loaded"
-        return str(self._model.device)
+        return str(self._device)
 
     @property
     def dtype(self) -> str:
@@ -189,9 +195,15 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            self._model = load_model(self._folder, self._device_name, self._dtype_name)
-            at_once = _AT_ONCE["cuda" if self._model.device.type == "cuda" else "cpu"]
-            batch = Batch(self._model, self._most_rows, at_once)
+            self._model, self._device = load_model(
+                self._folder,
+                self._device_name,
+                self._dtype_name,
+                memory_gib=self._memory_gib,
+                narrate=self._narrate,
+            )
+            at_once = _AT_ONCE[self._device.type]
+            batch = Batch(self._model, self._device, self._most_rows, at_once)
         except Exception as error:  # noqa: BLE001 - handed to the one who waits in start()
             self._report_loaded(error)
             return

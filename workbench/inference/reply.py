@@ -8,7 +8,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from workbench.errors import WorkbenchError
 from workbench.inference.detokenizer import Detokenizer
@@ -81,6 +81,46 @@ class Generation:
             yield piece
             if piece.finish_reason is not None:
                 return
+
+
+class ReplyMaker(Protocol):
+    """What the server wants of an engine."""
+
+    @property
+    def device(self) -> str:
+        """Where the model is, once loaded."""
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the weights, once loaded."""
+
+    @property
+    def is_busy(self) -> bool:
+        """A reply is being generated at this moment."""
+
+    @property
+    def num_running(self) -> int:
+        """Replies that are being generated at this moment."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not begun."""
+
+    @property
+    def num_tokens_made(self) -> int:
+        """Tokens of all replies since the start."""
+
+    async def start(self) -> None:
+        """Load the model; return when it can generate."""
+
+    def submit_all(self, requests: Sequence[tuple[Sequence[int], Sampling]]) -> list[Generation]:
+        """Queue several replies, all of them or none; call from the loop that reads them."""
+
+    def cancel_all(self) -> None:
+        """End all replies, each with an error; take no more."""
+
+    def close(self) -> bool:
+        """End everything; tell whether it has ended."""
 
 
 class ReplyText:

@@ -26,7 +26,6 @@ from workbench import __version__
 from workbench.control.address import peer_uid
 from workbench.errors import DataError, RefusedError, WorkbenchError
 from workbench.inference.answers import Answer, ChatAnswer, Receive, TextAnswer
-from workbench.inference.generate import Engine
 from workbench.inference.openai_types import (
     ChatRequest,
     CompletionRequest,
@@ -36,6 +35,7 @@ from workbench.inference.openai_types import (
     ModelList,
 )
 from workbench.inference.prompt import PromptWriter
+from workbench.inference.reply import ReplyMaker
 from workbench.inference.sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ServedModel:
 
     name: str
     context: int
-    engine: Engine
+    engine: ReplyMaker
     prompts: PromptWriter
     created: int
     truncates: bool = False
