@@ -13,6 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from tests.inference.tiny_model import CHATML, write_tiny_model
+from tests.training.late_lanes import LateLanes
+from tests.training.test_step import assert_same
+from tests.training.test_streaming import PLACES, state
 from tests.training.tiny import CPU, dimensions, step_rows, tiny_engine
 from workbench.config.load import dump_config, read_resolved
 from workbench.config.schema.config import Config
@@ -125,6 +128,26 @@ def test_where_weights_live_changes_no_logit() -> None:
     ]
     for other in others:
         assert torch.equal(first, other)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_asked_between_steps_changes_no_bit_of_them(place: str) -> None:
+    """Copies that come as late as they may meet the questions too."""
+    dims = dimensions(layers=5)
+    lanes = LateLanes()
+    silent, asked = tiny_engine(dims), tiny_engine(dims, lanes=lanes, **PLACES[place])
+    question = step_rows(90).microbatches
+    sums = []
+    for number in range(1, 6):
+        rows = step_rows(number, num_microbatches=2)
+        sums.append(
+            [float(tiny.engine.step(rows, number, 3e-3).loss_sum) for tiny in (silent, asked)]
+        )
+        first, again = asked.engine.logits(*question), asked.engine.logits(*question)
+        assert torch.equal(first, again)
+    assert [one for one, _ in sums] == [other for _, other in sums]
+    assert_same(state(silent), state(asked))
+    assert lanes.num_late > 0
 
 
 # ---- replies -----------------------------------------------------------------------------------
