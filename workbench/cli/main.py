@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "start a run and follow it"),
     "control": ("control", "see and steer jobs: list, status, watch, save, pause, stop, …"),
     "tb": ("tb", "start TensorBoard on a run, or on all runs of a folder"),
+    "convert": ("convert", "prepare a model: dtype, length, chat template, added tokens"),
     "serve": ("serve", "serve a model with the OpenAI protocol"),
     "chat": ("chat", "ask a model one thing"),
     "checkpoints": ("checkpoints", "list the checkpoints of a run, prove that they are whole"),

@@ -67,8 +67,52 @@ class Verified(Record, frozen=True, tag="verified"):
     difference: float
 
 
+class Planned(Record, frozen=True, tag="planned"):
+    """What a conversion comes to, before anything is written.
+
+    Attributes:
+        source: the model folder.
+        changes: in words.
+        notices: what should be known, in words.
+        bytes: of the new folder.
+        vocabulary_size: of the model afterwards.
+    """
+
+    source: str
+    changes: list[str]
+    notices: list[str]
+    bytes: int
+    vocabulary_size: int
+
+
+class Converted(Record, frozen=True, tag="converted"):
+    """A converted model folder is complete.
+
+    Attributes:
+        path: of the folder.
+        bytes: of all its files.
+        files: name to SHA-256 of each.
+        difference: of its logits from the source's with weights of the same dtype, relative.
+        rounding: how far the new dtype alone moves the logits; 0 where it is the old one.
+    """
+
+    path: str
+    bytes: int
+    files: dict[str, str]
+    difference: float
+    rounding: float
+
+
+class Fetched(Record, frozen=True, tag="fetched"):
+    """A model of the hub is on this machine, in the folder ``path``."""
+
+    path: str
+
+
 class Done(Record, frozen=True, tag="done"):
     """All that was asked for is said."""
 
 
-AnyRecord = Progress | Notice | Refused | Published | Verified | Done
+AnyRecord = (
+    Progress | Notice | Refused | Published | Verified | Planned | Converted | Fetched | Done
+)

@@ -12,14 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
+from workbench.config.added_tokens_file import AddedTokens
 from workbench.control.publish_records import (
     AnyRecord,
+    Converted,
     Done,
+    Fetched,
     Notice,
+    Planned,
     Progress,
     Published,
     Refused,
@@ -47,6 +51,34 @@ class FinalizeRequest(msgspec.Struct, forbid_unknown_fields=True):
     gguf: str | None = None
 
 
+class ConvertRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Prepare a model; None leaves a thing as it is.
+
+    Attributes:
+        source: a model folder.
+        destination: a folder that is not there yet; None plans alone.
+        dtype: of all weights.
+        max_length: longest document, tokens.
+        template: Jinja source of a chat template.
+        added: tokens.
+        max_shard_bytes: no file of weights holds more; None: as is usual.
+    """
+
+    source: Path
+    destination: Path | None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    max_length: int | None = None
+    template: str | None = None
+    added: AddedTokens | None = None
+    max_shard_bytes: int | None = None
+
+
+class FetchRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Download a model of the hub into the cache of its library."""
+
+    hub_id: str
+
+
 class VerifyRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Compare our logits of a model folder with those of transformers."""
 
@@ -55,7 +87,12 @@ class VerifyRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 def main(arguments: Sequence[str]) -> int:
     """Run one of this package's tasks; give its exit status."""
-    modes: dict[str, Callable[[str], None]] = {"finalize": _finalize, "verify": _verify}
+    modes: dict[str, Callable[[str], None]] = {
+        "convert": _convert,
+        "fetch": _fetch,
+        "finalize": _finalize,
+        "verify": _verify,
+    }
     if len(arguments) != 1 or arguments[0] not in modes:
         sys.stderr.write(
             f"usage: python -m workbench.model {'|'.join(modes)}, a request on stdin\n"
@@ -105,6 +142,48 @@ def _finalize(line: str) -> None:
             gguf=made.gguf,
         )
     )
+
+
+def _convert(line: str) -> None:
+    from workbench.model.convert import DTYPES, Wish, convert, plan_conversion
+    from workbench.model.safetensors_writer import MAX_SHARD_BYTES
+
+    request = read_request(line, ConvertRequest)
+    wish = Wish(
+        dtype=None if request.dtype is None else DTYPES[request.dtype],
+        max_length=request.max_length,
+        template=request.template,
+        added=request.added,
+    )
+    conversion = plan_conversion(request.source, wish)
+    say(
+        Planned(
+            source=str(request.source),
+            changes=list(conversion.changes),
+            notices=list(conversion.notices),
+            bytes=conversion.num_bytes,
+            vocabulary_size=conversion.vocabulary_size,
+        )
+    )
+    if request.destination is None:
+        return
+    max_shard_bytes = request.max_shard_bytes or MAX_SHARD_BYTES
+    made = convert(conversion, request.destination, max_shard_bytes, tell=Teller())
+    say(
+        Converted(
+            path=str(made.path),
+            bytes=made.bytes,
+            files={name: written.sha256 for name, written in made.files.items()},
+            difference=made.difference,
+            rounding=made.rounding,
+        )
+    )
+
+
+def _fetch(line: str) -> None:
+    from workbench.data.hub import fetch_model
+
+    say(Fetched(path=str(fetch_model(read_request(line, FetchRequest).hub_id))))
 
 
 def _verify(line: str) -> None:
