@@ -170,7 +170,7 @@ class FusedKernels:
         rows, head_dim = x_TN.shape[0], weight_R.shape[0]
         if rows == 0:
             return
-        num_heads = x_TN.shape[1] // head_dim
+        num_heads, block = x_TN.shape[1] // head_dim, triton.next_power_of_2(head_dim)
         _norm_heads[(rows, triton.cdiv(num_heads, _HEADS))](
             x_TN,
             weight_R,
@@ -180,9 +180,9 @@ class FusedKernels:
             num_heads,
             epsilon,
             WIDTH=head_dim,
-            BLOCK=triton.next_power_of_2(head_dim),
+            BLOCK=block,
             HEADS=_HEADS,
-            num_warps=_HEADS_WARPS,
+            num_warps=_row_warps(_HEADS * block),
             enable_fp_fusion=False,
         )
 
@@ -225,7 +225,7 @@ class FusedKernels:
             BLOCK=block,
             HEADS=_HEADS,
             STAGES=_stages(2 * _HEADS * block * x_TN.element_size()),
-            num_warps=_HEADS_WARPS,
+            num_warps=_row_warps(_HEADS * block),
             enable_fp_fusion=False,
         )
         _sum_parts(parts_PR, weight_sum_R)
