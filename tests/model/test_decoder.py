@@ -47,6 +47,7 @@ def test_the_kinds_have_every_family_every_scaling_and_every_switch() -> None:
     assert {name for each in dims for name in each.biased} == set(PROJECTIONS)
     assert {each.query_key_norm for each in dims} == {True, False}
     assert any(each.sliding_blocks is not None for each in dims)
+    assert any(each.turned_blocks is not None for each in dims)
     # Rows reach beyond what each scaling takes for its original context.
     for each in dims:
         numbers = dict(each.rotary.numbers)
@@ -79,6 +80,19 @@ def test_the_blocks_that_slide_are_those_named(kind: str) -> None:
     named = our_logits(weights, dims, ids, [[0], [0]])
     for others in (None, (*dims.sliding_blocks[1:], not dims.sliding_blocks[0])):
         altered = replace(dims, sliding_blocks=others)
+        assert relative_difference(our_logits(weights, altered, ids, [[0], [0]]), named) > 1e-2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "smollm3" in kind])
+def test_the_blocks_without_positions_are_those_named(kind: str) -> None:
+    reference = reference_model(kind)
+    dims, weights = dimensions_of(reference), reference.state_dict()
+    assert dims.turned_blocks is not None
+    assert 0 < sum(dims.turned_blocks) < dims.num_layers
+    ids = torch.randint(dims.vocabulary_size, (2, LENGTH))
+    named = our_logits(weights, dims, ids, [[0], [0]])
+    for others in (None, (*dims.turned_blocks[1:], dims.turned_blocks[0])):
+        altered = replace(dims, turned_blocks=others)
         assert relative_difference(our_logits(weights, altered, ids, [[0], [0]]), named) > 1e-2
 
 

@@ -45,7 +45,7 @@ def test_a_file_that_says_little_means_what_transformers_takes_it_to_mean(
     little |= {"num_attention_heads": 32, "hidden_size": 128, "num_hidden_layers": 31}
     if family == "ministral":
         little["head_dim"] = 4  # transformers fails without
-    dropped = {"attention_dropout": 0.0, "residual_dropout": 0.0}
+    dropped: dict[str, Any] = {"attention_dropout": 0.0, "residual_dropout": 0.0}
     config = AutoConfig.for_model(family, **little | dropped)
     config.save_pretrained(tmp_path)
     assert read_dimensions({"model_type": family, **little, **dropped}) == read_dimensions(tmp_path)
@@ -134,7 +134,10 @@ PER_KIND = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"r
         ({"model_type": None}, "model_type"),
         ({"model_type": ["llama"]}, "model_type"),
         ({"model_type": "mixtral"}, "model_type is 'mixtral'.* needs experts"),
-        ({"model_type": "smollm3"}, "blocks without positions"),
+        ({"model_type": "exaone4"}, "model_type is 'exaone4'.* blocks without positions"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0, "x"]}, "no_rope_layers"),
+        ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval"),
         ({"model_type": "mistral", "attention_bias": True}, "attention_bias"),
         ({"model_type": "qwen2", "mlp_bias": True}, "mlp_bias"),
         ({"model_type": "internlm3", "attention_out_bias": True}, "attention_out_bias"),

@@ -122,6 +122,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_bias": True,
         },
     ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5}),
+    "smollm3, untied, windows where nothing is turned": (
+        "smollm3",
+        {
+            "tie_word_embeddings": False,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "no_rope_layers": [0, 1, 1],
+            **_scaled("yarn"),
+        },
+    ),
 }
 """Name to ``model_type`` and what differs from ``SIZES``; every family and every switch."""
 

@@ -12,10 +12,10 @@ from tests.training.test_step import assert_same, train_by_autograd
 from tests.training.test_streaming import PLACES, RECOMPUTE, state
 from tests.training.tiny import CPU, LENGTH, TinyEngine, dimensions, step_rows, tiny_engine
 from workbench.config.memory_parts import Recompute
+from workbench.config.rotary_scaling import RotaryScaling
 from workbench.model.decoder import block_forward, block_parameters, row_context
 from workbench.model.families import Dimensions
 from workbench.model.kernels import EagerKernels
-from workbench.config.rotary_scaling import RotaryScaling
 from workbench.training.engine.block import BlockPass, Sums
 from workbench.training.engine.block_layout import bias_columns, weight_layout
 from workbench.training.engine.gradient_sums import GradientSums
@@ -36,6 +36,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
         "sliding_blocks": (True, False, True, True, False),
     },
+    "no positions in some blocks": {"turned_blocks": (True, False, False, True, True)},
     "dynamic positions": {
         "rotary": RotaryScaling("dynamic", (("factor", 2.0), ("max_position_embeddings", 4.0)))
     },
@@ -57,14 +58,16 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "query_key_norm": True,
         "sliding_window": WINDOW,
         "sliding_blocks": (False, True, False, True, True),
+        "turned_blocks": (False, True, True, False, True),
     },
 }
 
 
 def family(switches: str, *, layers: int = 5, tied: bool = False) -> Dimensions:
     changes = dict(SWITCHES[switches])
-    if "sliding_blocks" in changes:
-        changes["sliding_blocks"] = changes["sliding_blocks"][:layers]
+    for name in ("sliding_blocks", "turned_blocks"):
+        if name in changes:
+            changes[name] = changes[name][:layers]
     return replace(dimensions(layers=layers, tied=tied), **changes)
 
 
@@ -206,11 +209,11 @@ def test_evaluation_sees_the_loss_of_the_step(switches: str) -> None:
 
 
 @pytest.mark.parametrize("switches", [*SWITCHES][5:])
-def test_windows_by_block_and_scaled_positions_show_in_the_loss(switches: str) -> None:
+def test_windows_by_block_and_other_positions_show_in_the_loss(switches: str) -> None:
     """Else equality with autograd would say nothing of them."""
     dims = family(switches)
-    plain = replace(dims, sliding_window=None, sliding_blocks=None, rotary=RotaryScaling())
-    all_alike = replace(dims, sliding_blocks=None, rotary=RotaryScaling())
+    all_alike = replace(dims, sliding_blocks=None, turned_blocks=None, rotary=RotaryScaling())
+    plain = replace(all_alike, sliding_window=None)
     losses = [train(engine_of(each), num_steps=1)[0] for each in (dims, plain, all_alike)]
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
     assert losses[0] != pytest.approx(losses[2], rel=1e-4)

@@ -48,8 +48,12 @@ class Family:
         windows: which blocks slide, where ``layer_types`` does not say it: none at all, and
             ``layer_types`` has no meaning; all, and it has none either; by_layer_types: all;
             last: those from ``max_window_layers`` on, if ``use_sliding_window``; three_of_four:
-            all but every fourth, from the first on.
+            all but every fourth, from the first on; unturned: those without positions, if
+            ``use_sliding_window``.
         sliding_window: tokens, where the file does not say.
+        leaves_unturned: ``no_rope_layers`` says which blocks have no rotary positions, and where
+            the file has none, every fourth has not.
+        tied: embedding and head are one, where the file does not say.
         dropouts: fields of chances to drop, and what they are where the file does not say.
     """
 
@@ -62,8 +66,10 @@ class Family:
     biased: tuple[str, ...] = ()
     bias_switches: tuple[BiasSwitch, ...] = ()
     query_key_norm: bool = False
-    windows: Literal["none", "all", "by_layer_types", "last", "three_of_four"] = "none"
+    windows: Literal["none", "all", "by_layer_types", "last", "three_of_four", "unturned"] = "none"
     sliding_window: int | None = None
+    leaves_unturned: bool = False
+    tied: bool = False
     dropouts: Mapping[str, float] = field(default_factory=lambda: {"attention_dropout": 0.0})
 
 
@@ -144,6 +150,16 @@ FAMILIES: dict[str, Family] = {
         ),
         dropouts={"attention_dropout": 0.1, "residual_dropout": 0.1},
     ),
+    # Llama without positions in every fourth block.
+    "smollm3": Family(
+        max_positions=32768,
+        num_key_value_heads=4,
+        rope_theta=2e6,
+        bias_switches=(_ATTENTION_BIAS, _MLP_BIAS),
+        windows="unturned",
+        leaves_unturned=True,
+        tied=True,
+    ),
 }
 """``model_type`` to its switches."""
 
@@ -181,7 +197,6 @@ NEEDED: dict[str, str] = {
     "qwen3_moe": _EXPERTS,
     "qwen3_next": "linear attention in most blocks, and experts",
     "qwen3_vl": _PICTURES,
-    "smollm3": "blocks without positions (no_rope_layers)",
     "stablelm": "layer norms, and rotary positions of a part of each head",
     "starcoder2": "layer norms, and an MLP of two matrices",
 }
@@ -337,10 +352,44 @@ def _flag(stated: Mapping[str, Any], name: str, *, where: str) -> bool:
     return value is True
 
 
+def turned_blocks(
+    family: Family, stated: Mapping[str, Any], num_blocks: int, *, where: str
+) -> tuple[bool, ...] | None:
+    """Say for each block whether queries and keys are turned by their positions; None: in all.
+
+    Raises:
+        RunError: ``no_rope_layers`` does not fit the model.
+    """
+    if not family.leaves_unturned:
+        return None
+    named = stated.get("no_rope_layers")
+    if named is None:
+        interval = stated.get("no_rope_layer_interval", 4)
+        if type(interval) is not int or interval < 1:
+            raise RunError(
+                f"no_rope_layer_interval is {interval!r}, expected a whole number of at least 1",
+                where=where,
+                remedy="download config.json anew",
+            )
+        turned = tuple((block + 1) % interval != 0 for block in range(num_blocks))
+    else:
+        # Its name says the opposite: 1 is a block with positions.
+        is_list = isinstance(named, list) and len(named) == num_blocks
+        if not is_list or any(value not in (0, 1) for value in named):
+            raise RunError(
+                f"no_rope_layers is {named!r}, expected 0 or 1 for each of {num_blocks} blocks",
+                where=where,
+                remedy="download config.json anew",
+            )
+        turned = tuple(map(bool, named))
+    return None if all(turned) else turned
+
+
 def _window(family: Family, stated: Mapping[str, Any], *, where: str) -> int | None:
     if family.windows == "none":
         return None
-    if family.windows == "last" and stated.get("use_sliding_window") is not True:
+    has_switch = family.windows in ("last", "unturned")
+    if has_switch and stated.get("use_sliding_window") is not True:
         return None
     window = stated.get("sliding_window", family.sliding_window)
     if window is None:
@@ -368,6 +417,9 @@ def _blocks_by_default(
                 remedy="download config.json anew",
             )
         return tuple(block >= first for block in range(num_blocks))
+    if family.windows == "unturned":
+        turned = turned_blocks(family, stated, num_blocks, where=where)
+        return (False,) * num_blocks if turned is None else tuple(not each for each in turned)
     if family.windows == "three_of_four":
         return tuple(block % 4 != 0 for block in range(num_blocks))
     return (True,) * num_blocks

@@ -212,7 +212,7 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         vocabulary_size=number("vocab_size"),
         max_positions=optional("max_position_embeddings"),
         sliding_window=window,
-        tied=stated.get("tie_word_embeddings") is True,
+        tied=stated.get("tie_word_embeddings", switches.tied) is True,
         biased=family_table.biased_projections(switches, stated),
         query_key_norm=switches.query_key_norm,
         sliding_blocks=slides,

@@ -220,7 +220,7 @@ def block_forward(
         x: (B, T, D).
         context: of the microbatch.
         dims: of the model.
-        block: its number, which says how far it sees.
+        block: its number, which says how far it sees and whether it knows of positions.
 
     Returns:
         (B, T, D).
@@ -233,8 +233,9 @@ def block_forward(
     if dims.query_key_norm:
         q = rms_norm(q, weights[QUERY_NORM], dims.norm_epsilon)
         k = rms_norm(k, weights[KEY_NORM], dims.norm_epsilon)
-    q = rotate(q, context.cosine, context.sine)
-    k = rotate(k, context.cosine, context.sine)
+    if dims.is_turned(block):
+        q = rotate(q, context.cosine, context.sine)
+        k = rotate(k, context.cosine, context.sine)
     attended = attend(q, k, v, context.structure_of(block)).reshape(rows, length, -1)
     residual = x + _project(weights, "o", attended)
     normed = rms_norm(residual, weights["post_attention_layernorm.weight"], dims.norm_epsilon)

@@ -16,6 +16,7 @@ from workbench.config.family_table import (
     family_of,
     refuse_unsupported,
     sliding_blocks,
+    turned_blocks,
 )
 from workbench.config.rotary_scaling import NO_SCALING, read_rotary
 from workbench.config.rotary_scaling import RotaryScaling as RotaryScaling
@@ -56,6 +57,8 @@ class Dimensions:
         query_key_norm: queries and keys are normed per head before they are turned.
         rotary: how frequencies are scaled.
         sliding_blocks: for each block whether its window slides; None where all are alike.
+        turned_blocks: for each block whether its queries and keys are turned by their positions;
+            None: in all.
     """
 
     family: str
@@ -76,12 +79,17 @@ class Dimensions:
     query_key_norm: bool = False
     rotary: RotaryScaling = NO_SCALING
     sliding_blocks: tuple[bool, ...] | None = None
+    turned_blocks: tuple[bool, ...] | None = None
 
     def window_of(self, block: int) -> int | None:
         """Give the tokens that a query of a block sees, itself included; None: all before it."""
         if self.sliding_blocks is not None and not self.sliding_blocks[block]:
             return None
         return self.sliding_window
+
+    def is_turned(self, block: int) -> bool:
+        """Say whether a block turns its queries and keys by their positions."""
+        return self.turned_blocks is None or self.turned_blocks[block]
 
 
 def read_dimensions(source: Path | Mapping[str, Any]) -> Dimensions:
@@ -163,12 +171,13 @@ def _dimensions(config: Mapping[str, Any], *, where: str) -> Dimensions:
         rope_theta=rope_theta,
         max_positions=max_positions,
         sliding_window=window,
-        tied=_flag(config, "tie_word_embeddings", where=where),
+        tied=_flag(config, "tie_word_embeddings", family.tied, where=where),
         initializer_range=_number(config, "initializer_range", 0.02, where=where),
         biased=biased_projections(family, config),
         query_key_norm=family.query_key_norm,
         rotary=rotary,
         sliding_blocks=slides,
+        turned_blocks=turned_blocks(family, config, num_layers, where=where),
     )
 
 
@@ -206,8 +215,8 @@ def _number(config: Mapping[str, Any], key: str, default: float, *, where: str) 
     return float(value)
 
 
-def _flag(config: Mapping[str, Any], key: str, *, where: str) -> bool:
-    value = config.get(key, False)
+def _flag(config: Mapping[str, Any], key: str, default: bool, *, where: str) -> bool:
+    value = config.get(key, default)
     if value is None:
         return False
     if not isinstance(value, bool):

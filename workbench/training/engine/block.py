@@ -141,7 +141,7 @@ class BlockPass:
             record["x"].copy_(hidden_TD)
         qkv_TE = record["qkv"] if "qkv" in kept else self._qkv_rows(len(hidden_TD))
         self._project(weights, hidden_TD, qkv_TE)
-        turned_TE = self._turn(weights, qkv_TE, context)
+        turned_TE = self._turn(weights, qkv_TE, context, block)
         attended = self._attend(turned_TE, qkv_TE, context, block)
         if "attended" in kept:
             record["attended"].copy_(_flat(attended.out_BTHD))
@@ -185,12 +185,12 @@ class BlockPass:
         if "qkv" in record:
             qkv_TE, residual_TD = record["qkv"], record["residual"]
             is_turned = not self._dims.query_key_norm
-            turned_TE = qkv_TE if is_turned else self._turn(weights, qkv_TE, context)
+            turned_TE = qkv_TE if is_turned else self._turn(weights, qkv_TE, context, block)
             attended = self._kept_attention(record, context)
         else:
             qkv_TE = self._qkv_rows(num_tokens)
             self._project(weights, x_TD, qkv_TE)
-            turned_TE = self._turn(weights, qkv_TE, context)
+            turned_TE = self._turn(weights, qkv_TE, context, block)
             attended = self._attend(turned_TE, qkv_TE, context, block)
             residual_TD = _rows(self._residual, num_tokens, self._dims.hidden_size)
             torch.addmm(x_TD, _flat(attended.out_BTHD), weights[_OUT].t(), out=residual_TD)
@@ -255,12 +255,19 @@ class BlockPass:
             seen.attended,
             context.structure_of(block),
         )
-        cosine_TR, sine_TR = _tables(context)
         of_qkv_TE = seen.turned_TE  # attention was the last to read it
-        self._kernels.pack_rotated_back(
-            dq.flatten(0, 1), dk.flatten(0, 1), dv.flatten(0, 1), cosine_TR, sine_TR,
-            out_TE=of_qkv_TE,
-        )  # fmt: skip
+        if self._dims.is_turned(block):
+            cosine_TR, sine_TR = _tables(context)
+            self._kernels.pack_rotated_back(
+                dq.flatten(0, 1), dk.flatten(0, 1), dv.flatten(0, 1), cosine_TR, sine_TR,
+                out_TE=of_qkv_TE,
+            )  # fmt: skip
+        else:
+            sizes = [self._queries, self._keys, self._keys]
+            for columns_TN, part in zip(
+                torch.split(of_qkv_TE, sizes, 1), (dq, dk, dv), strict=True
+            ):
+                columns_TN.view(len(columns_TN), -1, self._dims.head_dim).copy_(part.flatten(0, 1))
         del dq, dk, dv
         for name, columns in self._normed_heads:
             self._kernels.norm_heads_backward(
@@ -284,8 +291,8 @@ class BlockPass:
         torch.mm(normed_TD, weights[_QKV].t(), out=qkv_TE)
         self._add_biases(weights, _QKV, qkv_TE)
 
-    def _turn(self, weights: Weights, qkv_TE: Tensor, context: RowContext) -> Tensor:
-        """Norm queries and keys where the model does, and turn them by their positions.
+    def _turn(self, weights: Weights, qkv_TE: Tensor, context: RowContext, block: int) -> Tensor:
+        """Norm queries and keys where the model does, and turn them where the block does.
 
         Returns:
             (T, E): the argument itself; where heads are normed a buffer, without the values.
@@ -300,11 +307,12 @@ class BlockPass:
                 self._dims.norm_epsilon,
                 out_TN=turned_TE[:, columns],
             )
-        num_heads = self._dims.num_heads + self._dims.num_key_value_heads
-        cosine_TR, sine_TR = _tables(context)
-        self._kernels.rotate(
-            turned_TE, cosine_TR, sine_TR, num_heads=num_heads, head_dim=self._dims.head_dim
-        )
+        if self._dims.is_turned(block):
+            num_heads = self._dims.num_heads + self._dims.num_key_value_heads
+            cosine_TR, sine_TR = _tables(context)
+            self._kernels.rotate(
+                turned_TE, cosine_TR, sine_TR, num_heads=num_heads, head_dim=self._dims.head_dim
+            )
         return turned_TE
 
     def _add_biases(self, weights: Weights, product: str, rows_TN: Tensor) -> None:
