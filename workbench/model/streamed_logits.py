@@ -66,7 +66,8 @@ def streamed_logits(folder: Path, ids: Tensor, tell: Tell | None = None) -> Tens
 
     starts = torch.zeros((len(ids), 1), dtype=torch.int32)
     context = row_context(starts, ids.shape[1], dims, torch.float32, "dense")
-    with torch.inference_mode():
+    # No inference mode: threads of the reader fill these tensors, and it does not hold in them.
+    with torch.no_grad():
         x = embed(read(EMBEDDING)[0], ids)
         for block in range(dims.num_layers):
             names = list(block_parameters(dims))
