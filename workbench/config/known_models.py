@@ -52,6 +52,7 @@ KNOWN_MODELS = {
     "smollm2-135m": _facts("llama", 30, 576, 1536, (9, 3), 49152, 8192, tied=True),
     "smollm2-360m": _facts("llama", 32, 960, 2560, (15, 5), 49152, 8192, tied=True),
     "smollm2-1.7b": _facts("llama", 24, 2048, 8192, (32, 32), 49152, 8192, tied=True),
+    "smollm3-3b": _facts("smollm3", 36, 2048, 11008, (16, 4), 128256, 65536, tied=True),
     "tinyllama-1.1b": _facts("llama", 22, 2048, 5632, (32, 4), 32000, 2048),
     "llama-2-7b": _facts("llama", 32, 4096, 11008, (32, 32), 32000, 4096),
     "llama-2-13b": _facts("llama", 40, 5120, 13824, (40, 40), 32000, 4096),
