@@ -198,3 +198,21 @@ def test_a_list_says_which_is_the_newest_the_best_and_not_complete(
     assert told(capsys, "checkpoints", "list", empty)[:2] == (0, "")
     assert told(capsys, "checkpoints", "verify", empty)[0] == 2
     assert told(capsys, "checkpoints", "list", tmp_path / "nowhere")[0] == 2
+
+
+def test_a_gguf_file_and_a_modelfile_come_along(
+    capsys: pytest.CaptureFixture[str], run: RunFolder, tmp_path: Path
+) -> None:
+    status, out, err = told(
+        capsys, "finalize", run.path, tmp_path / "out", "--gguf", "f16", "--json"
+    )
+    assert status == 0, err
+    facts = json.loads(out)
+    assert facts["gguf"] == "out-f16.gguf"
+    assert {"out-f16.gguf", "Modelfile", "model.safetensors"} <= facts["files"].keys()
+    assert (tmp_path / "out" / "out-f16.gguf").read_bytes()[:4] == b"GGUF"
+    assert told(capsys, "checkpoints", "verify", tmp_path / "out")[0] == 0
+    # A published model can be published again, without what was made for others.
+    status, _, err = told(capsys, "finalize", tmp_path / "out", tmp_path / "again")
+    assert status == 0, err
+    assert not list((tmp_path / "again").glob("*.gguf"))
