@@ -35,15 +35,17 @@ def main() -> None:
     torch.set_num_threads(1)
     checkpoint, destination = Path(sys.argv[1]), Path(sys.argv[2]) / "out"
     chance = random.Random(7)
-    finalize([checkpoint], destination.with_name("first"))  # loads all that is imported late
+    finalize(
+        [checkpoint], destination.with_name("first"), gguf="f16"
+    )  # loads all that is imported late
     shutil.rmtree(destination.with_name("first"))
     begin = time.monotonic()
-    finalize([checkpoint], destination.with_name("first"))
+    finalize([checkpoint], destination.with_name("first"), gguf="q8_0")
     usual_seconds = time.monotonic() - begin
-    for _ in range(int(sys.argv[3])):
+    for number in range(int(sys.argv[3])):
         child = os.fork()
         if child == 0:
-            finalize([checkpoint], destination)
+            finalize([checkpoint], destination, gguf="q8_0" if number % 2 else None)
             os._exit(0)
         time.sleep(chance.uniform(0.0, 1.2) * usual_seconds)
         os.kill(child, signal.SIGKILL)

@@ -95,6 +95,17 @@ def test_every_token_that_ends_a_reply_is_in_the_generation_config(
     assert after["pad_token_id"] == tokenizer.pad_token_id
 
 
+def test_an_end_of_turn_that_is_no_token_is_told(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    template = (other / "chat_template.jinja").read_text().replace("<|im_end|>", "<end of turn>")
+    (other / "chat_template.jinja").write_text(template)
+    notices: list[str] = []
+    finalize([other], tmp_path / "out", warn=lambda what, remedy: notices.append(what))
+    assert len(notices) == 1
+    assert "'<end of turn>', which is no single token" in notices[0]
+
+
 def test_a_checkpoint_that_is_not_what_was_saved_is_refused(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from workbench.config.template_source import own_template
 from workbench.data.chat_template import ChatTemplate
 from workbench.data.stops import end_ids_of, stops_of
-from workbench.data.tokenizer import Tokenizer, load_tokenizer, read_json
+from workbench.data.tokenizer import load_tokenizer, read_json
 from workbench.errors import RunError, WorkbenchError
 from workbench.model.families import CONFIG_FILE, read_dimensions
 from workbench.model.safetensors_reader import read_header
@@ -130,7 +130,7 @@ def finalize(
         files = _copied(sources, partial, tell)
         if len(folders) > 1:
             files |= _joined_index(partial, [name for name in files if _is_weights(name)])
-        stop_ids, generation = _generation_config(partial)
+        stop_ids, generation = _generation_config(partial, warn)
         if generation is not None:
             files[GENERATION_FILE] = write_hashed(partial / GENERATION_FILE, generation)
         # Every file is the source's, byte for byte, but for shards that one host alone lacks.
@@ -316,21 +316,26 @@ def _joined_index(folder: Path, names: Sequence[str]) -> dict[str, WrittenFile]:
 # ---- generation config ---------------------------------------------------------------------------
 
 
-def stop_ids_of(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """Give every token that ends a reply: of the folder's configs, its tokenizer, its template.
+def _generation_config(folder: Path, warn: Warn) -> tuple[list[int], bytes | None]:
+    """Give every token that ends a reply: of the configs, the tokenizer, the template.
+
+    Returns:
+        Their ids, and the generation config that names them all; None where it does already.
 
     Raises:
         DataError: the tokenizer, the template or a config cannot be read.
     """
+    tokenizer = load_tokenizer(folder)
     found = set(end_ids_of(folder, tokenizer))
     if (source := own_template(folder)) is not None:
-        found |= stops_of(ChatTemplate(source, tokenizer.special_tokens), tokenizer)[0]
-    return sorted(found)
-
-
-def _generation_config(folder: Path) -> tuple[list[int], bytes | None]:
-    """Give every stop id, and the generation config that names them; None where it does so."""
-    stop_ids = stop_ids_of(folder, load_tokenizer(folder))
+        ids, texts = stops_of(ChatTemplate(source, tokenizer.special_tokens), tokenizer)
+        found |= ids
+        for text in texts:
+            warn(
+                f"replies end with {text!r}, which is no single token and in no generation config",
+                "name it as a stop text where the model is served",
+            )
+    stop_ids = sorted(found)
     stated = read_json(folder / GENERATION_FILE)
     named = stated.get("eos_token_id")
     if set(named if isinstance(named, list) else [named]) == set(stop_ids):
