@@ -1,4 +1,4 @@
-"""``workbench chat`` against the real server: every word of a talk, texts gone on with, its refusals."""
+"""``workbench chat`` against the real server: words of a talk, texts gone on with, refusals."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -23,16 +22,13 @@ PROMPT = "Hello, my name is"
 
 
 @pytest.fixture(autouse=True)
-def surroundings(
-    monkeypatch: pytest.MonkeyPatch, runtime_folder: Path, tmp_path: Path
-) -> Iterator[None]:
+def surroundings(monkeypatch: pytest.MonkeyPatch, runtime_folder: Path, tmp_path: Path) -> None:
     """Where this user's servers are looked for, without a token, and a folder to save into."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_folder))
     for name in ("WORKBENCH_TOKEN", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
-    yield
 
 
 def chat(*arguments: str, said: str | bytes = "") -> "subprocess.CompletedProcess[str]":
@@ -76,7 +72,7 @@ def read_saved(path: Path) -> list[list[tuple[str, str]]]:
         row = json.loads(line)
         assert recognise(row) == "messages"
         conversation, _ = convert(row, "messages", {}, "row")
-        found.append([(message.role, message.content) for message in conversation.messages])
+        found.append([(str(turn.role), turn.content) for turn in conversation.messages])
     return found
 
 
@@ -200,7 +196,7 @@ def test_a_model_is_asked_for_by_name(server: Server) -> None:
         (["--url", "http://127.0.0.1:9", "--completion", "a"], 3),
         (["--url", "http://127.0.0.1:9", "--interactive"], 3),
         (["--url", "127.0.0.1:9", "--message", "a"], 2),
-        (["--url", "http://[", "--message", "a"], 2),
+        (["--url", "http://", "--message", "a"], 2),
         (["--url", "ftp://x", "--message", "a"], 2),
         (["--completion", " "], 2),
         (["--completion", "a", "--message", "b"], 2),
@@ -344,16 +340,18 @@ def restore_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def started(server: Server, **streams: int) -> "subprocess.Popen[bytes]":
+def started(server: Server, streams: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [*WORKBENCH, "chat", "--url", str(server.socket), "--interactive", "--temperature", "0"],
         preexec_fn=restore_ctrl_c,
-        **streams,
+        stdin=streams,
+        stdout=streams,
+        stderr=streams,
     )
 
 
 def test_ctrl_c_frees_the_model_within_half_a_second(server: Server) -> None:
-    process = started(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = started(server, subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b"Hello\n")
@@ -373,32 +371,43 @@ def test_ctrl_c_frees_the_model_within_half_a_second(server: Server) -> None:
     assert user == ("user", "Hello")
 
 
-def read_until(terminal: int, text: bytes) -> bytes:
-    shown = b""
-    while text not in shown:
-        shown += os.read(terminal, 4096)
-    return shown
+class Terminal:
+    """What a program shows on a terminal, and what is typed there."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._shown = b""
+
+    def wait_for(self, text: bytes) -> None:
+        """Read up to this text; what stands behind it is read later."""
+        while text not in self._shown:
+            self._shown += os.read(self._descriptor, 4096)
+        self._shown = self._shown.split(text, 1)[1]
+
+    def type(self, text: bytes) -> None:
+        os.write(self._descriptor, text)
 
 
 def test_ctrl_c_at_the_prompt_leaves_only_the_second_time(server: Server) -> None:
     """On a terminal: once after a reply is easily meant for the reply."""
-    terminal, end = pty.openpty()
-    process = started(server, stdin=end, stdout=end, stderr=end)
+    descriptor, end = pty.openpty()
+    terminal = Terminal(descriptor)
+    process = started(server, end)
     os.close(end)
     try:
-        read_until(terminal, b"> ")
+        terminal.wait_for(b"> ")
         process.send_signal(signal.SIGINT)
-        read_until(terminal, b"q leaves)")
-        read_until(terminal, b"> ")
-        os.write(terminal, b"/temperature\n")
-        read_until(terminal, b"temperature: 0")
-        read_until(terminal, b"> ")
+        terminal.wait_for(b"q leaves)")
+        terminal.wait_for(b"> ")
+        terminal.type(b"/temperature\n")
+        terminal.wait_for(b"temperature: 0")
+        terminal.wait_for(b"> ")
         process.send_signal(signal.SIGINT)
-        read_until(terminal, b"q leaves)")
-        read_until(terminal, b"> ")
+        terminal.wait_for(b"q leaves)")
+        terminal.wait_for(b"> ")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 130
     finally:
         process.kill()
         process.wait()
-        os.close(terminal)
+        os.close(descriptor)
