@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import assert_never
 
 from workbench.cli import output
-from workbench.cli.config_arguments import ConfigArgumentParser, examples_text, typed_path
+from workbench.cli.config_arguments import (
+    ConfigArgumentParser,
+    examples_text,
+    typed_model,
+    typed_path,
+)
 from workbench.cli.narration import size
 from workbench.config.added_tokens_file import PAD_ALONE, AddedTokens, read_added_tokens
 from workbench.config.find import template_names
-from workbench.config.hub_id import downloaded_model, looks_like_hub_id
+from workbench.config.hub_id import looks_like_hub_id
 from workbench.config.template_source import template_source
 from workbench.errors import ConfigError, RunError
 from workbench.jobs import model_worker
@@ -124,12 +129,10 @@ def _source(text: str, *, downloads: bool) -> Path:
     Raises:
         RunError: it is not there.
     """
-    folder = typed_path(text, "source")
+    folder = typed_model(text, "source")
     if folder.is_dir():
         return folder
     if not folder.exists() and looks_like_hub_id(text):
-        if (found := downloaded_model(text)) is not None:
-            return found
         if downloads:
             output.narrate(f"fetching {text}")
             return model_worker.fetch_model(text)
