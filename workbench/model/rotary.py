@@ -92,7 +92,9 @@ def _frequencies(
     """Give (head_dim / 2,) fp32, kept on the device so that no step waits for its copy."""
     # On the CPU always: a power differs in its last bit between devices.
     with torch.inference_mode(mode=False):  # whoever asks first, training can use it too
-        return scaled_frequencies(head_dim, theta, scaling, longest).to(device, non_blocking=True)
+        frequencies = scaled_frequencies(head_dim, theta, scaling, longest)
+        # One wait in a run is nothing; of dynamic scaling each new length would be one.
+        return frequencies.to(device, non_blocking=longest is not None)
 
 
 def scaled_frequencies(
