@@ -1,9 +1,9 @@
 """`workbench serve` beside `generate` of transformers called directly, and under many clients.
 
 One run, one model, both in turns on the same machine: seconds to the first token and tokens per
-second of a single reply; then as many clients at once as are asked for; then how soon the device is
-per second of a single reply; then how soon the device is free after a client has hung up; then
-as many clients at once as are asked for. Without `--model`, random weights in the shapes of
+second of a single reply; then how soon the device is free after a client has hung up; then as many
+clients at once as are asked for. Without `--model`, random weights in the shapes of `--shape`:
+
     python benchmarks/serving.py [--shape demo | llama_7b] [--model FOLDER] [--clients 100] [--json]
 """
 

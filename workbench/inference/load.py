@@ -125,10 +125,9 @@ def load_model(
         _require_accelerate(folder)
         if narrate is not None:
             narrate(placement.words)
-        first = 0 if device.index is None else device.index
         room: dict[int | str, int] = {"cpu": placement.device_bytes}
         if device.type == "cuda":
-            room = {first: placement.device_bytes, "cpu": placement.host_bytes}
+            room = {device.index or 0: placement.device_bytes, "cpu": placement.host_bytes}
         how = {"device_map": "auto", "max_memory": room}
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -232,7 +231,7 @@ def choose_device(name: str) -> torch.device:
             where="--device",
             remedy="choose auto, cpu or cuda:N",
         )
-    return device
+    return torch.device("cuda", device.index or 0) if is_gpu else device
 
 
 def _first_line(error: Exception) -> str:
