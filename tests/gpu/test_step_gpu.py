@@ -173,7 +173,9 @@ def test_the_reserved_peak_is_at_most_what_the_plan_predicts(settings: dict[str,
     dims = dataclasses.replace(larger(), **switches)
     if dims.sliding_blocks is not None:
         blocks = tuple(block % 2 == 0 for block in range(dims.num_layers))
-        dims = dataclasses.replace(dims, sliding_window=700, sliding_blocks=blocks)
+        dims = dataclasses.replace(
+            dims, sliding_window=700, sliding_blocks=blocks, turned_blocks=blocks[::-1]
+        )
     rows = step_rows(1, num_rows=8, num_microbatches=settings["microbatches"], row_length=2048)
     plan = choose_plan(
         dims,
