@@ -184,8 +184,9 @@ class BlockPass:
         x_TD, num_tokens = record["x"], len(gradient_TD)
         if "qkv" in record:
             qkv_TE, residual_TD = record["qkv"], record["residual"]
-            is_turned = not self._dims.query_key_norm
-            turned_TE = qkv_TE if is_turned else self._turn(weights, qkv_TE, context, block)
+            turned_TE = qkv_TE
+            if self._normed_heads:
+                turned_TE = self._turn(weights, qkv_TE, context, block)
             attended = self._kept_attention(record, context)
         else:
             qkv_TE = self._qkv_rows(num_tokens)
