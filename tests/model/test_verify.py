@@ -66,24 +66,20 @@ def test_random_weights_of_every_family_have_zero_biases_and_norms_of_one() -> N
         assert torch.equal(tensor, torch.full_like(tensor, float(name not in biases))), name
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "llama, llama3",
-        "mistral, window and yarn",
-        "ministral, mixed",
-        "qwen2, mixed",
-        "qwen3",
-        "cwm",
-    ],
-)
+# With dynamic positions a key that is kept was turned for a shorter document than the last one's.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "dynamic" not in kind])
 def test_greedy_generation_agrees_for_two_hundred_tokens(kind: str) -> None:
     model = reference_model(kind)
     dims, weights = dimensions_of(model), model.state_dict()
     ids = torch.randint(dims.vocabulary_size, (1, 12))
     with torch.inference_mode():
         expected = model.generate(
-            ids, do_sample=False, max_new_tokens=NUM_NEW_TOKENS, eos_token_id=None, pad_token_id=0
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NUM_NEW_TOKENS,
+            eos_token_id=None,
+            pad_token_id=0,
         )
     assert expected.shape[1] == 12 + NUM_NEW_TOKENS
     # Each reply's token is the likeliest after all before it: one forward of the whole row tells.
