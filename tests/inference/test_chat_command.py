@@ -388,6 +388,14 @@ class Terminal:
         os.write(self._descriptor, text)
 
 
+def interrupt_at_prompt(process: "subprocess.Popen[bytes]") -> None:
+    """Press ctrl+c once the program waits for a key: before, Python would see it with the key."""
+    state = Path(f"/proc/{process.pid}/stat")
+    while state.read_text().rpartition(")")[2].split()[0] != "S":
+        pass
+    process.send_signal(signal.SIGINT)
+
+
 def test_ctrl_c_at_the_prompt_leaves_only_the_second_time(server: Server) -> None:
     """On a terminal: once after a reply is easily meant for the reply."""
     descriptor, end = pty.openpty()
@@ -396,16 +404,16 @@ def test_ctrl_c_at_the_prompt_leaves_only_the_second_time(server: Server) -> Non
     os.close(end)
     try:
         terminal.wait_for(b"> ")
-        process.send_signal(signal.SIGINT)
+        interrupt_at_prompt(process)
         terminal.wait_for(b"q leaves)")
         terminal.wait_for(b"> ")
         terminal.type(b"/temperature\n")
         terminal.wait_for(b"temperature: 0")
         terminal.wait_for(b"> ")
-        process.send_signal(signal.SIGINT)
+        interrupt_at_prompt(process)
         terminal.wait_for(b"q leaves)")
         terminal.wait_for(b"> ")
-        process.send_signal(signal.SIGINT)
+        interrupt_at_prompt(process)
         assert process.wait(timeout=20) == 130
     finally:
         process.kill()
