@@ -257,18 +257,7 @@ class BlockPass:
             context.structure_of(block),
         )
         of_qkv_TE = seen.turned_TE  # attention was the last to read it
-        if self._dims.is_turned(block):
-            cosine_TR, sine_TR = _tables(context)
-            self._kernels.pack_rotated_back(
-                dq.flatten(0, 1), dk.flatten(0, 1), dv.flatten(0, 1), cosine_TR, sine_TR,
-                out_TE=of_qkv_TE,
-            )  # fmt: skip
-        else:
-            sizes = [self._queries, self._keys, self._keys]
-            for columns_TN, part in zip(
-                torch.split(of_qkv_TE, sizes, 1), (dq, dk, dv), strict=True
-            ):
-                columns_TN.view(len(columns_TN), -1, self._dims.head_dim).copy_(part.flatten(0, 1))
+        self._pack((dq, dk, dv), context, block, of_qkv_TE)
         del dq, dk, dv
         for name, columns in self._normed_heads:
             self._kernels.norm_heads_backward(
@@ -284,6 +273,23 @@ class BlockPass:
         self._add_bias_gradients(_QKV, of_qkv_TE, sums)
         torch.mm(of_qkv_TE, weights[_QKV], out=normed_TD)
         self._norm_backward(weights, _FIRST_NORM, normed_TD, x_TD, gradient_TD, sums)
+
+    def _pack(
+        self,
+        gradients: tuple[Tensor, Tensor, Tensor],
+        context: RowContext,
+        block: int,
+        out_TE: Tensor,
+    ) -> None:
+        """Put gradients of queries, keys and values (B, T, heads, R) side by side, turned back."""
+        dq, dk, dv = (gradient.flatten(0, 1) for gradient in gradients)
+        if self._dims.is_turned(block):
+            cosine_TR, sine_TR = _tables(context)
+            self._kernels.pack_rotated_back(dq, dk, dv, cosine_TR, sine_TR, out_TE=out_TE)
+            return
+        sizes = [self._queries, self._keys, self._keys]
+        for columns_TN, part in zip(torch.split(out_TE, sizes, 1), (dq, dk, dv), strict=True):
+            columns_TN.view(part.shape).copy_(part)
 
     def _project(self, weights: Weights, x_TD: Tensor, qkv_TE: Tensor) -> None:
         """Norm, queries, keys and values."""
