@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from torch import Tensor
+
 from workbench.config.template_source import own_template
 from workbench.data.chat_template import ChatTemplate
 from workbench.data.stops import end_ids_of, stops_of
@@ -135,8 +137,8 @@ def finalize(
             files[GENERATION_FILE] = write_hashed(partial / GENERATION_FILE, generation)
         # Every file is the source's, byte for byte, but for shards that one host alone lacks.
         stored_weights(partial, read_dimensions(partial))
-        difference = _compared(folders, partial, tell)
-        reference_difference = _compared_with_reference(partial, tell, warn)
+        difference, logits = _compared(folders, partial, tell)
+        reference_difference = _compared_with_reference(partial, logits, tell, warn)
         gguf_name = None
         if gguf is not None:
             from workbench.model.gguf_file import write_gguf
@@ -347,8 +349,8 @@ def _generation_config(folder: Path, warn: Warn) -> tuple[list[int], bytes | Non
 # ---- logits --------------------------------------------------------------------------------------
 
 
-def _compared(folders: Sequence[Path], made: Path, tell: Tell) -> float:
-    """Give how far the new folder's logits are from the checkpoint's, which may be not at all.
+def _compared(folders: Sequence[Path], made: Path, tell: Tell) -> tuple[float, Tensor]:
+    """Give how far the new folder's logits are from the checkpoint's, not at all, and the logits.
 
     Shards of several hosts are one model only in the new folder: there is nothing to compare.
 
@@ -365,7 +367,7 @@ def _compared(folders: Sequence[Path], made: Path, tell: Tell) -> float:
             remedy="publish an earlier checkpoint: --step N",
         )
     if len(folders) > 1:
-        return 0.0
+        return 0.0, ours
     source = streamed_logits(
         folders[0], ids, lambda done, total: tell("logits of the checkpoint", done, total)
     )
@@ -376,10 +378,10 @@ def _compared(folders: Sequence[Path], made: Path, tell: Tell) -> float:
             where=str(folders[0]),
             remedy="see that nothing writes into it, then start again",
         )
-    return difference
+    return difference, ours
 
 
-def _compared_with_reference(made: Path, tell: Tell, warn: Warn) -> float | None:
+def _compared_with_reference(made: Path, logits: Tensor, tell: Tell, warn: Warn) -> float | None:
     """Give how far the logits are from those of transformers; None where it would not fit."""
     needed = num_fp32_bytes(made)
     memory = available_host_memory()
@@ -391,17 +393,22 @@ def _compared_with_reference(made: Path, tell: Tell, warn: Warn) -> float | None
         )
         return None
     tell("logits of transformers", 0, 0)
-    return difference_from_reference(made)
+    return difference_from_reference(made, logits)
 
 
-def difference_from_reference(folder: Path) -> float:
+def difference_from_reference(folder: Path, ours: Tensor | None = None) -> float:
     """Give how far our logits of a folder are from those of transformers, relative to their norm.
+
+    Args:
+        folder: a model folder.
+        ours: our logits of ``probe_ids``; None computes them.
 
     Raises:
         WorkbenchError: they differ, or transformers cannot load the folder.
     """
     ids = probe_ids(read_dimensions(folder))
-    ours = streamed_logits(folder, ids)
+    if ours is None:
+        ours = streamed_logits(folder, ids)
     try:
         reference = reference_logits(folder, ids)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
