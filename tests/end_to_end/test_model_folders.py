@@ -2,19 +2,22 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.end_to_end.conftest import SMALL, Workplace, losses_of
+from tests.end_to_end.conftest import SMALL, Workplace, losses_of, outcome_of
 from workbench.config.find import shipped_configs
 from workbench.config.weight_files import BIN_INDEX_FILE, INDEX_FILE
 from workbench.model.families import read_dimensions
 from workbench.model.weights import random_weights
 
 pytestmark = pytest.mark.end_to_end
+
+SOME = "model.layers.1.mlp.up_proj.weight"
 
 
 def train(workplace: Workplace, model: Path, name: str) -> dict[int, float]:
@@ -55,3 +58,45 @@ def test_a_bin_folder_trains_as_its_safetensors_do(workplace: Workplace, tmp_pat
     first, second = (load_file(end / "model.safetensors") for end in ends)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _spoil(weights: dict[str, torch.Tensor]) -> None:
+    weights[SOME][0, 0] = float("nan")
+
+
+def _turn(weights: dict[str, torch.Tensor]) -> None:
+    weights[SOME] = weights[SOME].T.contiguous()
+
+
+def _lose(weights: dict[str, torch.Tensor]) -> None:
+    del weights[SOME]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_spoil, f"{SOME} holds a NaN or an infinity"),
+        (_turn, f"of another shape: {SOME}"),
+        (_lose, f"missing: {SOME}"),
+    ],
+)
+def test_weights_that_cannot_be_trained_end_a_run_with_their_name(
+    workplace: Workplace,
+    tmp_path: Path,
+    damage: Callable[[dict[str, torch.Tensor]], None],
+    message: str,
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(shipped_configs() / "demo" / "model", model)
+    weights = random_weights(read_dimensions(model), 5, torch.float32)
+    damage(weights)
+    save_file(weights, model / "model.safetensors")
+    ended = workplace.workbench(
+        "--batch", "-t", "demo.yaml", "-M", str(model), "--max-steps", "4", "model.weights=load",
+        "--output-dir", f"output/{damage.__name__}", *SMALL,
+    )  # fmt: skip
+    assert ended.status != 0
+    outcome = outcome_of(workplace.run_folder(damage.__name__))
+    assert (outcome.state, outcome.step) == ("failed", 0)
+    assert message in ended.stderr + ended.stdout, ended.stderr
+    assert "Traceback" not in ended.stderr
