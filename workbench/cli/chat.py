@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.cli import output
-from workbench.cli.config_arguments import examples_text, typed_path
+from workbench.cli.config_arguments import examples_text, typed_model
 from workbench.cli.talk import Talk
 from workbench.errors import ConfigError
 from workbench.jobs.chat_client import (
@@ -223,7 +223,7 @@ async def _client(options: argparse.Namespace) -> AsyncIterator[ChatClient]:
         WorkbenchError: the model cannot be served.
     """
     if options.model is not None:
-        server = await start_server(typed_path(options.model, "model"))
+        server = await start_server(typed_model(options.model, "model"))
         try:
             yield ChatClient(server.socket)
         finally:

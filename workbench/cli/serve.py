@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from workbench.cli import output
-from workbench.cli.config_arguments import examples_text, typed_path
+from workbench.cli.config_arguments import examples_text, typed_model
 from workbench.errors import RunError
 from workbench.jobs.inference_process import InferenceProcess, Ready, ServerOptions
 from workbench.runs.checkpoints import checkpoint_folder
@@ -179,7 +179,7 @@ def _wanted(text: str, is_checkpoint: bool) -> tuple[str | None, Path]:
     """
     name, _, rest = text.partition("=")
     is_named = bool(name and rest) and not Path(text).expanduser().exists()
-    path = typed_path(Path(rest if is_named else text), "model")
+    path = typed_model(rest if is_named else text, "model")
     if is_checkpoint:
         path = checkpoint_of(path)
         output.narrate(f"newest complete checkpoint: {path}")
