@@ -173,7 +173,8 @@ def test_replies_are_those_of_transformers(
         ends = set(reference.generation_config.eos_token_id)
         expected = [number for number in made if number not in ends]
         assert reply.ids == expected
-        assert reply.text == tokenizer.decode(expected, skip_special_tokens=True)
+        whole = tokenizer.decode(expected, skip_special_tokens=True)
+        assert reply.text == whole.rstrip("\N{REPLACEMENT CHARACTER}")
         assert reply.is_cut == (len(expected) == 40)
     assert sum(len(reply.ids) for reply in replies) > 40, "replies of some length"
 
@@ -245,6 +246,15 @@ def test_a_reply_that_does_not_end_is_cut_and_says_so(model: Path) -> None:
     assert len(reply.prompt_ids) + len(reply.ids) == 40
     assert reply.is_cut
     assert max(shape[1] for shape in engine.shapes) == 40
+
+
+def test_half_a_character_is_not_shown(model: Path) -> None:
+    sizes = []
+    for max_tokens in range(1, 7):
+        (reply,) = answered(sampler_of(model, "é€", max_tokens=max_tokens)[0])
+        assert reply.text in ("", "é", "é€")
+        sizes.append(len(reply.text))
+    assert (sizes[0], sizes[-1]) == (0, 2), "a byte for each token"
 
 
 def test_prompts_pass_together_as_far_as_rows_allow(model: Path) -> None:

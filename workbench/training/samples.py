@@ -20,6 +20,8 @@ from workbench.data.packing import Row
 from workbench.data.tokenizer import Tokenizer
 from workbench.errors import ConfigError
 
+# What stands for bytes that are no character yet.
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 # Rows grow by one token per sweep; a kernel that is tuned or compiled for a length sees few.
 _LENGTH_STEP = 32
 
@@ -63,7 +65,7 @@ class Reply:
         prompt: as the config states it.
         prompt_ids: the conversation up to where the reply begins.
         ids: of the reply, without the token that ended it.
-        text: of the reply, without what ended it.
+        text: of the reply, without what ended it and without half a character at its end.
         is_done: nothing more follows.
         is_cut: it did not end by itself.
     """
@@ -191,7 +193,7 @@ class Sampler:
         if found:
             reply.text, reply.is_done = text[: min(found)], True
             return
-        reply.text = text
+        reply.text = text.rstrip(_UNREADABLE)
         num_tokens = len(reply.prompt_ids) + len(reply.ids)
         if len(reply.ids) >= self._sampling.max_tokens or num_tokens >= self._row_length:
             reply.is_done = reply.is_cut = True
