@@ -13,7 +13,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from workbench.inference.batch import Batch, Row, depends_on_longest, groups_of
+from workbench.inference.batch import (
+    Batch,
+    Row,
+    RowsFailed,
+    bytes_per_place,
+    depends_on_longest,
+    groups_of,
+)
 from workbench.inference.reply import Generation
 from workbench.inference.sampling import Sampling
 
@@ -150,3 +157,51 @@ async def test_the_cache_has_room_ahead_and_forgets_padding() -> None:
     buffer = batch._cache.layers[0]._keys_RHCD
     batch.step()
     assert batch._cache.layers[0]._keys_RHCD.data_ptr() == buffer.data_ptr()
+
+
+@pytest.mark.parametrize("num_places", [90, 200])
+async def test_the_host_is_not_asked_for_more_than_it_has(num_places: int) -> None:
+    """Rows that would take too much wait, and get the tokens that they get alone."""
+    model = model_of(FAMILIES["llama"])
+    size = bytes_per_place(model.config, torch.float32)
+    assert size == 3 * 2 * 2 * 8 * 4
+    short = [row_of(prompt[:9]) for prompt in prompts()]
+    alone = [row_of(prompt[:9]) for prompt in prompts()]
+    for row in alone:
+        batch = Batch(model, torch.device("cpu"), most_rows=8, at_once=64)
+        batch.add([row])
+        while batch.rows:
+            batch.step()
+    batch = Batch(model, torch.device("cpu"), 8, 64, host_bytes=2 * num_places * size)
+    waiting, times_put_back, most = list(short), 0, 0
+    while waiting or batch.rows:
+        room = batch.most_rows - len(batch.rows)
+        batch.add(waiting[:room])
+        del waiting[:room]
+        put_back = batch.step()
+        waiting = put_back + waiting
+        times_put_back += bool(put_back)
+        assert len(batch._rows) * batch._cache.num_columns <= num_places
+        most = max(most, len(batch._rows))
+    assert [row.ids for row in short] == [row.ids for row in alone]
+    assert times_put_back > 0 or num_places == 200
+    assert 1 < most <= 5
+
+
+async def test_a_single_row_that_the_host_cannot_hold_fails() -> None:
+    model = model_of(FAMILIES["llama"])
+    size = bytes_per_place(model.config, torch.float32)
+    batch = Batch(model, torch.device("cpu"), 8, 64, host_bytes=2 * 20 * size)
+    row = row_of(prompts()[3])
+    batch.add([row])
+
+    def finish() -> None:
+        while batch.rows:
+            batch.step()
+
+    with pytest.raises(RowsFailed) as failed:
+        finish()
+    assert failed.value.rows == [row]
+    assert isinstance(failed.value.__cause__, torch.OutOfMemoryError)
+    assert 14 < len(row.ids) <= 22
+    assert batch.rows == []

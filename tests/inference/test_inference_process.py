@@ -1,12 +1,16 @@
 """Servers as children: which model they take, how they fail, and that they never stay behind."""
 
 import asyncio
+import pickle
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.inference.tiny_model import CONTEXT, add_checkpoint, write_tiny_model
 from workbench.control.address import serve_address
@@ -44,7 +48,7 @@ async def test_what_is_no_complete_model_is_refused_before_torch_is_loaded(
         damaged: "manifest says",
         run.partial_checkpoint(9): "never completed",
         run.path: "no complete checkpoint",
-        without_weights: "no .safetensors weights",
+        without_weights: "holds no weights",
         tmp_path / "nothing": "no such folder",
         tmp_path: "config.json",
     }
@@ -203,15 +207,37 @@ async def test_a_server_that_truncates_does_so_unless_the_request_forbids_it(
         await server.stop()
 
 
-async def test_a_folder_with_bin_weights_only_says_how_to_convert_it(
+async def test_bin_weights_are_served_and_a_pickle_that_runs_code_is_not(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    (folder / "pytorch_model.bin").write_bytes(b"x")
-    server = await InferenceProcess.spawn(ServerOptions(folder))
-    with pytest.raises(RunError, match="workbench convert"):
-        assert [progress async for progress in server.updates()] == []
+    torch.save(load_file(tiny_model / "model.safetensors"), folder / "pytorch_model.bin")
+    texts = []
+    for path in (tiny_model, folder):
+        server = await start_server(path)
+        try:
+            transport = httpx.AsyncHTTPTransport(uds=str(server.socket))
+            async with httpx.AsyncClient(transport=transport, timeout=60) as http:
+                body = {"prompt": "Hello", "temperature": 0}
+                answer = await http.post("http://x/v1/completions", json=body)
+            texts.append(answer.json()["choices"][0]["text"])
+        finally:
+            await server.stop()
+    assert texts[0] == texts[1] != ""
+    mark = tmp_path / "it ran"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Hostile(str(mark))))
+    with pytest.raises(RunError, match="cannot be loaded"):
+        await start_server(folder)
+    assert not mark.exists()
+
+
+class _Hostile:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (Path(self._path),)
 
 
 async def test_the_running_server_is_the_usual_one_or_the_only_one(

@@ -485,12 +485,13 @@ def weight_bytes(folder: Path) -> int:
     Raises:
         RunError: there are none.
     """
-    files = list(folder.glob("*.safetensors"))
+    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
     if not files:
-        remedy = "name a run, a checkpoint or a model folder with weights"
-        if list(folder.glob("*.bin")):
-            remedy = f"write them anew from its .bin files: workbench convert {folder} DST"
-        raise RunError("holds no .safetensors weights", where=str(folder), remedy=remedy)
+        raise RunError(
+            "holds no weights: no .safetensors, no pytorch_model.bin",
+            where=str(folder),
+            remedy="name a run, a checkpoint or a model folder with weights",
+        )
     return sum(file.stat().st_size for file in files)
 
 

@@ -96,6 +96,7 @@ class Batch:
         device: takes its inputs; parts of the model may lie elsewhere.
         most_rows: rows that may be generated together.
         at_once: tokens of prompts that are read in one forward; others wait no longer than that.
+        host_bytes: that keys and values may take where the device is the CPU; None: no limit.
 
     Attributes:
         most_rows: rows that may be generated together; fewer while memory is short.
@@ -107,6 +108,7 @@ class Batch:
         device: torch.device,
         most_rows: int,
         at_once: int,
+        host_bytes: int | None = None,
     ) -> None:
         self._model = model
         self._device = device
@@ -115,6 +117,9 @@ class Batch:
         self._paddings: list[int] = []
         self._cache = BatchCache()
         self._readings: list[_Reading] = []
+        self._most_places = None
+        if host_bytes is not None:
+            self._most_places = host_bytes // bytes_per_place(model.config, model.dtype)
         self._most_rows = 1 if depends_on_longest(model.config) else most_rows
         self.most_rows = self._most_rows
 
@@ -149,13 +154,22 @@ class Batch:
         Raises:
             RowsFailed: the model failed, or memory did not suffice for a single row.
         """
-        with torch.inference_mode():
-            self._drop_finished()
-            put_back = self._read_prompts() if self._readings else []
-            self._drop_finished()
-            if self._rows:
-                put_back += self._make_tokens()
-            self._drop_finished()
+        there = self.rows
+        try:
+            with torch.inference_mode():
+                self._drop_finished()
+                put_back = self._read_prompts() if self._readings else []
+                self._drop_finished()
+                if self._rows:
+                    put_back += self._make_tokens()
+                self._drop_finished()
+        except torch.OutOfMemoryError as error:
+            # While rows were moved: their cache is in pieces, so all of them are read again.
+            put_back = [row for row in there if not row.is_over]
+            self.drop_all()
+            if len(put_back) < 2:
+                raise RowsFailed(put_back) from error
+            self._lower_limit(len(put_back) // 2)
         return put_back
 
     # ---- prompts -----------------------------------------------------------------------------
@@ -169,7 +183,7 @@ class Batch:
             self._readings.pop(0)
             if is_alone or not isinstance(error, torch.OutOfMemoryError):
                 raise RowsFailed(reading.rows) from error
-            self._lower_limit()
+            self._lower_limit(len(self.rows))
             return reading.rows
         if logits_RV is None:
             return []
@@ -220,6 +234,7 @@ class Batch:
 
     def _append(self, reading: _Reading) -> None:
         width = max(self._cache.num_columns, reading.cache.num_columns)
+        self._check_room(len(self._rows) + len(reading.rows), width)
         longest = max(len(row.ids) for row in reading.rows)
         added = [longest - len(row.ids) for row in reading.rows]
         if not self._rows:
@@ -328,13 +343,22 @@ class Batch:
             # A single row, beside prompts that are being read: these wait instead.
             put_back = [row for reading in self._readings for row in reading.rows]
             self._readings = []
-        self._lower_limit()
+        self._lower_limit(len(self.rows))
         return put_back
 
-    def _lower_limit(self) -> None:
-        self.most_rows = max(1, len(self.rows))
+    def _lower_limit(self, most_rows: int) -> None:
+        self.most_rows = max(1, most_rows)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _check_room(self, num_rows: int, num_columns: int) -> None:
+        """Refuse what the host has no memory for: there, the kernel would end the process.
+
+        Raises:
+            torch.OutOfMemoryError: keys and values, and a copy of them, take more than is allowed.
+        """
+        if self._most_places is not None and 2 * num_rows * num_columns > self._most_places:
+            raise torch.OutOfMemoryError(f"no room for {num_rows} rows of {num_columns} tokens")
 
     # ---- the model ---------------------------------------------------------------------------
 
@@ -367,6 +391,7 @@ class Batch:
             (R, T or ``keep``, V) logits.
         """
         device = self._device
+        self._check_room(len(ids), cache.num_columns + len(ids[0]))
         places = [list(positions)] if isinstance(positions, range) else positions
         if mask_RC is not None:
             mask_RC = mask_RC[:, : cache.num_columns + len(ids[0])]
@@ -408,6 +433,16 @@ def groups_of(rows: Sequence[Row], at_once: int) -> list[list[Row]]:
     # The first that came is not kept waiting by others that are shorter.
     order = {id(row): at for at, row in enumerate(rows)}
     return sorted(groups, key=lambda group: min(order[id(row)] for row in group))
+
+
+def bytes_per_place(config: Any, dtype: torch.dtype) -> int:  # noqa: ANN401 - as below
+    """Give what keys and values of one token take, in all layers.
+
+    A 7B with 32 layers and 8 heads of width 128 in bfloat16 takes 131,072.
+    """
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * num_heads * width * dtype.itemsize)
 
 
 def depends_on_longest(config: Any) -> bool:  # noqa: ANN401 - transformers' untyped config

@@ -24,6 +24,7 @@ from workbench.inference.batch import Batch, Row, RowsFailed
 from workbench.inference.load import DtypeName, load_model
 from workbench.inference.reply import Generation, GenerationError
 from workbench.inference.sampling import Sampling
+from workbench.runs.host_memory import available_host_memory
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,9 @@ class Engine:
                 narrate=self._narrate,
             )
             at_once = _AT_ONCE[self._device.type]
-            batch = Batch(self._model, self._device, self._most_rows, at_once)
+            batch = Batch(
+                self._model, self._device, self._most_rows, at_once, _host_bytes(self._device)
+            )
         except Exception as error:  # noqa: BLE001 - handed to the one who waits in start()
             self._report_loaded(error)
             return
@@ -305,6 +308,13 @@ class Engine:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _host_bytes(device: torch.device) -> int | None:
+    """Give what keys and values may take of host memory; None where they lie elsewhere."""
+    available = available_host_memory() if device.type == "cpu" else None
+    # Half: a training run beside us, and what is counted twice while rows move.
+    return None if available is None else available.available_bytes // 2
 
 
 def _server_is_ending() -> GenerationError:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -129,6 +130,7 @@ def load_model(
         if device.type == "cuda":
             room = {device.index or 0: placement.device_bytes, "cpu": placement.host_bytes}
         how = {"device_map": "auto", "max_memory": room}
+    is_safe = any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin"))
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -136,14 +138,15 @@ def load_model(
             dtype="auto" if dtype_name == "auto" else getattr(torch, dtype_name),
             local_files_only=True,
             trust_remote_code=False,
-            use_safetensors=True,
+            # Of .bin files transformers reads weights only, never what a pickle may run.
+            use_safetensors=is_safe,
             **how,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise RunError(
             f"cannot be loaded: {_first_line(error)}",
             where=str(folder),
-            remedy="name a folder with config.json and safetensors weights",
+            remedy="name a folder with config.json and weights as safetensors or .bin",
         ) from error
     if placement is None:
         try:
@@ -190,7 +193,8 @@ def _placement(
 
 def _weight_bytes(folder: Path, dtype_name: DtypeName) -> int:
     """Give what the weights will take, in the precision asked for."""
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
+    stored = sum(path.stat().st_size for path in files)
     if dtype_name == "auto":
         return stored
     try:

@@ -64,7 +64,7 @@ class Ready(_Said, frozen=True, kw_only=True, tag="ready"):
     socket: str
     url: str | None
     token: str | None
-    models: list[ServedEntry]
+    models: list[ServedEntry] = []
 
 
 class _Failed(_Said, frozen=True, kw_only=True, tag="error"):
