@@ -329,6 +329,21 @@ def test_llama_cpp_says_what_transformers_says(tiny: Path, tmp_path: Path, kind:
 
 
 @needs_engine
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_llama_cpp_runs_eight_bits(tiny: Path, tmp_path: Path, family: str) -> None:
+    folder = write_model(tmp_path / "model", tiny, family, torch.bfloat16, head_dim=16)
+    (name, _) = write_gguf(folder, "q8_0", "tiny")
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    engine = engine_of(folder / name)
+    ids = torch.randint(4, 290, (64,), generator=torch.Generator().manual_seed(3))
+    engine.eval(ids.tolist())
+    with torch.inference_mode():
+        expected = reference(ids[None]).logits[0].numpy()
+    found = np.array(engine.scores[:64])
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.1
+
+
+@needs_engine
 def test_llama_cpp_greedily_writes_the_same_tokens(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)

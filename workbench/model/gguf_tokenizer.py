@@ -108,10 +108,12 @@ def tokenizer_fields(folder: Path, tokenizer: Tokenizer, num_rows: int) -> Token
     description = read_json(path)
     model = description.get("model") or {}
     if model.get("type") not in ("BPE", None) or not model.get("merges"):
-        raise _refusal(path, f"model.type: {model.get('type')!r} without merges is not supported")
+        raise _refusal(path, f"model.type: {model.get('type')!r} without merges")
     if tokenizer.vocabulary_size > num_rows:
-        raise _refusal(
-            path, f"has {tokenizer.vocabulary_size:,} tokens, the embedding {num_rows:,} rows"
+        raise RunError(
+            f"has {tokenizer.vocabulary_size:,} tokens, the embedding {num_rows:,} rows",
+            where=str(path),
+            remedy="use tokenizer and weights of the same model, or publish without --gguf",
         )
     tokens = [
         tokenizer.token_text(number) or f"[PAD{number}]"
@@ -159,7 +161,7 @@ def tokenizer_fields(folder: Path, tokenizer: Tokenizer, num_rows: int) -> Token
 
 def _refusal(path: Path, what: str) -> RunError:
     return RunError(
-        f"{what} by llama.cpp, or not as it is here" if "supported" in what else what,
+        f"{what}: llama.cpp has no such tokenizer",
         where=str(path),
         remedy="publish without --gguf",
     )
@@ -212,7 +214,7 @@ def _pre_tokenizer(description: Mapping[str, Any], path: Path) -> str:
     shapes = []
     for stage in stages:
         if stage.get("add_prefix_space"):
-            raise _refusal(path, "pre_tokenizer.add_prefix_space is not supported")
+            raise _refusal(path, "pre_tokenizer.add_prefix_space")
         match stage.get("type"):
             case "Split":
                 pattern = stage.get("pattern", {})
@@ -222,12 +224,12 @@ def _pre_tokenizer(description: Mapping[str, Any], path: Path) -> str:
             case "ByteLevel":
                 shapes += [_WORDS] if stage.get("use_regex", True) else []
             case kind:
-                raise _refusal(path, f"pre_tokenizer.type {kind!r} is not supported")
+                raise _refusal(path, f"pre_tokenizer.type {kind!r}")
     if shapes == ["digits", _WORDS]:
         return "smollm"
     if len(shapes) == 1 and shapes[0] in PRE_TOKENIZERS:
         return PRE_TOKENIZERS[shapes[0]]
-    raise _refusal(path, f"pre_tokenizer pattern {' then '.join(shapes)!r} is not supported")
+    raise _refusal(path, f"pre_tokenizer pattern {' then '.join(shapes)!r}")
 
 
 def _check_normalizer(description: Mapping[str, Any], path: Path) -> None:
@@ -235,7 +237,7 @@ def _check_normalizer(description: Mapping[str, Any], path: Path) -> None:
     stages = normalizer.get("normalizers", [normalizer] if normalizer else [])
     # What people type is composed already: NFC changes next to nothing, and no reader does it.
     if others := [stage.get("type") for stage in stages if stage.get("type") != "NFC"]:
-        raise _refusal(path, f"normalizer {others} is not supported")
+        raise _refusal(path, f"normalizer {others}")
 
 
 def _whole_pieces(description: Mapping[str, Any], pre: str) -> list[str]:
