@@ -1,9 +1,9 @@
 import io
-import json
 import os
 import random
 import subprocess
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.model.model_folders import write_bin_files
 from tests.model.tiny import dimensions_of, reference_model
-from workbench.config.weight_files import BIN_FILE, BIN_INDEX_FILE
+from workbench.config.weight_files import BIN_FILE
 from workbench.errors import RunError
 from workbench.model.bin_reader import read_bin_header
 from workbench.model.decoder import HEAD
@@ -73,28 +74,12 @@ def test_a_bin_folder_is_the_same_model_as_its_safetensors(
 ) -> None:
     dims = dimensions_of(reference_model("llama"))
     weights = random_weights(dims, 2, torch.bfloat16)
-    write_bin_folder(tmp_path, weights, num_shards, form)
+    write_bin_files(tmp_path, weights, num_shards, form)
     back = read_weights(tmp_path, dims, torch.bfloat16)
     assert list(back) == list(weights)
     assert all(torch.equal(back[name], weights[name]) for name in weights)
     wider = read_weights(tmp_path, dims, torch.float32)
     assert all(torch.equal(wider[name], weights[name].float()) for name in weights)
-
-
-def write_bin_folder(
-    folder: Path, weights: dict[str, Tensor], num_shards: int, form: dict[str, Any] | None = None
-) -> None:
-    if num_shards == 1:
-        torch.save(weights, folder / BIN_FILE, **(form or {}))
-        return
-    names = list(weights)
-    holders = {}
-    for shard in range(num_shards):
-        file = f"pytorch_model-{shard + 1:05d}-of-{num_shards:05d}.bin"
-        held = names[shard::num_shards]
-        torch.save({name: weights[name] for name in held}, folder / file, **(form or {}))
-        holders |= dict.fromkeys(held, file)
-    (folder / BIN_INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": holders}))
 
 
 def test_a_tied_head_that_shares_its_storage_is_read_once(tmp_path: Path) -> None:
@@ -141,7 +126,7 @@ def test_what_a_file_would_run_is_refused_by_its_name_and_not_run(tmp_path: Path
         ([torch.zeros(2)], "it holds a list, not tensors by name"),
         ({"step": 3, "a": torch.zeros(2)}, "its entry 'step' is a int, not a tensor"),
         ({"state_dict": {"a": torch.zeros(2)}}, "its entry 'state_dict' is a dict, not a tensor"),
-        ({3: torch.zeros(2)}, "its entry '3' is a tensor, not a tensor"),
+        ({3: torch.zeros(2)}, "it has a int for a name"),
         ({"a": torch.zeros(4, 6).T}, r"a does not lie in one piece \(strides \[1, 6\]\)"),
         ({"a": torch.zeros(2).to(torch.complex64)}, r"torch\.ComplexFloatStorage"),
         ({"a": torch.zeros(2).to_sparse()}, "it would call torch"),
@@ -230,6 +215,39 @@ def test_a_pickle_that_names_a_huge_memo_takes_no_memory(tmp_path: Path) -> None
     assert read_bin_header(tmp_path / "a.bin") == {}
 
 
+def _laughs(last: bytes) -> bytes:
+    """A tuple of two that holds itself sixty levels down, and what is done with it."""
+    levels = b"".join(
+        b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86q" + bytes([level + 1])
+        for level in range(60)
+    )
+    return b"\x80\x02)q\x00" + levels + last + b"."
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"}h\x3cNs",  # a key
+        b"h\x3cQ",  # a storage
+        b"h\x3c)R",  # a function
+        b"h\x3ch\x3c\x93",  # a name
+        b"ccollections\nOrderedDict\n]h\x3ca\x85R",  # a pair
+        b"ctorch._utils\n_rebuild_tensor_v2\nh\x3cR",  # arguments
+        b"ctorch\nSize\nh\x3c\x85R",  # sizes
+    ],
+)
+def test_what_would_take_for_ever_to_write_or_compare_is_refused_at_once(
+    tmp_path: Path, last: bytes
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
+        archive.writestr("a/data.pkl", _laughs(last))
+        archive.writestr("a/byteorder", sys.byteorder)
+    begin = time.monotonic()
+    with pytest.raises(RunError):
+        read_bin_header(tmp_path / "a.bin")
+    assert time.monotonic() - begin < 10
+
+
 PEAK = """
 import sys, torch
 from pathlib import Path
@@ -277,7 +295,7 @@ def test_a_value_that_is_not_finite_is_told_with_its_tensor(
     weights = random_weights(dims, 2, stored)
     extreme = torch.finfo(torch.float16).max if stored != torch.bfloat16 else 3.3e38
     weights["model.layers.0.mlp.up_proj.weight"][0, :2] = torch.tensor([extreme, -extreme])
-    write = (lambda f, w: write_bin_folder(f, w, 1)) if is_bin else write_weights
+    write = (lambda f, w: write_bin_files(f, w, 1)) if is_bin else write_weights
     write(tmp_path, weights)
     assert read_weights(tmp_path, dims, into)
     weights["model.layers.1.mlp.up_proj.weight"][-1, -1] = value

@@ -26,6 +26,7 @@ from workbench.model.safetensors_reader import CODES, StoredTensor, item_bytes, 
 
 _MAX_PICKLE_BYTES = 100_000_000  # as headers of safetensors
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
+_MAX_AXES = 64  # as torch
 _ZIP_BEGIN = b"PK\x03\x04"
 _LOCAL_HEADER_BYTES = 30
 
@@ -130,7 +131,7 @@ def _read_zip(file: IO[bytes]) -> tuple[object, dict[str, tuple[int, int]]]:
         if entries[name].file_size > _MAX_PICKLE_BYTES:
             raise _RefusedError("its pickle is too large")
         order = entries.get(f"{folder}byteorder")
-        if order is not None and archive.read(order)[:16] != sys.byteorder.encode():
+        if order is not None and _short(archive, order) != sys.byteorder.encode():
             raise _RefusedError("it was written with the other order of bytes")
         content = _follow(io.BytesIO(archive.read(entries[name])))
         places = {}
@@ -145,6 +146,12 @@ def _read_zip(file: IO[bytes]) -> tuple[object, dict[str, tuple[int, int]]]:
             begin = entry.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
             places[path.removeprefix(f"{folder}data/")] = (begin, entry.file_size)
     return content, places
+
+
+def _short(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Read the first bytes of an entry; one that is packed may be huge."""
+    with archive.open(entry) as file:
+        return file.read(16)
 
 
 def _read_old(file: IO[bytes]) -> tuple[object, dict[str, tuple[int, int]]]:
@@ -162,6 +169,8 @@ def _read_old(file: IO[bytes]) -> tuple[object, dict[str, tuple[int, int]]]:
         raise _RefusedError("its list of storages is none")
     places = {}
     for key in keys:
+        if type(key) is not str:
+            raise _RefusedError("its list of storages is none")
         (num_elements,) = struct.unpack("<q", file.read(8))
         num_bytes = num_elements * item_bytes(storages[key].code)
         if num_bytes < 0:
@@ -232,9 +241,7 @@ def _follow(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any
             else:
                 pairs = stack[-2:]
                 del stack[-2:]
-            if len(pairs) % 2:
-                raise _RefusedError("a name of it has no value")
-            _as_kind(stack[-1], dict).update(zip(pairs[::2], pairs[1::2], strict=True))
+            _fill(_as_kind(stack[-1], dict), pairs[::2], pairs[1::2])
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
             memo[int(argument)] = stack[-1]  # type: ignore[arg-type]
         elif name == "MEMOIZE":
@@ -245,7 +252,7 @@ def _follow(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any
             stack.append(_Name(str(argument).replace(" ", ".")))
         elif name == "STACK_GLOBAL":
             module, attribute = stack.pop(-2), stack.pop()
-            stack.append(_Name(f"{module}.{attribute}"))
+            stack.append(_Name(f"{_as_kind(module, str)}.{_as_kind(attribute, str)}"))
         elif name == "BINPERSID":
             storage = _storage(stack.pop())
             if storages is not None:
@@ -265,9 +272,17 @@ def _follow(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any
     raise _RefusedError("its pickle has no end")
 
 
+def _fill(into: dict[str, object], names: list[Any], values: list[Any]) -> None:
+    """Fill a dictionary whose keys are texts; others may take for ever to compare."""
+    for name, value in zip(names, values, strict=True):
+        if type(name) is not str:
+            raise _RefusedError(f"it has a {type(name).__name__} for a name")
+        into[name] = value
+
+
 def _as_kind(value: Any, kind: type) -> Any:  # noqa: ANN401
     if type(value) is not kind:
-        raise _RefusedError(f"it fills a {type(value).__name__} as if it were a {kind.__name__}")
+        raise _RefusedError(f"it takes a {type(value).__name__} for a {kind.__name__}")
     return value
 
 
@@ -278,7 +293,8 @@ def _storage(said: object) -> _Storage:
     _, kind, key, _, num_elements = said[:5]
     code = _STORAGES.get(kind.text) if isinstance(kind, _Name) else None
     if code is None:
-        raise _RefusedError(f"it holds a {getattr(kind, 'text', kind)}, which is not read here")
+        name = kind.text if isinstance(kind, _Name) else type(kind).__name__
+        raise _RefusedError(f"it holds a {name[:80]}, which is not read here")
     if len(said) == 6 and said[5] is not None:
         raise _RefusedError("a storage of it is part of another")
     if type(key) is not str or type(num_elements) is not int or num_elements < 0:
@@ -288,14 +304,19 @@ def _storage(said: object) -> _Storage:
 
 def _made(function: object, arguments: object) -> object:
     """Give what a call would make, of the four that a dictionary of tensors needs."""
-    called = function.text if isinstance(function, _Name) else repr(function)[:80]
+    # Never by repr: what lies within itself a hundred times over would be written out.
+    called = function.text[:80] if isinstance(function, _Name) else type(function).__name__
     if not isinstance(arguments, tuple):
         raise _RefusedError(f"it calls {called} without arguments")
     if called in _DICTIONARIES:
         if not arguments:
             return {}
         (pairs,) = arguments
-        return {name: value for name, value in _as_kind(pairs, list)}  # noqa: C416
+        made: dict[str, object] = {}
+        for pair in _as_kind(pairs, list):
+            name, value = _as_kind(pair, tuple)
+            _fill(made, [name], [value])
+        return made
     if called == _TENSOR:
         return _tensor(arguments)
     if called == _PARAMETER:
@@ -313,6 +334,7 @@ def _tensor(arguments: tuple[Any, ...]) -> _Tensor:
         not isinstance(storage, _Storage)
         or any(type(number) is not int or number < 0 for number in numbers)
         or len(shape) != len(strides)
+        or len(shape) > _MAX_AXES
     ):
         raise _RefusedError("a tensor of it has no storage or no shape")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
@@ -326,9 +348,9 @@ def _tensors_of(content: object) -> dict[str, _Tensor]:
     if not isinstance(content, dict):
         raise _RefusedError(f"it holds a {type(content).__name__}, not tensors by name")
     for name, tensor in content.items():
-        if type(name) is not str or not isinstance(tensor, _Tensor):
+        if not isinstance(tensor, _Tensor):
             kind = type(tensor).__name__.lstrip("_").lower()
-            raise _RefusedError(f"its entry {str(name)[:80]!r} is a {kind}, not a tensor")
+            raise _RefusedError(f"its entry {name[:80]!r} is a {kind}, not a tensor")
     return content
 
 

@@ -54,6 +54,7 @@ _INFINITY_BITS = {
 
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _MAX_THREADS = 8
+_MAX_AXES = 64  # as torch
 _MAX_HEADER_BYTES = 100_000_000  # what the library accepts
 
 
@@ -133,6 +134,8 @@ def _check_offsets(path: Path, entries: dict[str, _Entry], num_bytes: int) -> No
     """See that tensors follow each other without gaps and end where the file does."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        if len(entry.shape) > _MAX_AXES:  # their product would take for ever
+            raise unreadable(path, f"{name} has {len(entry.shape):,} axes")
         begin, next_begin = entry.data_offsets
         dtype = _DTYPES.get(entry.dtype)
         expected = math.prod(entry.shape) * dtype.itemsize if dtype else next_begin - begin
