@@ -205,7 +205,10 @@ def _refusal(where: str, what: str) -> RunError:
 
 
 def _is_usual_yarn(numbers: Mapping[str, float]) -> bool:
-    """Say whether YaRN's numbers are those llama.cpp takes by itself; it reads no others."""
+    """Say whether YaRN's numbers are those llama.cpp takes by itself.
+
+    Betas that a file states had no effect in llama.cpp as of llama-cpp-python 0.3.36.
+    """
     factor = numbers["factor"]
     sharpened = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
     return (
