@@ -2,6 +2,7 @@
 
 import json
 import queue
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from tests.inference.tiny_model import CHATML, write_tiny_model
 from tests.training.late_lanes import LateLanes
@@ -177,6 +184,101 @@ def test_replies_are_those_of_transformers(
         assert reply.text == whole.rstrip("\N{REPLACEMENT CHARACTER}")
         assert reply.is_cut == (len(expected) == 40)
     assert sum(len(reply.ids) for reply in replies) > 40, "replies of some length"
+
+
+FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "llama3": (
+        LlamaConfig,
+        {
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "yarn": (
+        LlamaConfig,
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "mistral": (MistralConfig, {"sliding_window": 24, "tie_word_embeddings": True}),
+    "qwen2": (
+        Qwen2Config,
+        {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
+    ),
+    "qwen3": (Qwen3Config, {"head_dim": 16}),
+}
+
+
+def family_folder(folder: Path, model: Path, family: str) -> Path:
+    """Put a random model of a family beside the tokenizer of the tiny model."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(3)
+    kind, switches = FAMILIES[family]
+    tiny = json.loads((model / "config.json").read_text())
+    shared = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+        "initializer_range", "eos_token_id", "pad_token_id",
+    )  # fmt: skip
+    config = kind(**{name: tiny[name] for name in shared}, bos_token_id=None, **switches)
+    auto: Any = AutoModelForCausalLM
+    made = auto.from_config(config)
+    for name, parameter in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("resident_fraction", [1.0, 0.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_says_what_transformers_says_for_200_tokens(
+    tmp_path: Path, model: Path, family: str, resident_fraction: float
+) -> None:
+    folder = family_folder(tmp_path / "model", model, family)
+    run = run_folder(
+        tmp_path / "run",
+        folder,
+        data={"max_length": 256, "pad_to": "context"},
+        memory={"resident_fraction": resident_fraction},
+    )
+    training = built(run).training
+    training.report.close()
+    tokenizer = load_tokenizer(folder)
+    # Nothing ends a reply here: all of its tokens are compared.
+    sampler = Sampler(
+        training.engine,
+        tokenizer,
+        ChatTemplate(CHATML, tokenizer.special_tokens),
+        PROMPTS[:2],
+        Sampling(max_tokens=200),
+        every_steps=1,
+        microbatch_rows=2,
+        row_length=256,
+        pad_id=tokenizer.pad_id,
+    )
+    reference: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference.generation_config.eos_token_id = None
+    for reply in answered(sampler):
+        ids = torch.tensor([reply.prompt_ids], dtype=torch.int64)
+        made = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=200, do_sample=False
+        )
+        assert reply.ids == made[0, len(reply.prompt_ids) :].tolist()
+        assert len(reply.ids) == 200
+        assert len(set(reply.ids)) > 3, "no token again and again"
 
 
 class Says:
