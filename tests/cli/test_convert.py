@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from tests.data.hub_server import COMMIT, serving
-from tests.model.model_folders import transformers_logits, write_model_folder
+from tests.model.model_folders import change_json, transformers_logits, write_model_folder
 from workbench.cli.main import main
 from workbench.config.find import shipped_templates
 from workbench.config.hub_id import model_name
-from workbench.config.weight_files import SINGLE_FILE
+from workbench.config.weight_files import INDEX_FILE, SINGLE_FILE
+from workbench.model.families import read_dimensions
+from workbench.model.weights import random_weights, write_weights
 
 CONVERT = [sys.executable, "-m", "workbench", "convert"]
 
@@ -211,3 +214,31 @@ def test_an_id_that_is_nowhere_is_told(tmp_path: Path) -> None:
             assert ended.returncode == 2
             assert f"model {name}: {words}" in ended.stderr
             assert "Traceback" not in ended.stderr
+
+
+def test_a_mismatch_removes_the_destination_and_exits_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A bit changes on the disk between writing and comparing, as a disk that lies would do it."""
+    source = write_model_folder(tmp_path / "source")
+    change_json(source / "config.json", num_hidden_layers=24, hidden_size=256, head_dim=64)
+    write_weights(source, random_weights(read_dimensions(source), 0, torch.float32))
+    partial = tmp_path / "made.partial"
+
+    def spoil() -> None:
+        limit = time.monotonic() + 60
+        while not (partial / INDEX_FILE).exists() and time.monotonic() < limit:
+            time.sleep(0.0005)  # the index is written when all shards are
+        with max(partial.glob("model-*.safetensors")).open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)[0]
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last ^ 1]))
+
+    spoiling = threading.Thread(target=spoil)
+    spoiling.start()
+    status, out, err = told(capsys, "convert", source, tmp_path / "made", "--max-shard-gib", "0.01")
+    spoiling.join()
+    assert (status, out) == (1, "")
+    assert "lm_head.weight is not what was to be written" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
