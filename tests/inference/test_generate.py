@@ -217,7 +217,7 @@ async def test_log_probabilities_are_those_of_the_model(tiny_model: Path) -> Non
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     asked = replace(GREEDY, max_tokens=8, num_top=3, of_prompt=True, temperature=1.0, seed=2)
     async with running(tiny_model) as engine:
-        beside = engine.submit([7, 8, 9], LONG)
+        beside = engine.submit([7, 8, 9], replace(LONG, num_top=9))
         generation = engine.submit(PROMPT, asked)
         entries = [entry async for piece in generation.pieces() for entry in piece.logprobs]
         beside.cancel()
@@ -229,6 +229,7 @@ async def test_log_probabilities_are_those_of_the_model(tiny_model: Path) -> Non
         assert entry.token_id == ids[at + 1]
         assert entry.logprob == pytest.approx(float(logs[at, ids[at + 1]]), abs=1e-4)
         best = logs[at].topk(3)
+        assert len(entry.top) == 3
         assert [number for number, _ in entry.top] == best.indices.tolist()
         assert [log for _, log in entry.top] == pytest.approx(best.values.tolist(), abs=1e-4)
 

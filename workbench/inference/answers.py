@@ -214,12 +214,11 @@ class ChatAnswer(Answer):
         )
 
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> ChatLogprobs | None:
-        num_top = self._generations[index].sampling.num_top
-        if num_top is None:
+        if self._generations[index].sampling.num_top is None:
             return None
         content = []
         for entry in entries:
-            top = entry.top[:num_top]
+            top = entry.top
             own, *texts = self._prompts.spelled([entry.token_id, *(number for number, _ in top)])
             likely = [
                 TopLogprob(token=text, logprob=log, bytes=_bytes_of(text))
@@ -296,7 +295,6 @@ class TextAnswer(Answer):
         self, index: int, entries: Sequence[TokenLogprob], *, echo: str, of_prompt: bool
     ) -> TextLogprobs:
         generation = self._generations[index]
-        num_top = generation.sampling.num_top or 0
         listed: list[tuple[int, TokenLogprob | None]] = []
         if of_prompt:
             listed.append((generation.prompt_ids[0], None))
@@ -306,7 +304,7 @@ class TextAnswer(Answer):
         listed += [(entry.token_id, entry) for entry in entries]
         found = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token_id, entry in listed:
-            top = () if entry is None else entry.top[:num_top]
+            top = () if entry is None else entry.top
             own, *texts = self._prompts.spelled([token_id, *(number for number, _ in top)])
             found.tokens.append(own)
             found.token_logprobs.append(None if entry is None else entry.logprob)

@@ -10,6 +10,7 @@ Shapes: R rows, C columns of the cache, V tokens of the vocabulary.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -309,8 +310,11 @@ class Batch:
                 )
             )
         for at, (row, token_id) in enumerate(zip(rows, token_ids, strict=True)):
+            entry = logprobs.get(at)
+            if entry is not None:
+                entry = replace(entry, top=entry.top[: rules[at].num_top or 0])
             row.take(token_id)
-            row.text.take(token_id, logprobs.get(at))
+            row.text.take(token_id, entry)
 
     # ---- rows --------------------------------------------------------------------------------
 

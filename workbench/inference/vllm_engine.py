@@ -211,6 +211,7 @@ class VllmEngine:
 
     async def _follow(self, generation: Generation, text: ReplyText, request_id: str) -> None:
         parameters = self._parameters(generation.sampling)
+        num_top = generation.sampling.num_top or 0
         outputs = self._engine.generate(
             {"prompt_token_ids": generation.prompt_ids}, parameters, request_id
         )
@@ -220,7 +221,7 @@ class VllmEngine:
                 has_begun = True
                 if output.prompt_logprobs:
                     generation.prompt_logprobs = [
-                        _logprob_of(token_id, some)
+                        _logprob_of(token_id, some, num_top)
                         for token_id, some in zip(
                             generation.prompt_ids[1:], output.prompt_logprobs[1:], strict=True
                         )
@@ -231,7 +232,7 @@ class VllmEngine:
                 if generation.is_cancelled or text.has_ended:
                     break
                 some = made.logprobs[at] if made.logprobs else None
-                text.take(token_id, None if some is None else _logprob_of(token_id, some))
+                text.take(token_id, None if some is None else _logprob_of(token_id, some, num_top))
             if generation.is_cancelled or text.has_ended:
                 break
         # Stops are ours: vLLM would go on until it is told.
@@ -275,9 +276,9 @@ def require_vllm() -> None:
         )
 
 
-def _logprob_of(token_id: int, entries: Mapping[int, Any]) -> TokenLogprob:
-    """Read vLLM's entry of one place: the chosen token and the likeliest ones by id."""
-    ranked = sorted(entries.items(), key=lambda item: -item[1].logprob)
+def _logprob_of(token_id: int, entries: Mapping[int, Any], num_top: int) -> TokenLogprob:
+    """Read vLLM's entry of one place: the likeliest tokens by id, and the chosen one."""
+    ranked = sorted(entries.items(), key=lambda item: -item[1].logprob)[:num_top]
     return TokenLogprob(
         token_id,
         entries[token_id].logprob,
