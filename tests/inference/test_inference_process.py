@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.inference.tiny_model import CONTEXT, add_checkpoint, write_tiny_model
 from workbench.control.address import serve_address
 from workbench.errors import ConfigError, ControlError, DataError, RefusedError, RunError
-from workbench.inference.__main__ import bind, bind_unix, served_name
+from workbench.inference.__main__ import bind, bind_unix, served_name, suits_vllm
 from workbench.inference.vllm_engine import is_installed
 from workbench.jobs.inference_process import (
     InferenceProcess,
@@ -180,6 +180,25 @@ async def test_vllm_is_refused_where_it_is_not_installed(tiny_model: Path) -> No
     server = await InferenceProcess.spawn(ServerOptions(tiny_model, engine="vllm"))
     with pytest.raises(RefusedError, match="vLLM is not installed here"):
         assert [progress async for progress in server.updates()]
+
+
+@pytest.mark.parametrize(
+    ("change", "suits"),
+    [
+        ({}, True),
+        ({"num_models": 2}, False),
+        ({"has_limit": True}, False),
+        ({"weight_bytes": 60 * 10**9}, False),
+    ],
+)
+def test_vllm_is_not_taken_for_what_it_cannot_hold(change: dict[str, Any], suits: bool) -> None:
+    usual: dict[str, Any] = {
+        "num_models": 1,
+        "weight_bytes": 14 * 10**9,
+        "free_bytes": 24 * 10**9,
+        "has_limit": False,
+    }
+    assert suits_vllm(**{**usual, **change}) is suits
 
 
 async def test_a_server_that_truncates_does_so_unless_the_request_forbids_it(

@@ -354,10 +354,21 @@ def make_engine(
     from workbench.inference.generate import Engine
     from workbench.inference.vllm_engine import VllmEngine, is_installed, require_vllm
 
-    is_gpu = torch.cuda.is_available() and options.device in ("auto", "cuda", "cuda:0")
     if options.engine == "vllm":
         require_vllm()
-    if options.engine == "vllm" or (options.engine == "auto" and is_gpu and is_installed()):
+    is_gpu = torch.cuda.is_available() and options.device in ("auto", "cuda", "cuda:0")
+    is_chosen = (
+        options.engine == "auto"
+        and is_gpu
+        and is_installed()
+        and suits_vllm(
+            num_models=len(options.model),
+            weight_bytes=weight_bytes(folder),
+            free_bytes=torch.cuda.mem_get_info(0)[0],
+            has_limit=options.memory is not None,
+        )
+    )
+    if options.engine == "vllm" or is_chosen:
         vllm = VllmEngine(
             folder,
             tokenizer,
@@ -379,6 +390,15 @@ def make_engine(
         narrate=lambda words: say("progress", stage=words),
     )
     return engine, "transformers"
+
+
+def suits_vllm(*, num_models: int, weight_bytes: int, free_bytes: int, has_limit: bool) -> bool:
+    """Say whether vLLM, which takes nine tenths of a GPU, should serve where nobody chose.
+
+    Not beside another model, not within a limit for weights, and not where weights and the keys
+    and values of some replies do not fit: there the other engine shares them out.
+    """
+    return num_models == 1 and not has_limit and weight_bytes <= 0.8 * free_bytes
 
 
 @dataclass(frozen=True)
