@@ -20,7 +20,6 @@ from workbench.inference.vllm_engine import is_installed
 from workbench.jobs.inference_process import (
     InferenceProcess,
     ServerOptions,
-    running_server,
     start_server,
 )
 from workbench.runs.layout import RunFolder
@@ -257,18 +256,3 @@ class _Hostile:
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
         return Path.touch, (Path(self._path),)
-
-
-async def test_the_running_server_is_the_usual_one_or_the_only_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    usual = serve_address(8000)
-    assert running_server() == usual
-    other = usual.with_name("serve-9000.sock")
-    other.touch()
-    assert running_server() == other
-    usual.with_name("serve-9001.sock").touch()
-    assert running_server() == usual
-    usual.touch()
-    assert running_server() == usual

@@ -17,7 +17,7 @@ from typing import Literal, Self
 import msgspec
 
 from workbench import errors
-from workbench.control.address import new_address, serve_address
+from workbench.control.address import new_address
 from workbench.errors import ControlError, WorkbenchError
 
 _LINES_OF_STDERR = 40
@@ -280,24 +280,6 @@ async def start_server(
         await server.stop()
         raise
     return server
-
-
-DEFAULT_PORT = 8000
-
-
-def running_server() -> Path:
-    """Give the socket of the server that ``workbench serve`` started.
-
-    It is that of the usual port; where nothing is there, the only other one that is served.
-
-    Raises:
-        ControlError: the folder for sockets is not safe.
-    """
-    usual = serve_address(DEFAULT_PORT)
-    others = [path for path in usual.parent.glob("serve-*.sock") if path != usual]
-    if not usual.exists() and len(others) == 1:
-        return others[0]
-    return usual
 
 
 def _rebuilt(said: _Failed) -> WorkbenchError:
