@@ -159,6 +159,13 @@ def test_values_of_flags() -> None:
     assert complete([*train, "--"], "--max").candidates == ()
 
 
+@pytest.mark.parametrize(
+    "typed", [["finalize"], ["finalize", "run"], ["checkpoints", "verify"], ["convert"]]
+)
+def test_runs_and_models_are_folders_for_the_shell(typed: list[str]) -> None:
+    assert complete(typed, "").by_shell == "folders"
+
+
 def test_jobs_are_named_by_their_id(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "output" / "poem-1")
     run.path.mkdir(parents=True)

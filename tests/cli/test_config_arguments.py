@@ -1,10 +1,15 @@
 """One command line, three kinds of arguments: of the verb, of the config, of torchrun."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
-from workbench.cli.config_arguments import ConfigArguments, read_config_arguments
+from workbench.cli.config_arguments import (
+    ConfigArguments,
+    read_config_arguments,
+    typed_model,
+)
 from workbench.errors import ConfigError
 
 
@@ -74,3 +79,26 @@ def test_of_two_configs_the_later_counts() -> None:
 
 def test_a_value_that_looks_like_an_option_of_the_verb_is_its_value() -> None:
     assert read("-t", "base/training", "-d", "-1").options.devices == "-1"
+
+
+def test_a_model_is_a_path_or_an_id_in_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    repository = tmp_path / "home" / "hub" / "models--org--name"
+    snapshot = repository / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    assert typed_model("org/name", "model") == Path("org/name")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0a1b\n")
+    (snapshot / "config.json").write_text("{}")
+    assert typed_model("org/name", "model") == snapshot
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert typed_model("org/name", "model") == Path("org/name"), "a folder counts first"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert typed_model("~/org/name", "model") == tmp_path / "org" / "name"
+    monkeypatch.delenv("NOT_SET_ANYWHERE", raising=False)
+    with pytest.raises(ConfigError, match="NOT_SET_ANYWHERE is not set"):
+        typed_model("$NOT_SET_ANYWHERE/name", "model")

@@ -224,16 +224,17 @@ def test_mistakes_exit_2_and_name_what_there_is(
     assert named in told
 
 
-def test_families_that_cannot_be_trained_are_estimated_with_a_note(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("model", ["qwen2.5-0.5b", "qwen3-0.6b"])
+def test_families_with_biases_and_norms_of_heads_are_offered_to_start(
+    model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", "qwen3-0.6b")
+    status, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", model, "--gpu-gib", "16")
     assert status == 0
-    assert "this version cannot train qwen3 yet" in told
-    status, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", "qwen3-8b", "--gpu-gib", "12")
+    assert "cannot train" not in told
+    larger = "qwen2.5-7b" if "qwen2" in model else "qwen3-8b"
+    status, told = said(capsys, "-t", "1gpu_llama_7b/packed", "-M", larger, "--gpu-gib", "12")
     assert status == 4
-    assert "workbench new" in told
-    assert "workbench train" not in told
+    assert "workbench train" in told
 
 
 def test_what_keeps_a_config_from_starting_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -603,20 +604,20 @@ def test_a_dry_run_is_held_against_the_budget_of_the_host_it_is_for(
     assert "torch.distributed.run" in told.out
 
 
-def test_a_family_that_cannot_be_trained_is_an_error_before_the_start(tmp_path: Path) -> None:
-    folder = tmp_path / "qwen"
+def test_a_family_of_another_skeleton_is_an_error_before_the_start(tmp_path: Path) -> None:
+    folder = tmp_path / "gemma"
     folder.mkdir()
     for file in DEMO_MODEL.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     stated = json.loads((folder / "config.json").read_bytes())
-    (folder / "config.json").write_text(json.dumps(stated | {"model_type": "qwen3"}))
+    (folder / "config.json").write_text(json.dumps(stated | {"model_type": "gemma2"}))
     resolved = resolve("demo", overrides=parse_overrides([f"model.path={folder}"]))
     errors = [
         each for each in preflight(resolved) if isinstance(each, Check) and each.state == "error"
     ]
     (error,) = errors
     assert error.name == "model"
-    assert "qwen3 cannot be trained by this version" in error.message
+    assert "gemma2" in error.message
     resolved = resolve("demo", overrides=parse_overrides([f"model.path={folder}/config.json"]))
     assert any(each.name == "model" and each.state == "error" for each in _checks(resolved))
 

@@ -64,7 +64,6 @@ def test_a_config_with_mistakes_exits_2_and_shows_them_all(
     ("arguments", "named"),
     [
         (["training.engine=pipeline"], "training.engine"),
-        (["samples.prompts=[hello]"], "samples.prompts"),
         (["model.attention=flex", "training.device=cpu"], "model.attention"),
         (["model.attention=varlen", "training.device=cpu"], "model.attention"),
         (["--model", "/nowhere/model"], "/nowhere/model"),

@@ -20,7 +20,6 @@ def refused(*texts: str) -> list[str]:
     [
         (["training.engine=pipeline"], "training.engine"),
         (["pipeline.replicas=2"], "pipeline.replicas"),
-        (["samples.prompts=[hello]"], "samples.prompts"),
         (["checkpoints.save_on_each_node=true"], "checkpoints.save_on_each_node"),
         (["model.path=null"], "model.path"),
     ],
@@ -50,6 +49,7 @@ def test_a_start_that_would_not_do_what_it_says_is_refused(texts: list[str], key
         "model.compile=true",
         "model.weights=random",
         "training.device=cpu",
+        "samples.prompts=[hello]",
     ],
 )
 def test_what_this_version_does_is_started(text: str) -> None:

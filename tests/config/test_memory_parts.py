@@ -55,8 +55,15 @@ def test_the_engine_has_the_shapes_that_the_arithmetic_counts() -> None:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    for tied in (False, True):
-        dims = read_dimensions(stated | {"tie_word_embeddings": tied})
+    families: list[dict[str, object]] = [
+        {"tie_word_embeddings": False},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"model_type": "qwen2"},
+        {"model_type": "qwen3", "head_dim": 24},
+    ]
+    for changes in families:
+        dims = read_dimensions(stated | changes)
         facts = facts_of_dimensions(dims)
         shapes = parameter_shapes(dims)
         assert sorted(facts.block_shapes) == sorted(block_parameters(dims).values())

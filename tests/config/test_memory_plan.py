@@ -323,6 +323,10 @@ def test_a_model_is_found_by_the_name_people_type() -> None:
         ("qwen2.5-72b", 72.71), ("qwen3-0.6b", 0.596), ("qwen3-8b", 8.191),
         ("qwen3-32b", 32.76), ("tinyllama-1.1b", 1.100), ("smollm2-135m", 0.1345),
         ("smollm2-1.7b", 1.711), ("llama-3.2-1b", 1.236), ("llama-3.2-3b", 3.213),
+        ("llama-3.3-70b", 70.55), ("mistral-nemo-12b", 12.25), ("mistral-small-24b", 23.57),
+        ("qwen2.5-3b", 3.086), ("qwen3-1.7b", 1.721), ("qwen3-4b", 4.022), ("qwen3-14b", 14.77),
+        ("internlm3-8b", 8.804), ("seed-oss-36b", 36.15), ("cwm-32b", 32.58),
+        ("smollm3-3b", 3.075),
     ],
 )  # fmt: skip
 def test_known_models_have_the_parameters_that_were_published(name: str, billions: float) -> None:

@@ -64,6 +64,8 @@ SAMANTHA: dict[str, object] = {
     "checkpoints.save_on_each_node": False,
     "samples.prompts": [],
     "samples.every_steps": 100,
+    "samples.max_tokens": 64,
+    "samples.temperature": 0.0,
     "training.engine": "layer_major",
     "training.device": "auto",
     "training.seed": 42,

@@ -103,3 +103,10 @@ def test_every_named_schedule_of_a_7b_fits_its_budget() -> None:
     ):  # fmt: skip
         found = ranks_bytes(MISTRAL, form(schedule, ranks, stages=stages))  # type: ignore[arg-type]
         assert needed(found) <= BUDGET, schedule
+
+
+def test_norms_of_heads_are_kept_by_autograd_and_biases_are_not() -> None:
+    plain = saved_bytes_per_token(MISTRAL)
+    assert saved_bytes_per_token(dataclasses.replace(MISTRAL, biased=("q", "k", "v"))) == plain
+    normed = saved_bytes_per_token(dataclasses.replace(MISTRAL, query_key_norm=True))
+    assert normed - plain == (4096 + 1024) * (4 + 2 + 2)

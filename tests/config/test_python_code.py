@@ -173,7 +173,8 @@ def test_each_note_names_the_file_and_line_that_state_the_value() -> None:
     assert "base/training.yaml" in {place for _, place, _ in notes}
 
 
-# Keys with one value that can be started, or with nothing to do in one process.
+# Keys with one value that can be started, or with nothing to do in one process, or by which
+# nothing is learned.
 NOT_WRITTEN = {
     "description",
     "pipeline.ranks",
@@ -183,6 +184,8 @@ NOT_WRITTEN = {
     "checkpoints.save_on_each_node",
     "samples.prompts",
     "samples.every_steps",
+    "samples.max_tokens",
+    "samples.temperature",
     "training.engine",
 }
 

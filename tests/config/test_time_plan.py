@@ -171,6 +171,27 @@ def test_an_optimizer_moves_its_gradients_weights_and_companions() -> None:
     assert update("adamw_8bit", 2) == pytest.approx(12 * parameters)
 
 
+def test_a_window_in_some_blocks_saves_its_share_of_attention() -> None:
+    whole = dataclasses.replace(MISTRAL, sliding_window=None)
+    half = dataclasses.replace(MISTRAL, sliding_window=1024, sliding_blocks=(True, False) * 16)
+    every = dataclasses.replace(half, sliding_blocks=None)
+    costs = [forward_flop_per_token(facts, 8192) for facts in (whole, half, every)]
+    assert costs[0] - costs[1] == costs[1] - costs[2] > 0
+    assert [facts.sliding_fraction for facts in (whole, half, every)] == [0.0, 0.5, 1.0]
+    seconds = [step_seconds(facts, step(), H200, 8192) for facts in (whole, half, every)]
+    assert seconds[0] > seconds[1] > seconds[2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"biased": ("q", "k", "v")}, {"biased": ("down",)}, {"query_key_norm": True}],
+    ids=str,
+)
+def test_biases_and_norms_of_heads_move_memory_and_little_else(changes: dict[str, Any]) -> None:
+    more = step_seconds(dataclasses.replace(MISTRAL, **changes), step(), H200, 700)
+    assert 1 < more / step_seconds(MISTRAL, step(), H200, 700) < 1.03
+
+
 def test_what_is_kept_need_not_be_computed_again() -> None:
     full, selective, none = (
         step_seconds(MISTRAL, step(selective_blocks=some, kept_blocks=kept), H200, 700)

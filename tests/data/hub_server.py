@@ -1,4 +1,4 @@
-"""A hub on loopback: the few answers that its libraries ask for, out of a folder of data sets."""
+"""A hub on loopback: the few answers that its libraries ask for, of data sets and models."""
 
 import hashlib
 import json
@@ -58,8 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = self.path.split("?")[0].strip("/").replace("%2F", "/")
         self.server.requests.append(f"{self.command} {path}")
-        if path.startswith("api/datasets/"):
-            self._api(path.removeprefix("api/datasets/").split("/"))
+        if path.startswith(("api/datasets/", "api/models/")):
+            self._api(path.split("/")[2:])
         else:
             self._file(path.removeprefix("datasets/").split("/"))
 
@@ -78,7 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _api(self, parts: list[str]) -> None:
         folder = self.server.folder.joinpath(*parts[:2])
-        if parts[2] == "revision":
+        if not folder.is_dir():
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif parts[2] == "revision":
             names = [str(entry["path"]) for entry in _entries(folder, folder, recursive=True)]
             siblings = [{"rfilename": name} for name in names]
             self._send_json({"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": siblings})

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.inference.tiny_model import write_tiny_model
 from workbench.data.tokenizer import load_tokenizer
-from workbench.inference.generate import Engine, Generation, GenerationError, Sampling
+from workbench.inference.generate import Engine
+from workbench.inference.reply import Generation, GenerationError
+from workbench.inference.sampling import Sampling
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,8 +9,10 @@ from tests.gpu.waiting import waiting_is_an_error
 from tests.model.kernel_cases import (
     EPSILON,
     Turned,
+    bias_results,
     expected_losses,
     gated_results,
+    head_norm_results,
     logits_case,
     losses_of,
     norm_results,
@@ -67,6 +69,35 @@ def test_norm_and_its_gradients_are_those_of_float64(
 ) -> None:
     for name, found, expected in norm_results(fused, rows, width, dtype, CUDA):
         assert relative_error(found, expected) < BOUNDS[dtype], name
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 37, 5003])
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 8), (16, 128), (9, 80), (64, 64), (3, 256)])
+def test_norms_of_heads_and_their_gradients_are_those_of_float64(
+    fused: Kernels, rows: int, heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    for name, found, expected in head_norm_results(fused, rows, heads, head_dim, dtype, CUDA):
+        assert relative_error(found, expected) < BOUNDS[dtype], name
+
+
+@DTYPES
+@SIZES
+def test_biases_and_their_gradients_are_those_of_float64(
+    fused: Kernels, rows: int, width: int, dtype: torch.dtype
+) -> None:
+    for name, found, expected in bias_results(fused, rows, width, dtype, CUDA):
+        assert relative_error(found, expected) < BOUNDS[dtype], name
+
+
+def test_sums_of_columns_repeat_bit_for_bit(fused: Kernels) -> None:
+    gradient = random(8191, 6144, dtype=torch.bfloat16, device=CUDA)
+    sums = []
+    for _ in range(3):
+        sums.append(torch.zeros(6144, device=CUDA))
+        fused.add_columns(gradient, onto_N=sums[-1])
+    assert torch.equal(sums[0], sums[1])
+    assert torch.equal(sums[0], sums[2])
 
 
 @DTYPES
@@ -161,6 +192,10 @@ def everything(kernels: Kernels) -> Iterator[tuple[str, Tensor]]:
     dtype = torch.bfloat16
     for name, found, _ in norm_results(kernels, 999, 2048, dtype, CUDA):
         yield name, found
+    for name, found, _ in head_norm_results(kernels, 999, 12, 128, dtype, CUDA):
+        yield name, found
+    for name, found, _ in bias_results(kernels, 999, 2050, dtype, CUDA):
+        yield name, found
     case = turned_case(301, (32, 8), 128, dtype, CUDA)
     yield "turned", rotate_result(kernels, case)
     gradient = random(*case.qkv.shape, dtype=dtype, device=CUDA)
@@ -176,10 +211,13 @@ def everything(kernels: Kernels) -> Iterator[tuple[str, Tensor]]:
 
 def test_each_element_is_within_the_last_bit_of_the_twins(fused: Kernels) -> None:
     # Norm and product are rounded twice: before and after the second factor.
-    twice = ("norm", "product", "product after backward")
+    twice = ("norm", "normed heads", "product", "product after backward")
+    long_sums = (
+        "gradient of the weight", "gradient of the heads' weight", "gradient of the bias", "rows",
+    )  # fmt: skip
     by_twin = dict(everything(TWINS))
     for name, found in everything(fused):
-        if name in ("gradient of the weight", "rows"):  # long sums of any sign
+        if name in long_sums:  # of any sign
             assert relative_error(found, by_twin[name]) < 1e-6
             continue
         assert not differs_by_ulps(found, by_twin[name], 2 if name in twice else 1), name
@@ -201,6 +239,8 @@ def test_no_kernel_waits_for_the_device(fused: Kernels) -> None:
     case: Turned = turned_case(rows, (8, 2), 64, dtype, CUDA)
     parts = case.qkv.unflatten(1, (-1, 64)).split([8, 2, 2], dim=1)
     packed = torch.empty_like(case.qkv)
+    head_weight = torch.ones(64, dtype=dtype, device=CUDA)
+    head_sum = torch.zeros(64, device=CUDA)
     product = torch.empty(rows, width // 2, dtype=dtype, device=CUDA)
     logits, labels = logits_case(rows, 3000, dtype, CUDA)
     losses, correct = torch.empty(rows, device=CUDA), torch.empty_like(labels, dtype=torch.bool)
@@ -214,6 +254,12 @@ def test_no_kernel_waits_for_the_device(fused: Kernels) -> None:
             )
             kernels.rotate(case.qkv, case.cosine, case.sine, num_heads=10, head_dim=64)
             kernels.pack_rotated_back(*parts, case.cosine, case.sine, out_TE=packed)
+            kernels.norm_heads(case.qkv[:, :640], head_weight, EPSILON, out_TN=packed[:, :640])
+            kernels.norm_heads_backward(
+                packed[:, :640], case.qkv[:, :640], head_weight, EPSILON, weight_sum_R=head_sum
+            )
+            kernels.add_bias(x, weight)
+            kernels.add_columns(x, onto_N=weight_sum)
             kernels.gated_product(x, out_TF=product)
             kernels.gated_product_backward(x, product)
             kernels.cross_entropy(logits, labels, 0.5, losses_C=losses, correct_C=correct)
@@ -256,6 +302,10 @@ def test_no_rows_are_no_work(fused: Kernels) -> None:
     labels = torch.empty(0, dtype=torch.int64, device=CUDA)
     fused.norm(none, weight, EPSILON, out_TD=none)
     fused.norm_backward(none, none, weight, EPSILON, onto_TD=none, weight_sum_D=weight_sum)
+    fused.norm_heads(none, weight[:8], EPSILON, out_TN=none)
+    fused.norm_heads_backward(none, none, weight[:8], EPSILON, weight_sum_R=weight_sum[:8])
+    fused.add_bias(none, weight)
+    fused.add_columns(none, onto_N=weight_sum)
     fused.gated_product(none, out_TF=none[:, :8])
     fused.gated_product_backward(none, none[:, :8])
     fused.cross_entropy(none, labels, 1.0, losses_C=torch.empty(0, device=CUDA))

@@ -8,6 +8,7 @@ import torch
 
 from tests.gpu.engines import CUDA, middling_engine, shared_and_lone_rows
 from tests.gpu.waiting import waiting_is_an_error
+from tests.training.test_family_steps import SWITCHES, engine_of, family
 from tests.training.tiny import TinyEngine, dimensions, step_rows, tiny_engine
 from workbench.errors import RefusedError
 from workbench.model.decoder import parameter_shapes
@@ -62,9 +63,29 @@ def test_bfloat16_steps_follow_the_fp32_losses(
     assert losses(tiny) == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_inside_a_step_waits_for_the_device(dtype: torch.dtype) -> None:
-    tiny = tiny_engine(dimensions(), device=CUDA, dtype=dtype, clip_norm=0.5)
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_steps_of_every_family_are_those_on_the_cpu(switches: str) -> None:
+    dims = family(switches)
+    on_cpu, on_gpu = engine_of(dims), engine_of(dims, device=CUDA)
+    narrow = engine_of(dims, device=CUDA, dtype=torch.bfloat16)
+    expected = losses(on_cpu)
+    assert losses(on_gpu) == pytest.approx(expected, rel=1e-5)
+    assert losses(narrow) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "switches"),
+    [
+        (torch.float32, None),
+        (torch.bfloat16, None),
+        *((torch.bfloat16, switches) for switches in SWITCHES),
+    ],
+)
+def test_nothing_inside_a_step_waits_for_the_device(
+    dtype: torch.dtype, switches: str | None
+) -> None:
+    dims = dimensions() if switches is None else family(switches)
+    tiny = tiny_engine(dims, device=CUDA, dtype=dtype, clip_norm=0.5)
     losses(tiny, num_steps=2)  # kernels are built and tested once
     rows = step_rows(9, num_microbatches=2)
     with waiting_is_an_error():
@@ -142,10 +163,19 @@ def larger(*, tied: bool = False) -> Dimensions:
         {"microbatches": 4, "resident_fraction": 0.0, "block_inputs": "pinned"},
         {"microbatches": 2, "resident_fraction": 0.5, "recompute": "selective"},
         {"microbatches": 4, "resident_fraction": 1.0, "recompute": "none"},
+        {"microbatches": 2, "recompute": "full", "family": "everything"},
+        {"microbatches": 2, "recompute": "selective", "family": "everything"},
     ],
 )
 def test_the_reserved_peak_is_at_most_what_the_plan_predicts(settings: dict[str, Any]) -> None:
-    dims = larger()
+    settings = dict(settings)
+    switches = SWITCHES[settings.pop("family")] if "family" in settings else {}
+    dims = dataclasses.replace(larger(), **switches)
+    if dims.sliding_blocks is not None:
+        blocks = tuple(block % 2 == 0 for block in range(dims.num_layers))
+        dims = dataclasses.replace(
+            dims, sliding_window=700, sliding_blocks=blocks, turned_blocks=blocks[::-1]
+        )
     rows = step_rows(1, num_rows=8, num_microbatches=settings["microbatches"], row_length=2048)
     plan = choose_plan(
         dims,

@@ -14,6 +14,7 @@ import torch
 
 from tests.gpu.engines import middling, middling_engine, shared_and_lone_rows
 from tests.gpu.waiting import waiting_is_an_error
+from tests.training.test_family_steps import SWITCHES
 from tests.training.test_step import assert_same
 from tests.training.test_streaming import PLACES, RECOMPUTE, state
 from tests.training.tiny import TinyEngine
@@ -86,6 +87,18 @@ def test_where_weights_and_records_live_changes_no_bit(
     elsewhere = middling_engine(middling(tied=tied), **EVERYWHERE[place])
     assert train(elsewhere) == losses
     assert_same(expected, {name: tensor.cpu() for name, tensor in state(elsewhere).items()})
+
+
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.parametrize("place", ["all elsewhere", "nothing recomputed, all elsewhere"])
+@pytest.mark.parametrize("switches", ["qwen2", "qwen3", "everything"])
+def test_where_weights_and_records_of_other_families_live_changes_no_bit(
+    switches: str, place: str
+) -> None:
+    dims = replace(middling(), **SWITCHES[switches])
+    at_home, elsewhere = middling_engine(dims), middling_engine(dims, **EVERYWHERE[place])
+    assert train(at_home) == train(elsewhere)
+    assert_same(state(at_home), state(elsewhere))
 
 
 @pytest.mark.usefixtures("repeatable")

@@ -24,6 +24,7 @@ class Server:
     socket: Path
     url: str
     model: str
+    folder: Path
     log: Path
     process: "subprocess.Popen[str]"
 
@@ -71,7 +72,7 @@ def server(
             ready = said[-1]
             break
     assert ready, f"the server did not start: {said} {log.read_text()}"
-    yield Server(Path(ready["socket"]), ready["url"], ready["model"], log, process)
+    yield Server(Path(ready["socket"]), ready["url"], ready["model"], tiny_model, log, process)
     # The parent's end of the pipe closes, as when the parent dies.
     process.stdin.close()
     assert process.wait(timeout=15) == 0

@@ -1,6 +1,7 @@
 """Our own client: pieces as they come, and failures that say which of the two sides failed."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ async def serving(content: str) -> AsyncIterator[str]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(content)}\r\n\r\n"
+        head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(content.encode())}\r\n\r\n"
         writer.write((head + content).encode())
         await writer.drain()
         writer.close()
@@ -114,3 +115,30 @@ async def test_what_other_servers_add_is_skipped() -> None:
     async with serving(content) as url:
         pieces = [piece async for piece in ChatClient(url, model="any").stream(HELLO)]
     assert pieces == [Piece(), Piece("Hi"), Piece("", "stop")]
+
+
+async def test_lines_of_a_stream_end_at_line_feeds_and_nowhere_else() -> None:
+    said = "One\u2028two\u0085three\u2029\x0b"
+    event = {"choices": [{"delta": {"content": said}}], "notice": "shortened"}
+    content = f"data: {json.dumps(event, ensure_ascii=False)}\r\n\r\ndata: [DONE]\n\n"
+    assert "\u2028" in content
+    async with serving(content) as url:
+        reply = await ChatClient(url, model="any").reply(HELLO)
+    assert (reply.text, reply.notice) == (said, "shortened")
+
+
+async def test_a_completion_is_what_follows_the_text(server: Server) -> None:
+    client = ChatClient(server.socket)
+    greedy = ChatSettings(max_tokens=20, temperature=0)
+    whole = await client.whole(client.completion("Hello", greedy))
+    pieces = [piece.text async for piece in client.completion("Hello", greedy) if piece.text]
+    assert "".join(pieces) == whole.text != ""
+    assert len(pieces) > 5
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 20
+    again = await client.whole(client.completion("Hello" + pieces[0], greedy))
+    assert again.text.startswith(pieces[1])
+
+
+async def test_the_models_of_a_server_are_listed(server: Server) -> None:
+    assert await ChatClient(server.socket).models() == [server.model]

@@ -237,6 +237,9 @@ def test_without_a_server_chat_says_how_to_get_one(
         ["serve", "-m", "x", "-c", "y"],
         ["serve", "-m", "x", "-p", "70000"],
         ["serve", "-m", "x", "-T", "int3"],
+        ["serve", "-m", "x", "--parallel", "0"],
+        ["serve", "-m", "x", "--memory", "-1"],
+        ["serve", "-m", "x", "--overflow", "wrap"],
         ["serve", "-m", "/no/such/model", "-p", "0"],
     ],
     ids=" ".join,
@@ -259,9 +262,34 @@ def test_a_checkpoint_is_found_or_refused(tiny_model: Path) -> None:
         serve.checkpoint_of(tiny_model)
 
 
+def test_the_newest_complete_checkpoint_is_printed(
+    tiny_model: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    run_folder = RunFolder(tmp_path / "demo-1")
+    for step in (5, 40, 50):
+        add_checkpoint(run_folder, tiny_model, step)
+    (run_folder.checkpoint(50) / "model.safetensors").write_bytes(b"")
+    command = [*WORKBENCH, "serve", "-c", str(run_folder.path), "-p", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    first, second = process.stdout.readline(), process.stdout.readline()
+    process.terminate()
+    _, told = process.communicate(timeout=20)
+    assert f"newest complete checkpoint: {run_folder.checkpoint(40)}" in told
+    assert first.startswith("serving  demo-1/checkpoint-40, ")
+    assert second == f"folder   {run_folder.checkpoint(40)}\n"
+
+
 def test_dtype_device_template_and_stops_are_flags_of_serve() -> None:
     flags = "-m M -d cuda:0 -t chatml -T bfloat16 -s A B -s C -H 0.0.0.0 -p 9000 -c"
     options = serve.parse(flags.split(" "))
     assert (options.device, options.template, options.dtype) == ("cuda:0", "chatml", "bfloat16")
     assert (options.stop, options.host, options.port) == (["A", "B", "C"], "0.0.0.0", 9000)
     assert options.from_checkpoint == Path()
+    flags = "-m a -m b=c --engine vllm --parallel 8 --memory 1.5 --overflow truncate"
+    options = serve.parse(flags.split(" "))
+    assert (options.model, options.engine) == (["a", "b=c"], "vllm")
+    assert (options.parallel, options.memory, options.overflow) == (8, 1.5, "truncate")

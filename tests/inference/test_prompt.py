@@ -90,3 +90,60 @@ def tokenizer_that_adds_bos(model: Path, folder: Path) -> Tokenizer:
     tokenizer = load_tokenizer(folder)
     assert tokenizer.adds_bos
     return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+            "loops",
+        ),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ 'x' * 1000000000 }}", "multiplies"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
+        ("{% include '/etc/passwd' %}", "no blocks or imports"),
+        ("{{ messages", "not valid Jinja"),
+    ],
+)
+def test_a_hostile_template_is_refused_before_a_model_is_loaded(
+    tiny_model: Path, tmp_path: Path, template: str, said: str
+) -> None:
+    path = tmp_path / "hostile.jinja"
+    path.write_text(template)
+    with pytest.raises(DataError, match=said):
+        read_prompt_writer(tiny_model, load_tokenizer(tiny_model), str(path), ())
+
+
+def test_a_template_that_turns_hostile_later_refuses_the_conversation(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "hostile.jinja"
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+    path.write_text(
+        "{% if messages|length > 2 %}" + loop + "{% endif %}"
+        "{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
+    writer = read_prompt_writer(tiny_model, load_tokenizer(tiny_model), str(path), ())
+    assert writer.ids([("user", "a")])
+    with pytest.raises(DataError, match="rounds"):
+        writer.ids([("user", "a"), ("assistant", "b"), ("user", "c")])
+
+
+def test_a_text_to_continue_has_no_template_and_its_beginning_once(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    writer = read_prompt_writer(tiny_model, tokenizer, None, ("never",))
+    plain = tokenizer.encode(["Hello"])[0].ids.tolist()
+    assert writer.text_ids("Hello") == plain
+    assert writer.text_ids("") == []
+    assert writer.added_stops == ("never",)
+    assert writer.end_ids <= writer.stop_ids
+
+
+def test_tokens_are_spelled_one_by_one(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    writer = read_prompt_writer(tiny_model, tokenizer, None, ())
+    ids = tokenizer.encode([" name is €<|im_end|>"])[0].ids.tolist()
+    spelled = writer.spelled(ids)
+    assert "".join(spelled[:-4]) == " name is "
+    assert spelled[-4:] == ["\ufffd", "\ufffd", "\ufffd", "<|im_end|>"]

@@ -57,6 +57,58 @@ def norm_results(
     yield "gradient of the weight", weight_sum, expected_sum
 
 
+def head_norm_results(
+    kernels: Kernels,
+    rows: int,
+    num_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Norm heads in the midst of wider rows, forward and backward; give name, result, float64's.
+
+    What lies beside the heads is among the results: it has to stay.
+    """
+    begin, end = 3 * head_dim, (3 + num_heads) * head_dim
+    wider, out, gradient = (
+        random(rows, end + 2 * head_dim, dtype=dtype, device=device) for _ in range(3)
+    )
+    weight = random(head_dim, dtype=dtype, device=device)
+    weight_sum = random(head_dim, dtype=torch.float32, device=device)
+    wide_x, wide_weight = wide(wider[:, begin:end].unflatten(1, (-1, head_dim))), wide(weight)
+    normed = F.rms_norm(wide_x, (head_dim,), wide_weight, EPSILON)
+    normed.backward(gradient[:, begin:end].double().unflatten(1, (-1, head_dim)))
+    assert wide_x.grad is not None
+    assert wide_weight.grad is not None
+    expected_out, expected_gradient = (tensor.double().clone() for tensor in (out, gradient))
+    expected_out[:, begin:end] = normed.detach().flatten(1)
+    expected_gradient[:, begin:end] = wide_x.grad.flatten(1)
+    expected_sum = weight_sum.double() + wide_weight.grad
+    x = wider[:, begin:end]
+    kernels.norm_heads(x, weight, EPSILON, out_TN=out[:, begin:end])
+    kernels.norm_heads_backward(gradient[:, begin:end], x, weight, EPSILON, weight_sum_R=weight_sum)
+    yield "normed heads", out, expected_out
+    yield "gradient of heads", gradient, expected_gradient
+    yield "gradient of the heads' weight", weight_sum, expected_sum
+
+
+def bias_results(
+    kernels: Kernels, rows: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Add a bias in the midst of wider rows, and sum its gradient; give name, result, float64's."""
+    begin, end = 5, 5 + width
+    x, gradient = (random(rows, end + 3, dtype=dtype, device=device) for _ in range(2))
+    bias = random(width, dtype=dtype, device=device)
+    onto = random(width, dtype=torch.float32, device=device)
+    expected = x.double().clone()
+    expected[:, begin:end] += bias.double()
+    expected_sum = onto.double() + gradient[:, begin:end].double().sum(0)
+    kernels.add_bias(x[:, begin:end], bias)
+    kernels.add_columns(gradient[:, begin:end], onto_N=onto)
+    yield "sum of rows and bias", x, expected
+    yield "gradient of the bias", onto, expected_sum
+
+
 @dataclass(frozen=True)
 class Turned:
     """Queries, keys and values side by side, and how they are turned."""

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from tests.model.kernel_cases import (
+    bias_results,
     expected_losses,
     gated_results,
+    head_norm_results,
     logits_case,
     poisoned,
     relative_error,
@@ -20,6 +22,10 @@ def test_compiled_kernels_agree_with_float64() -> None:
     torch.manual_seed(4)
     kernels = choose_kernels(CPU, compiled=True)
     for name, found, expected in gated_results(kernels, 7, 40, torch.float32, CPU):
+        assert relative_error(found, expected) < 1e-6, name
+    for name, found, expected in head_norm_results(kernels, 7, 3, 16, torch.float32, CPU):
+        assert relative_error(found, expected) < 1e-6, name
+    for name, found, expected in bias_results(kernels, 7, 40, torch.float32, CPU):
         assert relative_error(found, expected) < 1e-6, name
 
 

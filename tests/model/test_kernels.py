@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from tests.model.kernel_cases import (
     EPSILON,
     SIZES,
+    bias_results,
     expected_losses,
     gated_results,
+    head_norm_results,
     logits_case,
     losses_of,
     norm_results,
@@ -73,6 +75,37 @@ def test_the_gradient_added_to_a_large_one_is_rounded_once() -> None:
     )
     TWINS.norm_backward(gradient, x, weight, EPSILON, onto_TD=onto, weight_sum_D=torch.zeros(width))
     assert torch.equal(onto, exact.to(torch.bfloat16))
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "heads", "head_dim"), [(1, 1, 8), (7, 3, 6), (33, 9, 80)])
+def test_norms_of_heads_and_their_gradients_are_those_of_float64(
+    rows: int, heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    for name, found, expected in head_norm_results(TWINS, rows, heads, head_dim, dtype, CPU):
+        assert relative_error(found, expected) < BOUNDS[dtype], name
+
+
+@DTYPES
+def test_norms_of_heads_round_where_the_readable_norm_rounds(dtype: torch.dtype) -> None:
+    x = random(7, 48, dtype=dtype, device=CPU)
+    weight = random(12, dtype=dtype, device=CPU)
+    found = poisoned(7, 48, dtype=dtype, device=CPU)
+    TWINS.norm_heads(x, weight, EPSILON, out_TN=found)
+    expected = rms_norm(x.unflatten(1, (4, 12)), weight, EPSILON).flatten(1)
+    if dtype == torch.float64:  # the readable one works in fp32
+        assert relative_error(found, expected) < 1e-6
+    else:
+        assert torch.equal(found, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "width"), SIZES)
+def test_biases_and_their_gradients_are_those_of_float64(
+    rows: int, width: int, dtype: torch.dtype
+) -> None:
+    for name, found, expected in bias_results(TWINS, rows, width, dtype, CPU):
+        assert relative_error(found, expected) < BOUNDS[dtype], name
 
 
 @DTYPES

@@ -3,6 +3,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,12 @@ def test_reading_and_writing_take_the_tensors_and_a_few_pieces_more(tmp_path: Pa
         assert size <= read + CHUNK_BYTES, "nothing was measured"
         assert read < size + 4 * CHUNK_BYTES
         assert written < 2 * CHUNK_BYTES
+
+
+def test_a_shape_of_a_million_axes_is_refused_at_once(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [2**62] * 1_000_000, "data_offsets": [0, 8]}
+    (tmp_path / "file").write_bytes(header_of({"a": entry}) + bytes(8))
+    begin = time.monotonic()
+    with pytest.raises(RunError, match="a has 1,000,000 axes"):
+        read_header(tmp_path / "file")
+    assert time.monotonic() - begin < 20

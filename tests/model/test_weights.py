@@ -271,7 +271,8 @@ def test_folders_without_usable_weights_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     assert "has no weights" in refusal()
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"pickle")
-    assert "pickled weights only" in refusal()
+    assert "cannot be read as what torch.save writes" in refusal()
+    (tmp_path / "model" / "pytorch_model.bin").unlink()
     index = {"weight_map": {NAME: "model-00001-of-00002.safetensors"}}
     (tmp_path / "model" / INDEX_FILE).write_text(json.dumps(index))
     assert "index names model-00001-of-00002.safetensors, not in this folder" in refusal()

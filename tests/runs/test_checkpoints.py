@@ -1,6 +1,8 @@
 """Which checkpoint is the newest, which may go, and what a crash may leave."""
 
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,17 +11,20 @@ from workbench.errors import RunError
 from workbench.runs.checkpoints import (
     Best,
     checkpoint_folder,
+    choose_checkpoint,
     complete_checkpoint,
     list_checkpoints,
     newest_complete,
     prunable,
     prune,
     read_best,
+    remove_damaged,
     remove_partials,
+    run_of,
     write_best,
 )
 from workbench.runs.layout import RunFolder
-from workbench.runs.manifest import write_hashed, write_manifest
+from workbench.runs.manifest import WrittenFile, write_hashed, write_manifest
 
 
 def save(run: RunFolder, step: int) -> Path:
@@ -134,3 +139,96 @@ def test_a_damaged_best_file_is_no_best(run: RunFolder, content: bytes) -> None:
     run.checkpoints.mkdir()
     run.best.write_bytes(content)
     assert read_best(run) is None
+
+
+def test_a_choice_names_the_newest_the_best_or_a_step(run: RunFolder) -> None:
+    for step in (10, 20, 30):
+        save(run, step)
+    with pytest.raises(RunError, match="best"):
+        choose_checkpoint(run, "best")
+    write_best(run, Best(step=10, loss=1.5))
+    (run.checkpoint(30) / "model.safetensors").unlink()
+    assert choose_checkpoint(run, "latest").step == 20
+    assert choose_checkpoint(run, "best").step == 10
+    assert choose_checkpoint(run, 20).step == 20
+    with pytest.raises(RunError, match=r"not complete.*--step 10 \| 20"):
+        choose_checkpoint(run, 30)
+    with pytest.raises(RunError, match="no checkpoint of step 40"):
+        choose_checkpoint(run, 40)
+
+
+def test_a_checkpoint_knows_its_run_by_where_it_lies(run: RunFolder, tmp_path: Path) -> None:
+    folder = save(run, 10)
+    assert run_of(folder) is None
+    run.config.write_text("")
+    assert run_of(run.latest).path == run.path  # type: ignore[union-attr]
+    copy = folder.rename(tmp_path / "checkpoint-10")
+    assert run_of(copy) is None
+
+
+def test_latest_names_another_before_a_damaged_checkpoint_goes(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(run, 10)
+    save(run, 20)
+    named: list[Path] = []
+    remove = shutil.rmtree
+
+    def watched(path: Path) -> None:
+        named.append(run.latest.resolve())
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    remove_damaged(run, 20)
+    assert named == [run.checkpoint(10)]
+    remove_damaged(run, 10)
+    assert not run.latest.is_symlink()
+
+
+def test_what_a_user_calls_latest_is_not_replaced(run: RunFolder) -> None:
+    run.latest.mkdir()
+    (run.latest / "base").write_text("weights")
+    assert save(run, 10) == run.checkpoint(10)
+    assert (run.latest / "base").read_text() == "weights"
+
+
+def test_latest_leads_to_no_checkpoint_that_is_partly_on_another_host(run: RunFolder) -> None:
+    save(run, 10)
+    partial = run.partial_checkpoint(20)
+    partial.mkdir(parents=True)
+    files = {"model.safetensors": write_hashed(partial / "model.safetensors", b"mine")}
+    elsewhere = {"other": {"model-2.safetensors": WrittenFile(3, "0" * 64)}}
+    write_manifest(partial, files, step=20, num_ranks=2, elsewhere=elsewhere)
+    complete_checkpoint(run, 20)
+    assert run.latest.resolve() == run.checkpoint(10)
+    newest = newest_complete(run)
+    assert newest is not None
+    assert (newest.step, newest.other_hosts) == (20, ("other",))
+
+
+def test_latest_leads_to_a_complete_checkpoint_at_any_instant(run: RunFolder) -> None:
+    """A reader looks all the time while checkpoints come and go."""
+    save(run, 1)
+    seen: set[int] = set()
+    is_over = threading.Event()
+    wrong: list[str] = []
+
+    def look() -> None:
+        while not is_over.is_set():
+            found = run.latest.readlink()
+            seen.add(int(found.name.rpartition("-")[2]))
+            if not (run.path / found / "model.safetensors").exists() and run.latest.exists():
+                # Between reading the link and looking behind it the next save may have pruned it.
+                latest = run.latest.readlink()
+                if latest == found:
+                    wrong.append(found.name)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for step in range(2, 60):
+        save(run, step)
+        prune(run, keep=1)
+    is_over.set()
+    reader.join()
+    assert not wrong
+    assert len(seen) > 3

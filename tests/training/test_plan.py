@@ -3,12 +3,14 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 
+from tests.training.test_family_steps import SWITCHES, family
 from tests.training.tiny import CPU, LENGTH, dimensions, tiny_engine
 from workbench.config.memory_parts import CONTEXT_BYTES, GIB, StepForm, device_bytes
 from workbench.errors import RefusedError
@@ -116,6 +118,43 @@ def test_the_engine_allocates_what_the_arithmetic_counts(
     for name, num_bytes in allocated.items():
         # Tensors of a few elements each begin at a multiple of 256 bytes.
         assert getattr(predicted, name) == pytest.approx(num_bytes, rel=0.02, abs=4096), name
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize("weight_bytes", [2, 4])
+def test_what_families_differ_in_is_counted_as_it_is_allocated(
+    switches: str, weight_bytes: int
+) -> None:
+    """Wide enough that a part left out is more than what alignment leaves open."""
+    wide = {"hidden_size": 96, "intermediate_size": 416, "num_heads": 6, "head_dim": 32}
+    dims = replace(family(switches), **wide)
+    priced = StepForm(
+        rows=16, row_length=LENGTH, microbatches=4, weight_bytes=weight_bytes, sum_bytes=4,
+        streamed_blocks=2, selective_blocks=2, kept_blocks=2, tile_rows=64, head_rows=32,
+        optimizer="adamw", companions_resident=True, is_gpu=False,
+    )  # fmt: skip
+    engine = tiny_engine(
+        dims,
+        dtype=torch.bfloat16 if weight_bytes == 2 else torch.float32,
+        optimizer="adamw",
+        resident_blocks=dims.num_layers - 2,
+        recompute=spread_levels(2, 2, dims.num_layers),
+        tile_rows=64,
+        head_rows=32,
+        companions_resident=True,
+    ).engine
+    facts = facts_of_dimensions(dims)
+    predicted = device_bytes(facts, priced)
+    exact = ("slots", "block_inputs", "gradient_sums", "block_buffers", "hidden_states")
+    allocated = engine.device_bytes()
+    for name in exact:
+        assert getattr(predicted, name) == allocated[name] > 0, name
+    for name, num_bytes in allocated.items():
+        assert getattr(predicted, name) == pytest.approx(num_bytes, rel=0.02, abs=4096), name
+    plain = device_bytes(facts_of_dimensions(replace(dimensions(layers=5), **wide)), priced)
+    has_vectors = bool(dims.biased) or dims.query_key_norm
+    assert (predicted.gradient_sums > plain.gradient_sums) == has_vectors
+    assert (predicted.block_buffers > plain.block_buffers) == dims.query_key_norm
 
 
 def test_an_impossible_budget_is_refused_with_the_smallest_that_works() -> None:

@@ -36,6 +36,9 @@ def test_each_token_counts_the_length_of_its_own_document() -> None:
     assert count_seen_tokens([batch]) == 9 + 4 + 25
     assert count_seen_tokens([batch, batch]) == 2 * 38
     assert count_seen_tokens([batch], sliding_window=3) == 9 + 4 + 15
+    # In half of the blocks alone: the mean of both.
+    whole = count_seen_tokens([batch])
+    assert count_seen_tokens([batch], 3, sliding_fraction=0.5) == (28 + whole) / 2
 
 
 def test_padding_is_no_document() -> None:

@@ -51,6 +51,7 @@ class ScriptedServer:
             socket=str(self.socket),
             url=None,
             token=None,
+            models=[],
         )
 
     @property

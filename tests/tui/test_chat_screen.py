@@ -1,5 +1,6 @@
 """The chat screen against a scripted server: streaming, stopping, answering again, failing."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -114,8 +115,9 @@ async def test_regenerate_keeps_the_answer_before_beside_the_new_one(
         first, second = (request["seed"] for request in server.requests)
         assert first != second
         assert server.requests[1]["messages"] == [{"role": "user", "content": "a"}]
-        exchange = screen.query_one("#transcript", Transcript).exchanges[0]
-        assert [answer.text for answer in exchange.answers] == ["yes", "no"]
+        assert screen.conversation is not None
+        question = screen.conversation.path[0]
+        assert [answer.text for answer in question.after] == ["yes", "no"]
         await pilot.press("escape", "left_square_bracket")
         await wait_until(pilot, lambda: "‹ 1/2 ›" in screen_text(pilot))
 
@@ -143,7 +145,9 @@ async def test_a_failed_send_puts_the_text_back(surroundings: Surroundings) -> N
         await pilot.press(*"Hello", "enter")
         await wait_until(pilot, lambda: "the model fell over" in screen_text(pilot))
         assert screen.query_one("#prompt", Prompt).text == "Hello"
-        assert screen.query_one("#transcript", Transcript).exchanges == []
+        assert screen.conversation is not None
+        assert screen.conversation.path == []
+        await wait_until(pilot, lambda: "you ─" not in screen_text(pilot))
 
 
 async def test_a_new_line_is_not_a_send(surroundings: Surroundings) -> None:
@@ -215,6 +219,95 @@ async def test_a_reply_is_asked_for_at_the_suggested_temperature(
         await pilot.press("a", "enter")
         await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
         assert server.requests[0]["temperature"] == SUGGESTED_TEMPERATURE
+
+
+async def test_the_system_prompt_is_written_in_the_field_and_the_draft_comes_back(
+    surroundings: Surroundings,
+) -> None:
+    server = ScriptedServer("yes")
+    async with talking(surroundings, server) as (pilot, screen):
+        prompt = screen.query_one("#prompt", Prompt)
+        await pilot.press(*"draft", "f3")
+        await wait_until(pilot, lambda: "system prompt" in screen_text(pilot))
+        assert prompt.text == ""
+        await pilot.press(*"Rhyme", "escape")
+        assert prompt.text == "draft"
+        await pilot.press("f3", *"Be kind", "enter")
+        assert prompt.text == "draft"
+        assert server.requests == []
+        await wait_until(pilot, lambda: "system   Be kind" in screen_text(pilot))
+        server.go_on.release()
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
+        assert server.requests[0]["messages"] == [
+            {"role": "system", "content": "Be kind"},
+            {"role": "user", "content": "draft"},
+        ]
+        await pilot.press("f3")
+        assert prompt.text == "Be kind"
+
+
+async def test_an_edited_message_is_a_branch_and_both_can_be_shown(
+    surroundings: Surroundings,
+) -> None:
+    server = ScriptedServer("yes")
+    async with talking(surroundings, server) as (pilot, screen):
+        prompt = screen.query_one("#prompt", Prompt)
+        server.go_on.release()
+        await pilot.press("a", "enter")
+        await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
+        server.pieces = ("no",)
+        server.go_on.release()
+        await pilot.press(*"draft", "escape", "e")
+        await wait_until(pilot, lambda: "edit message" in screen_text(pilot))
+        assert prompt.text == "a"
+        await pilot.press("b", "enter")
+        await wait_until(pilot, lambda: "« 2/2 »" in screen_text(pilot))
+        await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
+        assert prompt.text == "draft"
+        assert server.requests[1]["messages"] == [{"role": "user", "content": "ab"}]
+        assert "yes" not in screen_text(pilot)
+        await pilot.press("escape", "left_curly_bracket")
+        await wait_until(pilot, lambda: "« 1/2 »" in screen_text(pilot))
+        await wait_until(pilot, lambda: "yes" in screen_text(pilot))
+        assert screen.conversation is not None
+        assert [turn.text for turn in screen.conversation.path] == ["a", "yes"]
+
+
+async def test_a_dropped_exchange_is_neither_shown_nor_told(surroundings: Surroundings) -> None:
+    server = ScriptedServer("yes")
+    async with talking(surroundings, server) as (pilot, screen):
+        server.go_on.release()
+        await pilot.press("a", "enter")
+        await wait_until(pilot, lambda: screen_text(pilot).count("ended by itself") == 1)
+        server.go_on.release()
+        await pilot.press("b", "enter")
+        await wait_until(pilot, lambda: screen_text(pilot).count("ended by itself") == 2)
+        await pilot.press("escape", "delete")
+        await wait_until(pilot, lambda: screen_text(pilot).count("ended by itself") == 1)
+        assert screen.conversation is not None
+        assert [turn.text for turn in screen.conversation.path] == ["a", "yes"]
+
+
+async def test_a_chat_is_saved_with_its_branches(surroundings: Surroundings) -> None:
+    server = ScriptedServer("yes")
+    async with talking(surroundings, server) as (pilot, screen):
+        server.go_on.release()
+        await pilot.press("a", "enter")
+        await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
+        server.pieces = ("no",)
+        server.go_on.release()
+        await pilot.press("f5")
+        await wait_until(pilot, lambda: "‹ 2/2 ›" in screen_text(pilot))
+        await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
+        screen.do_save_chat()
+        await wait_until(pilot, lambda: "2 conversations saved" in screen_text(pilot))
+        lines = (surroundings.project / "output" / "chat.jsonl").read_text().splitlines()
+        for line, answer in zip(lines, ("yes", "no"), strict=True):
+            assert json.loads(line)["messages"] == [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": answer},
+            ]
 
 
 async def test_the_narrow_form_streams_too(surroundings: Surroundings) -> None:

@@ -241,7 +241,8 @@ async def test_the_palette_copies_the_commands_that_take_the_selected_config(
 def test_every_command_that_takes_a_config_is_offered_and_is_one() -> None:
     named = [words[1] for words in (command.split() for command, _ in keys.ON_A_CONFIG)]
     with_keys = ("ls", "edit", "schema", "control", "serve", "chat", "completion")
-    assert set(named) | set(with_keys) == set(VERBS)
+    on_models_and_runs = ("checkpoints", "convert", "finalize", "tb")
+    assert set(named) | set(with_keys) | set(on_models_and_runs) == set(VERBS)
 
 
 def test_an_editor_in_the_terminal_has_it_to_itself_and_the_screens_come_back(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.tui.scripted_supervisor import NOW, metrics_record
 from workbench.control.messages import Status
 from workbench.control.states import JobState
-from workbench.runs.events import CheckpointEvent, EvaluationEvent
+from workbench.runs.events import CheckpointEvent, EvaluationEvent, SampleEvent
 from workbench.tui.job_lines import detail_lines
 from workbench.tui.job_picture import JobPicture, clean_line
 from workbench.tui.widgets.job_table import JobRow, JobTable
@@ -172,3 +172,50 @@ def test_the_shares_of_the_last_timed_step_stay_until_the_next_one() -> None:
     picture.take_metrics(untimed)
     lines = [line.plain for line in detail_lines(picture, NOW, 80, "")]
     assert "compute 96  copies 31  waiting 2  optimizer 2 %" in lines
+
+
+def sample(
+    step: int, prompt: str, reply: str, attempt: int = 1, *, cut: bool = False
+) -> SampleEvent:
+    return SampleEvent(
+        time=NOW, attempt=attempt, step=step, prompt=prompt, reply=reply, tokens=3, cut=cut
+    )
+
+
+def detail_of(picture: JobPicture, width: int = 60) -> list[str]:
+    return [line.plain for line in detail_lines(picture, NOW, width, "")]
+
+
+def test_what_the_model_said_last_is_told_and_all_of_it_is_in_the_log() -> None:
+    picture = trained(50)
+    assert not any("said" in line for line in detail_of(picture))
+    for step in (20, 40):
+        picture.take_event(sample(step, "Who are you?", f"I am {step}."))
+        picture.take_event(sample(step, "Who made you?", "A small group", cut=True))
+    lines = detail_of(picture)
+    assert "said @40  Who are you? → I am 40." in lines
+    assert "said @40  Who made you? → A small group …" in lines
+    assert not any("@20" in line for line in lines)
+    told = [line.text for line in picture.log]
+    assert sum("at step 20 Who are you? → I am 20." in line for line in told) == 1
+    picture.take_event(sample(40, "Who are you?", "I am 40."))
+    picture.take_event(sample(20, "Who are you?", "I am 20."))
+    assert detail_of(picture) == lines, "records come twice and late"
+    picture.take_event(sample(30, "Who are you?", "Again.", attempt=2))
+    assert [each.reply for each in picture.samples] == ["Again."]
+
+
+def test_what_was_said_keeps_to_the_width_and_cannot_draw() -> None:
+    picture = trained(5)
+    picture.take_event(sample(5, "a [red]prompt[/]\nof two lines", "word " * 400 + "\x1b[2J"))
+    for number in range(4):
+        picture.take_event(sample(5, f"prompt {number}", ""))
+    lines = detail_of(picture, 40)
+    said = [line for line in lines if line.startswith("said @5")]
+    assert said[0].startswith("said @5  a [red]prompt[/] of two lines")
+    assert "prompt 0 → (nothing)" in said[1]
+    assert len(said) == 3
+    assert "and 2 more in the log" in lines
+    assert max(len(line) for line in lines[lines.index(said[0]) :]) <= 40
+    assert not any("\x1b" in line for line in lines)
+    assert sum("word" in line for line in lines) <= 2

@@ -20,7 +20,7 @@ from workbench.control.messages import (
     Saved,
     Stop,
 )
-from workbench.runs.events import CheckpointEvent, EvaluationEvent
+from workbench.runs.events import CheckpointEvent, EvaluationEvent, SampleEvent
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import FirstError, Outcome
 from workbench.tui.app import WorkbenchApp
@@ -299,6 +299,17 @@ async def test_evaluations_and_checkpoints_are_told(surroundings: Surroundings) 
         # One happening of a step hides the other on the axis; one of them is there.
         axis = [row for row in text.splitlines() if "└" in row]
         assert any("S" in row or "E" in row for row in axis)
+
+
+async def test_what_the_model_says_is_shown_beside_its_numbers(surroundings: Surroundings) -> None:
+    async with on_a_job(surroundings) as (pilot, job, _):
+        job.log_event(
+            SampleEvent(time=NOW, attempt=1, step=90, prompt="Who are you?", reply="I am Samantha.")
+        )
+        await wait_until(
+            pilot, lambda: "said @90  Who are you? → I am Samantha." in screen_text(pilot)
+        )
+        assert "at step 90 Who are you? → I am Samantha." in screen_text(pilot), "in the log too"
 
 
 async def test_a_loss_that_is_not_finite_leaves_a_gap_and_a_mark(

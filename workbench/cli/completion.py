@@ -349,6 +349,7 @@ def _options(typed: _Typed, table: dict[str, VerbWords]) -> Iterator[Candidate]:
 # ---- values -------------------------------------------------------------------------------------
 
 _FILES = frozenset({"FILE", "MODEL", "PATH", "DIR"})
+_FOLDERS = frozenset({"RUN", "RUN|CHECKPOINT", "SRC", "DST", "DEST"})
 
 WITHOUT_BASES = frozenset({"train", "--batch", "estimate", "code", "data", ""})
 """Verbs whose config is one to train by; the others also look at what configs extend."""
@@ -407,6 +408,8 @@ def _positional(typed: _Typed, current: str) -> Completions:
             return Completions(tuple(found), "files")
         case "JOB":
             return Completions(tuple(_jobs()), "folders")
+        case value if value in _FOLDERS:
+            return Completions(by_shell="folders")
         case "FILE":
             found = [*_configs(typed, current, with_bases=True), *_templates(typed)]
             return Completions(tuple(found), "files")

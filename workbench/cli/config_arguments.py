@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 from workbench.cli import output
 from workbench.config import flags as flags_module
 from workbench.config.flags import Flag, Override
+from workbench.config.hub_id import downloaded_model, looks_like_hub_id
 from workbench.config.inherit import expand
 from workbench.config.load import ResolvedConfig, offered_flags, resolve
 from workbench.config.yaml_reader import write_scalar
@@ -143,6 +144,25 @@ def typed_path(text: str | Path, name: str) -> Path:
     if trouble:
         raise ConfigError(trouble, where=f"{name} {text}", remedy="set it, or write the path out")
     return Path(expanded)
+
+
+def typed_model(text: str | Path, name: str) -> Path:
+    """Find a model that was typed: a path, or an id on the hub whose folder is in its cache.
+
+    Args:
+        text: as typed; ``~`` and ``$VARS`` are expanded.
+        name: what it is of, for mistakes.
+
+    Returns:
+        A path; nothing need be there.
+
+    Raises:
+        ConfigError: a variable or a user that is not known.
+    """
+    path = typed_path(text, name)
+    if not path.exists() and looks_like_hub_id(str(text)):
+        return downloaded_model(str(text)) or path
+    return path
 
 
 def _parser(

@@ -26,8 +26,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "estimate": ("estimate", "say what a run takes of GPU, memory, disk and time, and what fits"),
     "train": ("train", "start a run and follow it"),
     "control": ("control", "see and steer jobs: list, status, watch, save, pause, stop, …"),
+    "tb": ("tb", "start TensorBoard on a run, or on all runs of a folder"),
+    "convert": ("convert", "prepare a model: dtype, length, chat template, added tokens"),
     "serve": ("serve", "serve a model with the OpenAI protocol"),
     "chat": ("chat", "ask a model one thing"),
+    "checkpoints": ("checkpoints", "list the checkpoints of a run, prove that they are whole"),
+    "finalize": ("finalize", "publish a checkpoint as a model that other tools accept"),
     "completion": ("completion", "print the script by which bash, zsh or fish completes commands"),
 }
 """Verb → module below ``workbench.cli`` (and function, if not ``run``), and its line of help."""

@@ -10,15 +10,17 @@ import signal
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
+
 from workbench.cli import output
-from workbench.cli.config_arguments import examples_text, typed_path
+from workbench.cli.config_arguments import examples_text, typed_model
 from workbench.errors import RunError
 from workbench.jobs.inference_process import InferenceProcess, Ready, ServerOptions
 from workbench.runs.checkpoints import checkpoint_folder
 from workbench.runs.layout import step_of
 
 DESCRIPTION = """\
-Serve a model with the OpenAI protocol: /v1/models, /v1/chat/completions, /health.
+Serve models with the OpenAI protocol: /v1/models, /v1/chat/completions, /v1/completions, /health.
 On a Unix socket for yourself, where `workbench chat` finds it, and on TCP for whoever has the token
 (from WORKBENCH_TOKEN, else made and printed once).
 """
@@ -27,6 +29,7 @@ On a Unix socket for yourself, where `workbench chat` finds it, and on TCP for w
 EXAMPLES = (
     ("serve -m output/demo-1", "the newest complete checkpoint of a run"),
     ("serve -m ~/models/mistral_7b -d cuda:0 -p 8001", "a model folder, on another port"),
+    ("serve -m base=~/models/mistral_7b -m tuned=output/demo-1", "two models, side by side"),
 )
 
 
@@ -52,9 +55,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "-m",
         "--model",
-        type=Path,
+        action="append",
+        default=[],
         metavar="MODEL",
-        help="model folder, checkpoint, or run (its newest complete checkpoint)",
+        help="model folder, checkpoint, or run (its newest complete checkpoint); NAME=MODEL names"
+        " it; again for another beside it",
     )
     parser.add_argument(
         "-c",
@@ -81,34 +86,63 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "-s", "--stop", nargs="+", action="extend", default=[], help="texts that end every reply"
     )
+    parser.add_argument(
+        "--overflow",
+        default="refuse",
+        choices=["refuse", "truncate"],
+        help="a prompt longer than the context: refuse (default), or leave out what is oldest",
+    )
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        choices=["auto", "transformers", "vllm"],
+        help="auto (default): vLLM where it is installed and there is a GPU",
+    )
+    parser.add_argument(
+        "--parallel", type=int, metavar="N", help="replies made at the same time; default: 32"
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="weights of a model take no more of the device, the rest lies in host memory;"
+        " default: as much as is free",
+    )
     parser.add_argument("-H", "--host", default="127.0.0.1", help="default: 127.0.0.1")
     parser.add_argument(
         "-p", "--port", type=_port, default=8000, help="default: 8000; 0 takes a free one"
     )
     parser.add_argument("--json", action="store_true", help="say where it serves as one JSON line")
     options = parser.parse_args(arguments)
-    if options.model is None and options.from_checkpoint in (None, Path()):
+    if not options.model and options.from_checkpoint in (None, Path()):
         parser.error("name what to serve: -m MODEL, or -c PATH")
-    if options.from_checkpoint not in (None, Path()) and options.model is not None:
+    if options.from_checkpoint not in (None, Path()) and options.model:
         parser.error("-c PATH names the weights by itself: leave out -m, or the path behind -c")
     if not all(options.stop):
         parser.error("-s wants texts that are not empty")
+    if options.parallel is not None and options.parallel < 1:
+        parser.error("--parallel wants at least 1")
+    if options.memory is not None and not options.memory >= 0:
+        parser.error("--memory wants a size in GiB")
     return options
 
 
 async def _serve(options: argparse.Namespace, *, as_json: bool) -> int:
-    if options.from_checkpoint is None:
-        model = typed_path(options.model, "model")
-    else:
-        model = checkpoint_of(typed_path(options.model or options.from_checkpoint, "model"))
-        output.narrate(f"newest complete checkpoint: {model}")
+    typed = options.model or [str(options.from_checkpoint)]
+    first, *others = [_wanted(text, options.from_checkpoint is not None) for text in typed]
     task = asyncio.current_task()
     assert task is not None
     # A plain kill ends like Ctrl-C: the server goes first, and its socket with it.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     server = await InferenceProcess.spawn(
         ServerOptions(
-            model=model,
+            model=first[1],
+            name=first[0],
+            others=tuple(str(path) if name is None else f"{name}={path}" for name, path in others),
+            overflow=options.overflow,
+            engine=options.engine,
+            parallel=options.parallel,
+            memory_gib=options.memory,
             device=options.device,
             dtype=options.dtype,
             template=options.template,
@@ -137,6 +171,21 @@ async def _serve(options: argparse.Namespace, *, as_json: bool) -> int:
     return 1
 
 
+def _wanted(text: str, is_checkpoint: bool) -> tuple[str | None, Path]:
+    """Read ``MODEL`` or ``NAME=MODEL``; give the name, if any, and the folder.
+
+    Raises:
+        RunError: nothing is there, or with ``is_checkpoint`` nothing complete.
+    """
+    name, _, rest = text.partition("=")
+    is_named = bool(name and rest) and not Path(text).expanduser().exists()
+    path = typed_model(rest if is_named else text, "model")
+    if is_checkpoint:
+        path = checkpoint_of(path)
+        output.narrate(f"newest complete checkpoint: {path}")
+    return (name if is_named else None), path
+
+
 def checkpoint_of(path: Path) -> Path:
     """Find the checkpoint that ``-c`` means.
 
@@ -154,23 +203,23 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def _lines(ready: Ready) -> list[str]:
-    lines = [
-        f"serving  {ready.model}, {ready.context:,} tokens of context, {ready.dtype} on"
-        f" {ready.device}",
-        f"folder   {ready.path}",
-        f"stops    {' '.join(repr(text) for text in ready.stop) or 'at its limit only'}",
-        f"socket   {ready.socket}",
-        f"url      {ready.url}",
-    ]
-    if ready.token is not None:
-        lines.append(f"token    {ready.token}")
-    else:
-        lines.append("token    as in WORKBENCH_TOKEN")
+    lines = []
+    for served in ready.models:
+        lines += [
+            f"serving  {served.model}, {served.context:,} tokens of context, {served.dtype} on"
+            f" {served.device}, by {served.engine}",
+            f"folder   {served.path}",
+            f"stops    {' '.join(repr(text) for text in served.stop) or 'at its limit only'}",
+        ]
+    lines += [f"socket   {ready.socket}", f"url      {ready.url}"]
+    lines.append(f"token    {ready.token or 'as in WORKBENCH_TOKEN'}")
     return lines
 
 
 def _as_json(ready: Ready) -> dict[str, object]:
-    return {name: getattr(ready, name) for name in ready.__struct_fields__}
+    content: dict[str, object] = msgspec.to_builtins(ready)
+    del content["type"]
+    return content
 
 
 def _port(text: str) -> int:

@@ -145,10 +145,6 @@ def not_in_this_version(config: Config) -> Iterator[Problem]:
         )
     if config.pipeline.replicas > 1:
         yield _refused("pipeline.replicas", "training several replicas", "set pipeline.replicas: 1")
-    if config.samples.prompts:
-        yield _refused(
-            "samples.prompts", "answering prompts while training", "set samples.prompts: []"
-        )
     if config.checkpoints.save_on_each_node:
         yield _refused(
             "checkpoints.save_on_each_node",

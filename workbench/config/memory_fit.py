@@ -271,7 +271,7 @@ def obstacles(config: Config, facts: ModelFacts) -> Iterator[str]:
     for problem in not_in_this_version(config):
         yield f"{problem.key}: {problem.what} yet"
     if not facts.is_trainable:
-        yield f"this version cannot train {facts.family}{' with biases' * bool(facts.biased)} yet"
+        yield f"this version cannot train {facts.family} yet"
 
 
 def _budget(config: Config, machine: Machine, *, is_gpu: bool) -> tuple[int | None, str]:

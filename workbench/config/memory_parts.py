@@ -279,17 +279,30 @@ def chunk_rows(vocabulary_size: int) -> int:
 def block_bytes(facts: ModelFacts, element: int) -> int:
     """Give the bytes of one block's region: each tensor or stack at a multiple of 256 bytes."""
     h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
-    vectors = [shape[0] for shape in facts.block_shapes if len(shape) == 1]
-    groups = [(q + 2 * k) * h, h * q, 2 * f * h, h * f, *vectors]
+    groups = [(q + 2 * k) * h, h * q, 2 * f * h, h * f, *_vector_groups(facts)]
     return sum(_aligned(group * element) for group in groups)
+
+
+def _vector_groups(facts: ModelFacts) -> list[int]:
+    """Give the sizes of a block's vectors; biases lie together where all of a stack has them."""
+    sizes = [shape[0] for shape in facts.block_shapes if len(shape) == 1]
+    for stack, parts in (
+        (("q", "k", "v"), [facts.query_size, facts.key_size, facts.key_size]),
+        (("gate", "up"), [facts.intermediate_size] * 2),
+    ):
+        if set(stack) <= set(facts.biased):
+            for part in parts:
+                sizes.remove(part)
+            sizes.append(sum(parts))
+    return sizes
 
 
 def record_bytes(facts: ModelFacts, tokens: int, recompute: Recompute, element: int = 2) -> int:
     """Give the bytes that forward keeps of one block and microbatch.
 
-    *Full* keeps the block's input; *selective* queries, keys and values, attention's result with
-    its log-sum-exp, and the residual behind it; *none* gate and up as well, so that no product is
-    repeated.
+    *Full* keeps the block's input; *selective* queries, keys and values (where heads are normed, as
+    they were before), attention's result with its log-sum-exp, and the residual behind it; *none*
+    gate and up as well, so that no product is repeated.
     """
     h, q, k = facts.hidden_size, facts.query_size, facts.key_size
     kept = _aligned(tokens * h * element)
@@ -346,6 +359,8 @@ def device_bytes(facts: ModelFacts, form: StepForm) -> DeviceBytes:
     """Give the bytes of a layer-major step on its device, by part."""
     h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
     e, tokens, step_tokens = form.weight_bytes, form.microbatch_tokens, form.step_tokens
+    # Heads that are normed are kept as they were before, and turned in a buffer of their own.
+    qkv = (q + 2 * k) * (2 if facts.query_key_norm else 1)
     vocabulary, matrices = facts.vocabulary_parameters, 1 if facts.tied else 2
     weights = form.resident_blocks(facts.num_layers) * block_bytes(facts, e) + h * e
     slots = companions = 0
@@ -372,7 +387,7 @@ def device_bytes(facts: ModelFacts, form: StepForm) -> DeviceBytes:
         gradient_sums=_sums_bytes(facts, form),
         optimizer_state=factored_state_bytes(facts) if form.optimizer == "adafactor" else 0,
         staging=2 * largest_record_bytes(facts, form) if form.pinned_records else 0,
-        block_buffers=tokens * e * (h + q + 2 * k + max(h, q)) + tile * 3 * f * e,
+        block_buffers=tokens * e * (h + qkv + max(h, q)) + tile * 3 * f * e,
         head_buffers=head_rows_of(facts, form) * ((facts.vocabulary_size + 3 * h) * e + 5),
         libraries=LIBRARY_BYTES if form.is_gpu else 0,
         phases=tuple(_phase(*each, is_gpu=form.is_gpu) for each in _transients(facts, form)),
@@ -385,11 +400,12 @@ def _sums_bytes(facts: ModelFacts, form: StepForm) -> int:
 
     A head that is no embedding is updated before the first block: one region serves both.
     """
-    vectors = sum(shape[0] for shape in facts.block_shapes if len(shape) == 1)
-    block = (facts.block_parameters - vectors) * form.sum_bytes
+    groups = _vector_groups(facts)
+    vectors = sum(_aligned(4 * group) for group in groups)
+    block = (facts.block_parameters - sum(groups)) * form.sum_bytes
     vocabulary = facts.vocabulary_parameters * form.sum_bytes
     together = block + vocabulary if facts.tied else max(block, vocabulary)
-    return together + 4 * (vectors + facts.hidden_size)
+    return together + vectors + 4 * facts.hidden_size
 
 
 def _transients(facts: ModelFacts, form: StepForm) -> list[tuple[str, int]]:

@@ -1,8 +1,8 @@
 """What a model folder says of its model, read from ``config.json`` and file names, without torch.
 
-Serves the checks before a launch and the arithmetic of memory, which reach further than training:
-four families have facts, those in ``TRAINABLE_FAMILIES`` can be trained. The decoder itself reads
-its dimensions in ``model/families``. Invariant: nothing here reads a weight.
+Serves the checks before a launch and the arithmetic of memory. Every family of ``family_table`` has
+facts, those in ``TRAINABLE_FAMILIES`` can be trained. The decoder itself reads its dimensions in
+``model/families``. Invariant: nothing here reads a weight.
 """
 
 import json
@@ -10,37 +10,19 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.config import family_table
 from workbench.config.inherit import is_file, is_folder
+from workbench.config.rotary_scaling import read_rotary
 from workbench.errors import RunError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = tuple(family_table.FAMILIES)
 """``model_type`` of what the shapes here describe."""
 
-TRAINABLE_FAMILIES = ("llama", "mistral")
+TRAINABLE_FAMILIES = FAMILIES
 """``model_type`` of what the decoder of this version can be."""
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 # No decoder comes near these; a number beyond them is a slip, and would be counted up to.
 _MOST_BLOCKS, _LARGEST_NUMBER = 10_000, 1 << 28
-
-# What a config.json means by leaving a key out: transformers writes none for its own defaults.
-_DEFAULTS: dict[str, dict[str, int | None]] = {
-    "llama": {"max_position_embeddings": 2048, "num_key_value_heads": None},
-    "mistral": {
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "sliding_window": 4096,
-        "head_dim": 128,
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +30,7 @@ class ModelFacts:
     """A decoder as its ``config.json`` describes it.
 
     Attributes:
-        family: ``model_type``: llama, mistral, qwen2, qwen3.
+        family: ``model_type``, of those in ``family_table``.
         num_layers: decoder blocks.
         hidden_size: width of the residual stream.
         intermediate_size: width within the MLP.
@@ -62,6 +44,7 @@ class ModelFacts:
         biased: the projections that have a bias, by their names: ``q``, ``k``, ``v``, ``o``,
             ``gate``, ``up``, ``down``.
         query_key_norm: queries and keys are normed per head.
+        sliding_blocks: for each block whether its window slides; None where all are alike.
     """
 
     family: str
@@ -77,6 +60,7 @@ class ModelFacts:
     tied: bool
     biased: tuple[str, ...] = ()
     query_key_norm: bool = False
+    sliding_blocks: tuple[bool, ...] | None = None
 
     @property
     def query_size(self) -> int:
@@ -124,9 +108,16 @@ class ModelFacts:
         return self.num_layers * self.block_parameters + outside
 
     @property
+    def sliding_fraction(self) -> float:
+        """Give the share of blocks whose window slides."""
+        if self.sliding_window is None:
+            return 0.0
+        return 1.0 if self.sliding_blocks is None else sum(self.sliding_blocks) / self.num_layers
+
+    @property
     def is_trainable(self) -> bool:
         """Say whether the decoder of this version can be this model."""
-        return self.family in TRAINABLE_FAMILIES and not self.biased
+        return self.family in TRAINABLE_FAMILIES
 
 
 def read_model_facts(path: Path | str) -> ModelFacts:
@@ -134,7 +125,7 @@ def read_model_facts(path: Path | str) -> ModelFacts:
 
     Raises:
         RunError: nothing there, no readable ``config.json``, a number missing in it, or a family
-            that is not known.
+            or a field that the decoder cannot be.
     """
     path = Path(path)
     if is_file(path):
@@ -177,13 +168,13 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
     Raises:
         RunError: as ``read_model_facts``.
     """
-    family = stated.get("model_type")
-    if family not in FAMILIES:
-        raise RunError(
-            f"model_type is {family!r}",
-            where=where,
-            remedy=f"use a model of one of the families {', '.join(FAMILIES)}",
-        )
+    family, switches = family_table.family_of(stated, where=where)
+    family_table.refuse_unsupported(stated, family, switches, where=where)
+    defaults: dict[str, int | None] = {
+        "max_position_embeddings": switches.max_positions,
+        "num_key_value_heads": switches.num_key_value_heads,
+        "head_dim": switches.head_size,
+    }
 
     def number(name: str, fallback: int | None = None) -> int:
         value = stated.get(name, defaults.get(name))
@@ -207,13 +198,12 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
     def optional(name: str) -> int | None:
         return None if stated.get(name, defaults.get(name)) is None else number(name)
 
-    assert isinstance(family, str)
-    defaults = _DEFAULTS[family]
     hidden_size, num_heads = number("hidden_size"), number("num_attention_heads")
-    has_window = family == "mistral" or stated.get("use_sliding_window") is True
+    num_layers = number("num_hidden_layers")
+    window, slides = family_table.sliding_blocks(switches, stated, num_layers, where=where)
     facts = ModelFacts(
         family=family,
-        num_layers=number("num_hidden_layers"),
+        num_layers=num_layers,
         hidden_size=hidden_size,
         intermediate_size=number("intermediate_size"),
         num_heads=num_heads,
@@ -221,23 +211,25 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         head_size=number("head_dim", max(1, hidden_size // num_heads)),
         vocabulary_size=number("vocab_size"),
         max_positions=optional("max_position_embeddings"),
-        sliding_window=optional("sliding_window") if has_window else None,
-        tied=stated.get("tie_word_embeddings") is True,
-        biased=_biased(family, stated),
-        query_key_norm=family == "qwen3",
+        sliding_window=window,
+        tied=stated.get("tie_word_embeddings", switches.tied) is True,
+        biased=family_table.biased_projections(switches, stated),
+        query_key_norm=switches.query_key_norm,
+        sliding_blocks=slides,
     )
-    _check_heads(facts, states_head_size=stated.get("head_dim") is not None, where=where)
+    has_own_size = stated.get("head_dim", switches.head_size) is not None
+    read_rotary(stated, switches, facts.max_positions or switches.max_positions, where=where)
+    _check_heads(facts, has_own_size=has_own_size, where=where)
     return facts
 
 
-def _check_heads(facts: ModelFacts, *, states_head_size: bool, where: str) -> None:
+def _check_heads(facts: ModelFacts, *, has_own_size: bool, where: str) -> None:
     """Refuse heads that no decoder can be built from, as the decoder does.
 
     Raises:
         RunError: what does not divide, or an odd head.
     """
     heads, groups = facts.num_heads, facts.num_key_value_heads
-    has_own_size = states_head_size or facts.family == "qwen3"
     if heads % groups:
         what = f"num_key_value_heads {groups} does not divide num_attention_heads {heads}"
     elif not has_own_size and facts.hidden_size % heads:
@@ -247,41 +239,3 @@ def _check_heads(facts: ModelFacts, *, states_head_size: bool, where: str) -> No
     else:
         return
     raise RunError(what, where=where, remedy="download config.json anew")
-
-
-def _biased(family: str, stated: dict[str, object]) -> tuple[str, ...]:
-    """Name the projections with a bias: always q, k, v in qwen2, elsewhere as the file says."""
-    if family == "qwen2":
-        return ("q", "k", "v")
-    attention = ("q", "k", "v", "o") if stated.get("attention_bias") is True else ()
-    has_mlp_bias = family == "llama" and stated.get("mlp_bias") is True
-    mlp = ("gate", "up", "down") if has_mlp_bias else ()
-    return () if family == "mistral" else (*attention, *mlp)
-
-
-def missing_weight_files(folder: Path | str) -> list[str]:
-    """Name the weight files a model folder should have and has not; [] where it is complete.
-
-    With an index, every shard the index names; without one, ``model.safetensors``.
-
-    Raises:
-        RunError: the index cannot be read.
-    """
-    folder = Path(folder)
-    index = folder / INDEX
-    if not is_file(index):
-        return [] if is_file(folder / SINGLE) else [SINGLE]
-    try:
-        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise RunError(
-            "is no index of weight files", where=str(index), remedy="download it anew"
-        ) from error
-    return [str(shard) for shard in shards if not is_file(folder / str(shard))]

@@ -31,7 +31,7 @@ def recomputed_block_bytes_per_token(facts: ModelFacts, element: int = 2) -> int
         norms // 2 + element * (h + 2 * q + 2 * k + 2 * f) + norms // 2 + (4 * wide + element) * h
     )
     attention = norms // 2 + element * (2 * h + 4 * q + 4 * k + 2 * f) + 8 * q
-    return max(mlp, norm, attention) + 4 * facts.num_heads
+    return max(mlp, norm, attention) + _head_norms(facts, element) + 4 * facts.num_heads
 
 
 def saved_bytes_per_token(facts: ModelFacts, element: int = 2) -> int:
@@ -42,7 +42,14 @@ def saved_bytes_per_token(facts: ModelFacts, element: int = 2) -> int:
     """
     h, q, k, f = facts.hidden_size, facts.query_size, facts.key_size, facts.intermediate_size
     norms = 2 * (4 * h + 2 * element * h)
+    norms += _head_norms(facts, element)
     return norms + element * (2 * h + 2 * q + 2 * k + 4 * f) + 4 * facts.num_heads
+
+
+def _head_norms(facts: ModelFacts, element: int) -> int:
+    """Give what norms of queries and keys keep per token: fp32 copies and results."""
+    width = facts.query_size + facts.key_size if facts.query_key_norm else 0
+    return width * (4 + 2 * element)
 
 
 def head_bytes(facts: ModelFacts, tokens: int, element: int = 2) -> int:

@@ -95,8 +95,10 @@ def training_flop_per_token(
 
 
 def _attention_flop(facts: ModelFacts, seen_tokens: float) -> float:
+    """Give what attention of a block costs a token, on average over the blocks."""
     if facts.sliding_window is not None:
-        seen_tokens = min(seen_tokens, facts.sliding_window)
+        within = min(seen_tokens, facts.sliding_window)
+        seen_tokens += facts.sliding_fraction * (within - seen_tokens)
     return 2 * seen_tokens * facts.query_size
 
 
@@ -291,7 +293,14 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
     # gated product.
     ways_in = computing(attention_products, tokens) + attention + moving(e * (4 * h + 2 * (q + k)))
     gate_and_up = computing(2 * mlp, tile) + moving(2 * e * h)
+    # A bias reads and writes its product, and its gradient reads that of the product; norms of
+    # heads read and write queries and keys, and their backward reads the gradients too.
+    biases = _bias_widths(facts)
+    normed = 2 * (q + k) if facts.query_key_norm else 0
+    ways_in += moving(e * (normed + 2 * biases["attention"]))
+    gate_and_up += moving(e * 2 * biases["gate and up"])
     forward = ways_in + gate_and_up + computing(mlp, tile) + moving(e * 3 * f)
+    forward += moving(e * 2 * biases["down"])
     gradients = (
         computing(2 * attention_products, tokens)
         + computing(6 * mlp, tile)
@@ -299,19 +308,28 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
         + summing(3 * h * f, tile)
         + _ATTENTION_BACKWARD * attention
         + moving(e * (6 * f + 10 * h + 2 * width))
+        + moving(e * (1.5 * normed + sum(biases.values())))
     )
+    # Where heads are normed, a record has them before that: they are normed and turned again.
+    turned = moving(e * 2 * normed)
     again: dict[Recompute, float] = {
         "full": ways_in + gate_and_up,
-        "selective": gate_and_up,
-        "none": moving(2 * e * h),
+        "selective": turned + gate_and_up,
+        "none": turned + moving(2 * e * h),
     }
     per_parameter = _UPDATE_BYTES[form.optimizer] + (4 if form.exact else 0)
     per_parameter += _UPDATE_PASSES[form.optimizer] * (form.sum_bytes - 2)
     update = facts.block_parameters * per_parameter / rates.memory
     matrices = len(facts.block_shapes)
     launch = parts * _LAUNCH_SECONDS if rates.is_gpu else 0.0
-    least_forward = launch * (_FORWARD_LAUNCHES[0] + tiles * _FORWARD_LAUNCHES[1])
-    least_back = launch * (_BACKWARD_LAUNCHES[0] + tiles * _BACKWARD_LAUNCHES[1])
+    more = (2 if normed else 0) + (2 if biases["attention"] else 0)
+    more_in_tiles = sum(1 for part in ("gate and up", "down") if biases[part])
+    least_forward = launch * (
+        _FORWARD_LAUNCHES[0] + more + tiles * (_FORWARD_LAUNCHES[1] + more_in_tiles)
+    )
+    least_back = launch * (
+        _BACKWARD_LAUNCHES[0] + 3 * more + tiles * (_BACKWARD_LAUNCHES[1] + 3 * more_in_tiles)
+    )
     least_update = matrices * _UPDATE_LAUNCHES * _LAUNCH_SECONDS if rates.is_gpu else 0.0
     vocabulary, copies = facts.vocabulary_parameters, 1 if facts.tied else 2
     beside = form.companion_bytes
@@ -334,6 +352,21 @@ def step_clock(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: flo
         records={level: parts * record_bytes(facts, tokens, level, e) for level in levels},
         rates=rates,
     )
+
+
+def _bias_widths(facts: ModelFacts) -> dict[str, int]:
+    """Give the widths of a block's biases: of q, k, v and o, of gate and up, of down."""
+    widths = {"q": facts.query_size, "k": facts.key_size, "v": facts.key_size}
+    widths |= {"o": facts.hidden_size, "down": facts.hidden_size}
+    parts = {"attention": "q k v o", "gate and up": "gate up", "down": "down"}
+    return {
+        part: sum(
+            widths.get(name, facts.intermediate_size)
+            for name in names.split()
+            if name in facts.biased
+        )
+        for part, names in parts.items()
+    }
 
 
 def step_parts(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: float) -> StepSeconds:

@@ -1,4 +1,4 @@
-"""Data sets by their id on the hub: from a local mirror, the libraries' cache, or the network.
+"""Data sets and models by their id on the hub: a mirror, the libraries' cache, or the network.
 
 Named files of the forms that we read ourselves are only fetched, so complaints name file and row
 and one odd row is no reason to refuse the rest; anything else goes through ``datasets``. Both are
@@ -95,6 +95,72 @@ def load_split(hub_id: str, files: Sequence[str], split: str | None, where: str)
     name = choose_split(list(splits), split, hub_id, where)
     tables = splits[name].cache_files
     return HubSplit(name, tuple(Path(table["filename"]) for table in tables))
+
+
+def fetch_model(hub_id: str) -> Path:
+    """Download a model into the cache of the hub's library; give its folder there.
+
+    Weights in one form alone: safetensors, else ``.bin``. No code of its author comes along.
+
+    Raises:
+        DataError: it is not there, may not be read, has no weights, or there is no network.
+    """
+    hub = _import_hub()
+    _settle_reach(hub)
+    try:
+        files = hub.HfApi().list_repo_files(hub_id)
+        return Path(hub.snapshot_download(hub_id, allow_patterns=model_files(files)))
+    except Exception as error:
+        names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+        raise _explain_model(names, hub_id, " ".join(str(error).split())) from error
+
+
+def model_files(files: Sequence[str]) -> list[str]:
+    """Choose what belongs to a model of the files at the top of a repository.
+
+    Raises:
+        ValueError: none of them holds weights.
+    """
+    top = [name for name in files if "/" not in name]
+    forms = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+    for begin, end in forms:
+        weights = [name for name in top if name.startswith(begin) and name.endswith(end)]
+        if weights:
+            beside = [
+                name
+                for name in top
+                if name.endswith((".json", ".jinja", ".model", ".txt"))
+                and not name.endswith(".index.json")
+            ]
+            licenses = [name for name in top if name.startswith(("LICENSE", "NOTICE"))]
+            index = [name for name in top if name == f"{begin}{end}.index.json"]
+            return sorted({*weights, *index, *beside, *licenses})
+    raise ValueError("none of its files holds weights that are read here")
+
+
+def _explain_model(names: set[str], hub_id: str, said: str) -> DataError:
+    where = f"model {hub_id}"
+    if "GatedRepoError" in names:
+        return DataError(
+            "is gated, and access to it is not granted here",
+            where=where,
+            remedy="accept its terms on its page, then set HF_TOKEN to a token of yours",
+        )
+    if names & {"OfflineModeIsEnabled", "ConnectError", "TimeoutException", "ConnectionError"}:
+        return DataError(
+            "is not on this machine, and the hub cannot be reached from here",
+            where=where,
+            remedy=f"run `hf download {hub_id}` where it can be reached, and name the folder",
+        )
+    if names & {"RepositoryNotFoundError", "HFValidationError"}:
+        return DataError(
+            "is not on the hub",
+            where=where,
+            remedy="correct the id; for a private model set HF_TOKEN to a token that may read it",
+        )
+    return DataError(
+        f"cannot be fetched: {said}", where=where, remedy="try again later, or name a folder"
+    )
 
 
 def choose_split(names: Sequence[str], split: str | None, hub_id: str, where: str) -> str:

@@ -38,6 +38,8 @@ MAX_NUMBER = 1 << 20
 
 _WHERE = "chat template"
 _REMEDY = "choose a template for such turns, or correct the row"
+_LACKING_TOKEN = re.compile(r"'((?:bos|eos|pad|unk)_token)' is undefined")
+_NAME_IT = "name {} in tokenizer_config.json, or choose a template without it, such as chatml"
 _LOOK_BACK = frozenset({"index", "index0", "first", "previtem", "depth", "depth0"})
 _SIZED_FILTERS = ("batch", "center", "format", "indent", "slice", "truncate", "wordwrap")
 
@@ -132,7 +134,9 @@ class CompiledTemplate:
             raise DataError(
                 f"the chat template{place} refuses this conversation: {told}",
                 where=_WHERE,
-                remedy=_REMEDY,
+                remedy=_NAME_IT.format(lacking[1])
+                if (lacking := _LACKING_TOKEN.fullmatch(told))
+                else _REMEDY,
             ) from error
 
 

@@ -18,6 +18,7 @@ from workbench.data.chat_template import ChatTemplate
 from workbench.data.findings import Finding, Findings
 from workbench.data.losses import losses
 from workbench.data.packing import MIN_PACKED_TOKENS, Rows, fit_documents, pack
+from workbench.data.stops import stops_of
 from workbench.data.token_store import TokenStore
 from workbench.data.tokenized import (
     Inputs,
@@ -60,7 +61,8 @@ class PreparedData:
         num_conversations: per split, before packing and truncation.
         findings: what was odd; errors too, until ``prepare`` refuses them.
         pad_id: fills rows behind their last token; never the id of end-of-text.
-        stop_ids: the tokens with which the template ends an assistant's turn.
+        stop_ids: tokens with which the template ends an assistant's turn; none where the end is
+            ordinary pieces of text, each of which stands in the middle of replies too.
         lengths_train: (conversations,) int32, tokens of every conversation that can be trained
             on, before cutting.
         lengths_validation: (conversations,) int32, the same of the validation split.
@@ -179,9 +181,8 @@ def _lay_out(
 def _check_stop(
     template: ChatTemplate, tokenizer: Tokenizer, findings: Findings
 ) -> tuple[int, ...]:
-    """Find the tokens that end a turn; warn if they are ordinary pieces of text."""
-    stop_ids = template.stop_ids(tokenizer)
-    pieces = [tokenizer.token_text(number) or "" for number in stop_ids]
+    """Find the tokens that end a turn; warn if its end is ordinary pieces of text."""
+    pieces = [tokenizer.token_text(number) or "" for number in template.stop_ids(tokenizer)]
     if any(piece not in tokenizer.added_texts for piece in pieces):
         findings.add(
             "stop in pieces",
@@ -193,7 +194,7 @@ def _check_stop(
                 "add it to the model as a token, or choose the model's own template",
             ),
         )
-    return stop_ids
+    return tuple(sorted(stops_of(template, tokenizer)[0]))
 
 
 def _check_vocabulary(

@@ -139,9 +139,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     for one in (backend, as_it_stands):
         one.no_padding()
         one.no_truncation()
-        _add_missing_tokens(one, stated)
+        add_missing_tokens(one, stated)
     special_tokens = {
-        name: text for name in _NAMED if (text := _text_of(stated.get(name))) is not None
+        name: text for name in _NAMED if (text := text_of(stated.get(name))) is not None
     }
     for name, text in special_tokens.items():
         if backend.token_to_id(text) is None:
@@ -250,20 +250,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _text_of(token: object) -> str | None:
+def text_of(token: object) -> str | None:
     """Give a token's text: written plainly, or as an object with its content."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
 
 
-def _add_missing_tokens(backend: _Backend, stated: dict[str, Any]) -> None:
+def add_missing_tokens(backend: _Backend, stated: dict[str, Any]) -> None:
     """Add tokens that only tokenizer_config.json lists, in the order of their ids."""
     listed = stated.get("added_tokens_decoder")
     if not isinstance(listed, dict):
         return
     for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
-        text = _text_of(token)
+        text = text_of(token)
         if text is None or backend.token_to_id(text) is not None:
             continue
         switches = {

@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from workbench.control.address import check_folder, check_length, remove_stale, serve_address
-from workbench.data.tokenizer import load_tokenizer
+from workbench.data.tokenizer import Tokenizer, load_tokenizer
 from workbench.errors import ConfigError, RefusedError, RunError, WorkbenchError
 from workbench.inference.prompt import read_prompt_writer
 from workbench.runs.checkpoints import checkpoint_folder
 from workbench.runs.layout import step_of
 
 if TYPE_CHECKING:
+    from workbench.inference.generate import Turns
+    from workbench.inference.reply import ReplyMaker
     from workbench.inference.server import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -48,11 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.parent_pipe:
         ending.watch_parent_pipe()
     try:
-        folder = checkpoint_folder(options.model)
+        wanted = named_folders(options.model)
         bound = bind(options.socket, options.host, options.port)
         ending.before_leaving(bound.close)
         with closing(bound):
-            return serve(options, folder, bound, ending)
+            return serve(options, wanted, bound, ending)
     except WorkbenchError as error:
         # Whoever started us may close the pipe as soon as it has read this.
         ending.exit_status = error.exit_status
@@ -72,7 +74,13 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; exits with 2 on a mistake, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m workbench.inference", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="run, checkpoint or model folder")
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]PATH",
+        help="run, checkpoint or model folder; again for another beside it",
+    )
     parser.add_argument("--socket", type=Path, help="Unix socket to serve on")
     parser.add_argument("--port", type=int, help="TCP port to serve on; 0 takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="address for TCP")
@@ -83,6 +91,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--template", help="chat template: a name or a file")
     parser.add_argument("--stop", action="append", default=[], help="text that ends a reply")
     parser.add_argument(
+        "--overflow",
+        default="refuse",
+        choices=["refuse", "truncate"],
+        help="what becomes of a prompt that is longer than the context",
+    )
+    parser.add_argument("--engine", default="auto", choices=["auto", "transformers", "vllm"])
+    parser.add_argument("--parallel", type=int, default=32, help="replies made at the same time")
+    parser.add_argument("--memory", type=float, help="GiB of the device for a model's weights")
+    parser.add_argument(
         "--parent-pipe", action="store_true", help="end when stdin closes: the parent has died"
     )
     options = parser.parse_args(arguments)
@@ -90,6 +107,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("give --socket or --port, or both")
     if not all(options.stop):
         parser.error("--stop must not be empty")
+    if options.parallel < 1:
+        parser.error("--parallel must be at least 1")
+    if options.memory is not None and not options.memory >= 0:
+        parser.error("--memory must not be negative")
     return options
 
 
@@ -245,72 +266,209 @@ class Ending:
             self._loop.call_soon_threadsafe(self._end, self.exit_status)
 
 
-def serve(options: argparse.Namespace, folder: Path, bound: BoundSockets, ending: Ending) -> int:
-    """Load the model and answer requests until the end; give the exit status.
+def named_folders(models: Sequence[str]) -> dict[str, Path]:
+    """Find the folders to serve, by the names under which they are asked for.
+
+    Args:
+        models: each ``PATH`` or ``NAME=PATH``; a path that exists is one, whatever it contains.
 
     Raises:
-        WorkbenchError: the model cannot be served.
+        RunError: nothing complete is there.
+        ConfigError: two have the same name.
     """
-    name, context, num_bytes = served_name(folder), read_context(folder), weight_bytes(folder)
-    tokenizer = load_tokenizer(folder)
-    prompts = read_prompt_writer(folder, tokenizer, options.template, options.stop)
+    found: dict[str, Path] = {}
+    for model in models:
+        name, _, path = model.partition("=")
+        if not path or Path(model).exists():
+            name, path = "", model
+        folder = checkpoint_folder(Path(path))
+        name = name or served_name(folder)
+        if name in found:
+            raise ConfigError(
+                f"{found[name]} and {folder} are both called {name!r}",
+                where="--model",
+                remedy=f"name one of them: --model OTHER={folder}",
+            )
+        found[name] = folder
+    return found
+
+
+def serve(
+    options: argparse.Namespace, wanted: dict[str, Path], bound: BoundSockets, ending: Ending
+) -> int:
+    """Load the models and answer requests until the end; give the exit status.
+
+    Args:
+        options: of the command line.
+        wanted: folders by name.
+        bound: where to serve.
+        ending: says when to end.
+
+    Raises:
+        WorkbenchError: a model cannot be served.
+    """
+    known = []
+    for name, folder in wanted.items():
+        context, num_bytes = read_context(folder), weight_bytes(folder)
+        tokenizer = load_tokenizer(folder)
+        prompts = read_prompt_writer(folder, tokenizer, options.template, options.stop)
+        known.append((name, folder, context, num_bytes, tokenizer, prompts))
     say("progress", stage="loading libraries")
     # Read when torch loads OpenMP: threads that spin while they wait would take the cores from a
     # training run on the same machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Mistakes found so far were cheap; torch and transformers take seconds to import.
-    from workbench.inference.generate import Engine
+    from workbench.inference.generate import Turns
     from workbench.inference.server import ServedModel
 
-    engine = Engine(folder, tokenizer, options.device, options.dtype)
-    served = ServedModel(name, context, engine, prompts, created=int(time.time()))
-    say("progress", stage="loading weights", bytes=num_bytes)
-    return asyncio.run(answer_requests(served, folder, bound, ending))
+    turns = Turns()
+    loads = []
+    for name, folder, context, num_bytes, tokenizer, prompts in known:
+        engine, engine_name = make_engine(options, folder, tokenizer, context, turns)
+        served = ServedModel(
+            name,
+            context,
+            engine,
+            prompts,
+            created=int(time.time()),
+            truncates=options.overflow == "truncate",
+        )
+        loads.append(_Load(served, folder, num_bytes, engine_name))
+    return asyncio.run(answer_requests(loads, bound, ending))
 
 
-async def answer_requests(
-    served: "ServedModel", folder: Path, bound: BoundSockets, ending: Ending
-) -> int:
+def make_engine(
+    options: argparse.Namespace,
+    folder: Path,
+    tokenizer: Tokenizer,
+    context: int,
+    turns: "Turns",
+) -> tuple["ReplyMaker", str]:
+    """Make the engine that was asked for, not loaded yet; give it and its name.
+
+    Raises:
+        RefusedError: vLLM was asked for and is not installed.
+    """
+    import torch
+
+    from workbench.inference.generate import Engine
+    from workbench.inference.vllm_engine import VllmEngine, is_installed, require_vllm
+
+    if options.engine == "vllm":
+        require_vllm()
+    is_gpu = torch.cuda.is_available() and options.device in ("auto", "cuda", "cuda:0")
+    is_chosen = (
+        options.engine == "auto"
+        and is_gpu
+        and is_installed()
+        and suits_vllm(
+            num_models=len(options.model),
+            weight_bytes=weight_bytes(folder),
+            free_bytes=torch.cuda.mem_get_info(0)[0],
+            has_limit=options.memory is not None,
+        )
+    )
+    if options.engine == "vllm" or is_chosen:
+        vllm = VllmEngine(
+            folder,
+            tokenizer,
+            options.device,
+            options.dtype,
+            context=context,
+            most_rows=options.parallel,
+            memory_gib=options.memory,
+        )
+        return vllm, "vllm"
+    engine = Engine(
+        folder,
+        tokenizer,
+        options.device,
+        options.dtype,
+        most_rows=options.parallel,
+        turns=turns,
+        memory_gib=options.memory,
+        narrate=lambda words: say("progress", stage=words),
+    )
+    return engine, "transformers"
+
+
+def suits_vllm(*, num_models: int, weight_bytes: int, free_bytes: int, has_limit: bool) -> bool:
+    """Say whether vLLM, which takes nine tenths of a GPU, should serve where nobody chose.
+
+    Not beside another model, not within a limit for weights, and not where weights and the keys
+    and values of some replies do not fit: there the other engine shares them out.
+    """
+    return num_models == 1 and not has_limit and weight_bytes <= 0.8 * free_bytes
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A model to load, and what is said of it."""
+
+    served: "ServedModel"
+    folder: Path
+    num_bytes: int
+    engine_name: str
+
+    def words(self) -> dict[str, object]:
+        """Say what is served, once it is loaded."""
+        served = self.served
+        return {
+            "model": served.name,
+            "path": str(self.folder),
+            "context": served.context,
+            "device": served.engine.device,
+            "dtype": served.engine.dtype,
+            "engine": self.engine_name,
+            "stop": served.prompts.stop_texts,
+        }
+
+
+async def answer_requests(loads: Sequence[_Load], bound: BoundSockets, ending: Ending) -> int:
     """Load, say that it is ready, answer until the end; give the exit status.
 
     Raises:
-        WorkbenchError: the model cannot be loaded.
+        WorkbenchError: a model cannot be loaded.
     """
     from workbench.inference.server import HttpServer, create_app
 
     ending.watch_signals()
     told_to_end = asyncio.create_task(ending.wait())
-    loading = asyncio.create_task(served.engine.start())
-    await asyncio.wait({loading, told_to_end}, return_when=asyncio.FIRST_COMPLETED)
-    if not loading.done():
-        ending.leave_at_once(ending.exit_status)
-    await loading
+    # One after the other: each sees what memory those before it have left.
+    for load in loads:
+        say("progress", stage="loading weights", bytes=load.num_bytes)
+        loading = asyncio.create_task(load.served.engine.start())
+        await asyncio.wait({loading, told_to_end}, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            ending.leave_at_once(ending.exit_status)
+        await loading
 
     token = made_token = None
     if bound.url is not None:
         token = os.environ.get(TOKEN_VARIABLE) or None
         if token is None:
             token = made_token = secrets.token_urlsafe(32)
-    server = HttpServer(create_app(served, token))
+    server = HttpServer(create_app([load.served for load in loads], token))
     serving = asyncio.create_task(server.serve(sockets=list(bound.sockets)))
     await server.is_listening.wait()
+    first = loads[0].words()
+    del first["engine"]
     say(
         "ready",
-        model=served.name,
-        path=str(folder),
-        context=served.context,
-        device=served.engine.device,
-        dtype=served.engine.dtype,
-        stop=served.prompts.stop_texts,
+        **first,
         socket=str(bound.path),
         url=bound.url,
         token=made_token,
+        models=[load.words() for load in loads],
     )
     await asyncio.wait({serving, told_to_end}, return_when=asyncio.FIRST_COMPLETED)
-    served.engine.cancel_all()
+    engines = [load.served.engine for load in loads]
+    for engine in engines:
+        engine.cancel_all()
     server.should_exit = True
     await serving
-    if not served.engine.close():
+    have_ended = [engine.close() for engine in engines]
+    if not all(have_ended):
         ending.leave_at_once(ending.exit_status)
     return ending.exit_status
 
@@ -347,10 +505,10 @@ def weight_bytes(folder: Path) -> int:
     Raises:
         RunError: there are none.
     """
-    files = list(folder.glob("*.safetensors"))
+    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
     if not files:
         raise RunError(
-            "holds no .safetensors weights",
+            "holds no weights: no .safetensors, no pytorch_model.bin",
             where=str(folder),
             remedy="name a run, a checkpoint or a model folder with weights",
         )

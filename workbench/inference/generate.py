@@ -1,122 +1,61 @@
-"""Replies, one at a time: transformers' ``generate`` with its cache, on a thread of its own.
+"""The engine: replies made together, token by token, on a thread of its own.
 
-The thread loads the model and then serves a queue, so that requests never interleave on the device
-and the event loop never waits for it. Knows nothing of HTTP or chat templates.
+The thread loads the model and then serves a queue: what waits joins the rows at work (``batch``)
+before the next token, as far as there is room. Several engines take turns on a device, token by
+token. Knows nothing of HTTP or chat templates.
 Invariant: a generation that is cancelled stops within one token, whether it waits or runs.
 """
 
 import asyncio
 import logging
-import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from transformers.utils.logging import disable_progress_bar
 
 from workbench.data.tokenizer import Tokenizer
-from workbench.errors import ConfigError, RefusedError, RunError, WorkbenchError
-from workbench.inference.detokenizer import Detokenizer
-from workbench.inference.stop import StopDetector
+from workbench.errors import RefusedError
+from workbench.inference.batch import Batch, Row, RowsFailed
+from workbench.inference.load import DtypeName, load_model
+from workbench.inference.reply import Generation, GenerationError
+from workbench.inference.sampling import Sampling
+from workbench.runs.host_memory import available_host_memory
 
 logger = logging.getLogger(__name__)
 
-FinishReason = Literal["stop", "length"]
-DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
-
-# Enough for a person and a script at once; more would wait for minutes and should be told.
-MOST_WAITING = 32
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen and when to end; every value is in effect, none is a default.
-
-    ``temperature`` 0 takes the likeliest token; then top_p, top_k and min_p play no part.
-    ``top_k`` 0 and ``min_p`` 0 are off. ``seed`` None draws anew each time.
-    """
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop_ids: frozenset[int] = frozenset()
-    stop_strings: tuple[str, ...] = ()
+# A hundred clients with two questions each; whoever comes later would wait for minutes and is told.
+MOST_WAITING = 256
+MOST_ROWS = 32
+# Tokens of prompts read in one forward: some tenths of a second, after which the others go on.
+_AT_ONCE = {"cuda": 4096, "cpu": 512}
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Some more text of a reply; the last piece has a finish reason.
+class Turns:
+    """A lock that is given in the order in which it was asked for."""
 
-    ``num_tokens`` counts what the model has made so far, the stop token included.
-    """
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._next = self._served = 0
 
-    text: str
-    num_tokens: int
-    finish_reason: FinishReason | None = None
+    def __enter__(self) -> None:
+        with self._condition:
+            mine, self._next = self._next, self._next + 1
+            self._condition.wait_for(lambda: self._served == mine)
 
-
-class GenerationError(WorkbenchError):
-    """A reply that could not be completed."""
-
-
-class Generation:
-    """One reply on its way from the engine's thread to the event loop that asked for it."""
-
-    def __init__(self, prompt_ids: Sequence[int], sampling: Sampling) -> None:
-        self.prompt_ids = list(prompt_ids)
-        self.sampling = sampling
-        self.num_tokens = 0
-        """Tokens made so far, the stop token included; counted by the engine's thread."""
-        self._is_cancelled = threading.Event()
-        self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[Piece | WorkbenchError | None] = asyncio.Queue()
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Nobody waits for this reply any more."""
-        return self._is_cancelled.is_set()
-
-    def cancel(self) -> None:
-        """Stop within one token; ``pieces`` ends. Call it from the event loop, also twice."""
-        self._is_cancelled.set()
-        self._pieces.put_nowait(None)
-
-    def put(self, piece: Piece | WorkbenchError) -> None:
-        """Hand a piece, or what went wrong, to the event loop; called by the engine's thread."""
-        self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
-
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Give the pieces as they come, the last one with a finish reason.
-
-        After ``cancel`` it ends without one.
-
-        Raises:
-            GenerationError: the model failed, or the server is ending.
-        """
-        while True:
-            piece = await self._pieces.get()
-            if piece is None:
-                return
-            if isinstance(piece, WorkbenchError):
-                raise piece
-            yield piece
-            if piece.finish_reason is not None:
-                return
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._condition:
+            self._served += 1
+            self._condition.notify_all()
 
 
 class Engine:
@@ -127,9 +66,24 @@ class Engine:
         tokenizer: the folder's tokenizer.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: precision of the weights; ``auto`` takes what config.json says.
+        most_rows: replies that are made at the same time.
+        turns: shared by all engines of a device.
+        memory_gib: weights take no more of the device; None: as much as is free.
+        narrate: is told what a person should know before the model is loaded.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, device: str, dtype: DtypeName) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        device: str,
+        dtype: DtypeName,
+        *,
+        most_rows: int = MOST_ROWS,
+        turns: Turns | None = None,
+        memory_gib: float | None = None,
+        narrate: Callable[[str], None] | None = None,
+    ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
         texts = sorted(tokenizer.texts_of_special_tokens)
@@ -139,34 +93,44 @@ class Engine:
         }
         self._device_name = device
         self._dtype_name = dtype
+        self._most_rows = most_rows
+        self._turns = turns or Turns()
+        self._memory_gib = memory_gib
+        self._narrate = narrate
         self._model: Any = None
-        self._waiting: queue.Queue[Generation | None] = queue.Queue()
-        self._current: Generation | None = None
-        self._is_closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
+        self._waiting: deque[Row] = deque()
+        self._has_news = threading.Condition()
+        self._is_closing = False
+        self._at_work: list[tuple[Row, float]] = []
         self._num_tokens_before = 0
+        self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
 
     @property
     def is_busy(self) -> bool:
         """A reply is being generated at this moment."""
-        return self._current is not None
+        return bool(self._at_work)
+
+    @property
+    def num_running(self) -> int:
+        """Replies that are being generated at this moment."""
+        return len(self._at_work)
 
     @property
     def num_waiting(self) -> int:
         """Requests that have not begun."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     @property
     def num_tokens_made(self) -> int:
-        """Tokens of all replies since the start, the current one included."""
-        current = self._current
-        return self._num_tokens_before + (current.num_tokens if current else 0)
+        """Tokens of all replies since the start, the current ones included."""
+        running = list(self._at_work)
+        return self._num_tokens_before + sum(row.generation.num_tokens for row, _ in running)
 
     @property
     def device(self) -> str:
         """Where the model is, once loaded."""
         assert self._model is not None, "the model is not loaded"
-        return str(self._model.device)
+        return str(self._device)
 
     @property
     def dtype(self) -> str:
@@ -195,22 +159,31 @@ class Engine:
             RefusedError: too many requests wait already.
             GenerationError: the server is ending.
         """
-        if self._is_closing.is_set():
-            raise _server_is_ending()
-        if self.num_waiting >= MOST_WAITING:
-            raise RefusedError(
-                f"{MOST_WAITING} requests are waiting already",
-                where="the server",
-                remedy="try again when they are answered",
-            )
-        generation = Generation(prompt_ids, sampling)
-        self._waiting.put(generation)
-        return generation
+        return self.submit_all([(prompt_ids, sampling)])[0]
+
+    def submit_all(self, requests: Sequence[tuple[Sequence[int], Sampling]]) -> list[Generation]:
+        """Queue several replies that begin together; all of them or, as ``submit``, none."""
+        with self._has_news:
+            if self._is_closing:
+                raise _server_is_ending()
+            if self._waiting and len(self._waiting) + len(requests) > MOST_WAITING:
+                raise RefusedError(
+                    f"{len(self._waiting)} requests are waiting already",
+                    where="the server",
+                    remedy="try again when they are answered",
+                )
+            generations = [Generation(ids, sampling) for ids, sampling in requests]
+            self._waiting += [
+                Row(generation, self._decode, self._special_texts) for generation in generations
+            ]
+            self._has_news.notify()
+        return generations
 
     def cancel_all(self) -> None:
-        """End the current reply and all that wait, each with an error; take no more."""
-        self._is_closing.set()
-        self._waiting.put(None)
+        """End all replies and all requests that wait, each with an error; take no more."""
+        with self._has_news:
+            self._is_closing = True
+            self._has_news.notify()
 
     def close(self, limit_seconds: float = 5.0) -> bool:
         """End everything and wait for the thread; tell whether it has ended."""
@@ -219,25 +192,108 @@ class Engine:
             self._thread.join(limit_seconds)
         return not self._thread.is_alive()
 
+    # ---- the thread --------------------------------------------------------------------------
+
     def _work(self) -> None:
         try:
-            self._model = load_model(self._folder, self._device_name, self._dtype_name)
+            self._model, self._device = load_model(
+                self._folder,
+                self._device_name,
+                self._dtype_name,
+                memory_gib=self._memory_gib,
+                narrate=self._narrate,
+            )
+            at_once = _AT_ONCE[self._device.type]
+            batch = Batch(
+                self._model, self._device, self._most_rows, at_once, _host_bytes(self._device)
+            )
         except Exception as error:  # noqa: BLE001 - handed to the one who waits in start()
             self._report_loaded(error)
             return
         self._report_loaded(None)
-        while True:
-            generation = self._waiting.get()
-            if generation is None:
-                break
-            if generation.is_cancelled:
+        while not self._is_closing:
+            self._take_in(batch)
+            if not self._at_work:
                 continue
-            self._current = generation
-            self._generate(generation)
-        while not self._waiting.empty():
-            left = self._waiting.get()
-            if left is not None and not left.is_cancelled:
-                left.put(_server_is_ending())
+            with self._turns:
+                self._step(batch)
+            self._note_ended()
+        left = [row for row, _ in self._at_work] + list(self._waiting)
+        self._waiting.clear()
+        for row in left:
+            if not row.is_over:
+                row.text.fail(_server_is_ending())
+        self._note_ended()
+
+    def _take_in(self, batch: Batch) -> None:
+        """Let in what waits; without anything to do, sleep until something comes."""
+        with self._has_news:
+            while not (self._waiting or self._at_work or self._is_closing):
+                self._has_news.wait()
+            room = batch.most_rows - len(batch.rows)
+            arrived: list[Row] = []
+            while self._waiting and len(arrived) < room:
+                row = self._waiting.popleft()
+                if not row.is_over:
+                    arrived.append(row)
+            begin = time.monotonic()
+            self._at_work += [(row, begin) for row in arrived]
+        if arrived:
+            batch.add(arrived)
+
+    def _step(self, batch: Batch) -> None:
+        """Make one token for every row, or hand over why not; never raises."""
+        try:
+            put_back = batch.step()
+        except RowsFailed as failed:
+            for row in failed.rows:
+                row.text.fail(self._failure_of(failed.__cause__))
+            return
+        except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave anybody waiting
+            for row in batch.drop_all():
+                row.text.fail(self._failure_of(error))
+            return
+        if put_back:
+            logger.warning("memory is short: %d replies wait until others end", len(put_back))
+            left = {id(row) for row in put_back}
+            self._at_work = [(row, begin) for row, begin in self._at_work if id(row) not in left]
+            # In the order they came, before all that were never begun.
+            self._waiting.extendleft(reversed(put_back))
+
+    def _failure_of(self, error: BaseException | None) -> GenerationError:
+        if isinstance(error, torch.OutOfMemoryError):
+            logger.warning("out of memory for a single reply")
+            torch.cuda.empty_cache()
+            return GenerationError(
+                "the device has too little memory for this conversation",
+                where="the server",
+                remedy="shorten the conversation, or lower max_tokens",
+            )
+        # Some replies have failed; the server lives on, and the log has the traceback.
+        logger.error("a reply failed", exc_info=error)
+        return GenerationError(
+            "the model failed", where="the server", remedy="see the server's log"
+        )
+
+    def _note_ended(self) -> None:
+        """Count and log the replies that have ended; lengths only, never a text."""
+        still: list[tuple[Row, float]] = []
+        for row, begin in self._at_work:
+            if not row.is_over:
+                still.append((row, begin))
+                continue
+            generation = row.generation
+            logger.info(
+                "%d prompt tokens, %d tokens made, %s, %.1f s",
+                len(generation.prompt_ids),
+                generation.num_tokens,
+                row.text.how_it_ended or "cancelled",
+                time.monotonic() - begin,
+            )
+        ended = {id(row) for row, _ in self._at_work} - {id(row) for row, _ in still}
+        made = sum(row.generation.num_tokens for row, _ in self._at_work if id(row) in ended)
+        self._at_work = still
+        self._num_tokens_before += made
 
     def _report_loaded(self, error: Exception | None) -> None:
         def report() -> None:
@@ -250,212 +306,16 @@ class Engine:
 
         self._loop.call_soon_threadsafe(report)
 
-    def _generate(self, generation: Generation) -> None:
-        """Make one reply, or hand over why not; never raises."""
-        detokenizer = Detokenizer(self._decode, self._special_texts)
-        reply = _Reply(generation, detokenizer, self._is_closing)
-        begin = time.monotonic()
-        try:
-            run_generate(self._model, generation.prompt_ids, generation.sampling, reply)
-        except torch.OutOfMemoryError:
-            logger.warning("out of memory after %d prompt tokens", len(generation.prompt_ids))
-            torch.cuda.empty_cache()
-            generation.put(
-                GenerationError(
-                    "the device has too little memory for this conversation",
-                    where="the server",
-                    remedy="shorten the conversation, or lower max_tokens",
-                )
-            )
-            return
-        except Exception:
-            # One reply has failed; the server lives on, and the log has the traceback.
-            logger.exception("a reply failed")
-            generation.put(
-                GenerationError(
-                    "the model failed", where="the server", remedy="see the server's log"
-                )
-            )
-            return
-        finally:
-            self._num_tokens_before += generation.num_tokens
-            self._current = None
-        how = reply.finish()
-        logger.info(
-            "%d prompt tokens, %d tokens made, %s, %.1f s",
-            len(generation.prompt_ids),
-            generation.num_tokens,
-            how,
-            time.monotonic() - begin,
-        )
-
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
-class _Reply(StoppingCriteria):
-    """Sees each token as soon as it is made, passes its text on, and says when to stop."""
-
-    def __init__(
-        self, generation: Generation, detokenizer: Detokenizer, is_closing: threading.Event
-    ) -> None:
-        self._generation = generation
-        self._detokenizer = detokenizer
-        self._is_closing = is_closing
-        sampling = generation.sampling
-        self._stop = StopDetector(sampling.stop_ids, sampling.stop_strings)
-
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        scores: torch.Tensor,
-        **_: object,
-    ) -> torch.Tensor:
-        """Take the newest token; ``input_ids`` is (1, tokens so far) int64; give (1,) bool."""
-        is_done = self._take(int(input_ids[0, -1]))
-        return torch.full((1,), is_done, device=input_ids.device, dtype=torch.bool)
-
-    def finish(self) -> str:
-        """Send the last piece, if anybody waits for it; say in a word how the reply ended."""
-        if self._stop.has_stopped:
-            return "stopped"
-        if self._generation.is_cancelled:
-            return "cancelled"
-        if self._is_closing.is_set():
-            self._generation.put(_server_is_ending())
-            return "interrupted"
-        # Text that was held back may turn out to hold a stop string after all.
-        text = self._stop.finish(self._detokenizer.finish())
-        self._send(text, "stop" if self._stop.has_stopped else "length")
-        return "cut at its limit"
-
-    def _take(self, token_id: int) -> bool:
-        if self._generation.is_cancelled or self._is_closing.is_set():
-            return True
-        self._generation.num_tokens += 1
-        if self._stop.is_stop_id(token_id):
-            text = self._stop.finish(self._detokenizer.finish(), stop_id=token_id)
-        else:
-            text = self._stop.feed(self._detokenizer.feed(token_id))
-        self._send(text, "stop" if self._stop.has_stopped else None)
-        return self._stop.has_stopped
-
-    def _send(self, text: str, finish_reason: FinishReason | None) -> None:
-        if text or finish_reason:
-            self._generation.put(Piece(text, self._generation.num_tokens, finish_reason))
-
-
-def run_generate(
-    model: Any,  # noqa: ANN401 - transformers gives its models no useful type
-    prompt_ids: Sequence[int],
-    sampling: Sampling,
-    reply: StoppingCriteria,
-) -> None:
-    """Generate after one prompt until ``reply`` says stop or ``max_tokens`` are made.
-
-    Args:
-        model: on its device, in eval mode.
-        prompt_ids: the tokens before the reply, at least one.
-        sampling: how to choose; stops are the business of ``reply``.
-        reply: called after each token with ids (1, tokens so far).
-    """
-    ids = torch.tensor([prompt_ids], dtype=torch.int64, device=model.device)
-    if sampling.temperature > 0 and sampling.seed is not None:
-        torch.manual_seed(sampling.seed)
-    elif sampling.temperature > 0:
-        torch.seed()
-    with torch.inference_mode():
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=generation_config(sampling),
-            stopping_criteria=StoppingCriteriaList([reply]),
-        )
-
-
-def generation_config(sampling: Sampling) -> GenerationConfig:
-    """Say it in transformers' words; without stop tokens, which stop.py looks after."""
-    choice: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        choice = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p or None,
-        }
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=sampling.max_tokens,
-        repetition_penalty=sampling.repetition_penalty,
-        use_cache=True,
-        **choice,
-    )
-
-
-def load_model(folder: Path, device_name: str, dtype_name: DtypeName) -> Any:  # noqa: ANN401 - as above
-    """Load a model from files that are on this machine, onto a device, ready to generate.
-
-    Raises:
-        RunError: the folder holds no model that transformers can load without remote code.
-        ConfigError: there is no such device.
-        RefusedError: the model does not fit on the device.
-    """
-    device = choose_device(device_name)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype="auto" if dtype_name == "auto" else getattr(torch, dtype_name),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise RunError(
-            f"cannot be loaded: {_first_line(error)}",
-            where=str(folder),
-            remedy="name a folder with config.json and safetensors weights",
-        ) from error
-    try:
-        model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise RefusedError(
-            f"the model does not fit on {device}",
-            where=str(folder),
-            remedy="free the device, or serve with --device cpu",
-        ) from error
-    model.eval()
-    # What a model's own file suggests would fill every value that a request leaves out.
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    return model
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn ``auto`` into the first GPU where there is one; check any other name.
-
-    Raises:
-        ConfigError: it is no device of this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    num_gpus = torch.cuda.device_count()
-    is_gpu = device is not None and device.type == "cuda" and (device.index or 0) < num_gpus
-    if device is None or not (device.type == "cpu" or is_gpu):
-        raise ConfigError(
-            f"there is no device {name!r} here, which has {num_gpus} GPUs",
-            where="--device",
-            remedy="choose auto, cpu or cuda:N",
-        )
-    return device
+def _host_bytes(device: torch.device) -> int | None:
+    """Give what keys and values may take of host memory; None where they lie elsewhere."""
+    available = available_host_memory() if device.type == "cpu" else None
+    # Half: a training run beside us, and what is counted twice while rows move.
+    return None if available is None else available.available_bytes // 2
 
 
 def _server_is_ending() -> GenerationError:
     return GenerationError("it is ending", where="the server", remedy="start it again")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

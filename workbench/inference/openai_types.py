@@ -1,13 +1,22 @@
-"""The requests and answers of OpenAI's chat protocol, as far as this server honours them.
+"""The requests and answers of OpenAI's protocol, as far as this server honours them.
 
 A parameter that is not here is refused by name; one that is here has an effect, or may only have
 the value that has none. Knows nothing of models. The fields are those of OpenAI's API reference,
-with ``top_k``, ``min_p``, ``repetition_penalty`` and ``stop_token_ids`` as other servers have them.
+with ``top_k``, ``min_p``, ``repetition_penalty`` and ``stop_token_ids`` as other servers have them
+and ``truncation`` as OpenAI has it elsewhere.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+)
 
 
 def check_unicode(text: str) -> str:
@@ -72,16 +81,14 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class ChatRequest(_Strict):
-    """Body of POST /v1/chat/completions."""
+class _SamplingRequest(_Strict):
+    """What both kinds of completion may ask for."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: Text | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
@@ -90,12 +97,68 @@ class ChatRequest(_Strict):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     stop: Annotated[list[StopString] | None, BeforeValidator(list_of), Field(max_length=16)] = None
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
 
     # Clients send these with the value that changes nothing; any other value is refused.
-    n: Literal[1] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logprobs: Literal[False] | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """A stream ends with what was used."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(_SamplingRequest):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+TokenId = Annotated[int, Field(ge=0)]
+
+
+def prompts_of(prompt: object) -> object:
+    """Read one prompt, a text or ids, as a list of one.
+
+    ``"a"`` gives ``["a"]``, ``[5, 6]`` gives ``[[5, 6]]``.
+
+    Raises:
+        ValueError: it is neither a text nor a list.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list):
+        raise ValueError("should be a text, a list of texts, or token ids")
+    return [prompt] if prompt and all(type(part) is int for part in prompt) else prompt
+
+
+def _kind_of_prompt(prompt: object) -> str:
+    return "ids" if isinstance(prompt, list) else "text"
+
+
+Prompt = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[TokenId], Tag("ids"), Field(min_length=1)],
+    Discriminator(_kind_of_prompt),
+]
+
+
+class CompletionRequest(_SamplingRequest):
+    """Body of POST /v1/completions."""
+
+    prompt: Annotated[
+        list[Prompt], BeforeValidator(prompts_of), Field(min_length=1, max_length=128)
+    ]
+    max_tokens: Annotated[int, Field(ge=0)] = 16
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    # As above: only the value that changes nothing.
+    best_of: Literal[1] | None = None
 
 
 class Usage(BaseModel):
@@ -106,6 +169,27 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class TopLogprob(BaseModel):
+    """A token that was likely at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(TopLogprob):
+    """A token of the reply, and the likeliest ones at its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """What the model thought of the tokens of a reply."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
 class ReplyMessage(BaseModel):
     """The message that the model wrote."""
 
@@ -114,16 +198,16 @@ class ReplyMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """The one choice of a completion."""
+    """One reply of a chat completion."""
 
-    index: Literal[0] = 0
+    index: int
     message: ReplyMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(BaseModel):
-    """Answer to a request that does not stream."""
+    """Answer to a chat request that does not stream; ``notice`` says what was left out."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -131,6 +215,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
+    notice: str | None = None
 
 
 class Delta(BaseModel):
@@ -141,16 +226,16 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """The one choice of a chunk."""
+    """What a chunk adds to one reply."""
 
-    index: Literal[0] = 0
+    index: int
     delta: Delta
     finish_reason: Literal["stop", "length"] | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatChunk(BaseModel):
-    """One event of a stream; the one with usage has no choices."""
+    """One event of a chat stream; the one with usage has no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -158,6 +243,37 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    notice: str | None = None
+
+
+class TextLogprobs(BaseModel):
+    """What the model thought of the tokens of a text; the first of a prompt has no thought."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    """One text of a completion, or what an event of a stream adds to it."""
+
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"] | None = None
+    logprobs: TextLogprobs | None = None
+
+
+class TextCompletion(BaseModel):
+    """Answer to a request for the completion of a text, and an event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage | None = None
+    notice: str | None = None
 
 
 class ModelEntry(BaseModel):

@@ -5,11 +5,13 @@ token that begins every text exactly once.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from workbench.config.template_source import template_source
 from workbench.data.chat_template import ChatTemplate
-from workbench.data.tokenizer import Tokenizer, read_json
+from workbench.data.stops import end_ids_of, stops_of
+from workbench.data.tokenizer import Tokenizer
 
 
 class PromptWriter:
@@ -24,6 +26,8 @@ class PromptWriter:
     Attributes:
         stop_ids: tokens that end a reply: ``end_ids``, and the template's own if it is a token.
         stop_strings: texts that end a reply: ``stop``, and the template's own if it is none.
+        end_ids: tokens that end any text, also one that follows no template.
+        added_stops: ``stop``.
     """
 
     def __init__(
@@ -35,6 +39,8 @@ class PromptWriter:
     ) -> None:
         self._template = template
         self._tokenizer = tokenizer
+        self.end_ids = end_ids
+        self.added_stops = tuple(stop)
         ids, strings = stops_of(template, tokenizer)
         self.stop_ids = ids | end_ids
         self.stop_strings = (*strings, *(text for text in stop if text not in strings))
@@ -57,25 +63,40 @@ class PromptWriter:
         turns = [{"role": role, "content": content} for role, content in messages]
         return [int(number) for number in self._template.encode_prompt(turns, self._tokenizer)]
 
+    def text_ids(self, text: str) -> list[int]:
+        """Write a text that is to be continued: as it stands, no template around it.
 
-def stops_of(
-    template: ChatTemplate, tokenizer: Tokenizer
-) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Find what the template puts behind a reply: a token where the vocabulary has it, else text.
+        What the tokenizer begins every text with stands before it exactly once.
+        """
+        ids = [int(number) for number in self._tokenizer.encode([text])[0].ids]
+        if self.begin_id is not None and ids[:1] != [self.begin_id]:
+            ids.insert(0, self.begin_id)
+        return ids
 
-    ``<|im_end|>`` is one token for a model that was made for ChatML, and some ordinary pieces for
-    one that has learned ChatML with an older vocabulary; either ends the reply. Pieces end it
-    before the first special token: generation stops there, and the token is no text to look for.
-    """
-    text = template.stop_text
-    if not text:
-        return frozenset(), ()
-    first, *others = template.stop_ids(tokenizer)
-    is_token = not others or tokenizer.token_text(first) in tokenizer.texts_of_special_tokens
-    if is_token:
-        return frozenset({first}), ()
-    found = [at for sign in tokenizer.texts_of_special_tokens if (at := text.find(sign)) > 0]
-    return frozenset(), (text[: min(found, default=len(text))].rstrip(),)
+    @property
+    def begin_id(self) -> int | None:
+        """The token that begins every text, where the tokenizer puts one."""
+        return self._tokenizer.bos_id if self._tokenizer.adds_bos else None
+
+    def spelled(self, ids: Sequence[int]) -> list[str]:
+        """Give the text of each token by itself; half a character is shown as U+FFFD."""
+        # Behind another token, since a tokenizer may drop the space that a text begins with.
+        anchor = self._anchor_ids
+        start = len(self._tokenizer.decode(anchor))
+        return [self._tokenizer.decode([*anchor, number])[start:] for number in ids]
+
+    @cached_property
+    def _anchor_ids(self) -> list[int]:
+        return [int(number) for number in self._tokenizer.encode(["a"])[0].ids]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids are below this."""
+        return self._tokenizer.vocabulary_size
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn ids into text, special tokens left out."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def read_prompt_writer(
@@ -99,16 +120,3 @@ def read_prompt_writer(
         end_ids_of(folder, tokenizer),
         stop,
     )
-
-
-def end_ids_of(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Collect the tokens that end a text: of generation_config.json, config.json, the tokenizer.
-
-    Raises:
-        DataError: a file is there and cannot be read.
-    """
-    found: set[object] = {tokenizer.eos_id}
-    for name in ("generation_config.json", "config.json"):
-        stated = read_json(folder / name).get("eos_token_id")
-        found.update(stated if isinstance(stated, list) else [stated])
-    return frozenset(number for number in found if isinstance(number, int))

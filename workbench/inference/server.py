@@ -1,27 +1,18 @@
-"""OpenAI's chat protocol over HTTP: a Unix socket for this user, TCP for holders of the token.
+"""OpenAI's protocol over HTTP: a Unix socket for this user, TCP for holders of the token.
 
 Knows how to speak, not how to generate. Invariants: ``/health`` always answers; a reply whose
 client has gone is cancelled; a prompt is never logged, only its length.
 """
 
 import asyncio
+import bisect
 import hmac
-import json
 import logging
 import os
 import socket
-import time
-import uuid
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    MutableMapping,
-    Sequence,
-)
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Generator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import uvicorn
@@ -34,40 +25,40 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from workbench import __version__
 from workbench.control.address import peer_uid
 from workbench.errors import DataError, RefusedError, WorkbenchError
-from workbench.inference.generate import Engine, FinishReason, Generation, Sampling
+from workbench.inference.answers import Answer, ChatAnswer, Receive, TextAnswer
 from workbench.inference.openai_types import (
-    ChatChunk,
-    ChatCompletion,
     ChatRequest,
-    Choice,
-    ChunkChoice,
-    Delta,
+    CompletionRequest,
     ErrorAnswer,
     ErrorContent,
     ModelEntry,
     ModelList,
-    ReplyMessage,
-    Usage,
 )
 from workbench.inference.prompt import PromptWriter
+from workbench.inference.reply import ReplyMaker
+from workbench.inference.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What the server offers: a name, a context of so many tokens, and how to write and read."""
+    """What the server offers: a name, a context of so many tokens, and how to write and read.
+
+    ``truncates``: the oldest part of a prompt that is too long is left out, with a notice; else
+    the request is refused.
+    """
 
     name: str
     context: int
-    engine: Engine
+    engine: ReplyMaker
     prompts: PromptWriter
     created: int
+    truncates: bool = False
 
 
 class _RequestError(Exception):
@@ -80,11 +71,11 @@ class _RequestError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
 
-def create_app(served: ServedModel, token: str | None) -> AsgiApp:
+def create_app(models: Sequence[ServedModel], token: str | None) -> AsgiApp:
     """Make the application.
 
     Args:
-        served: the model, loaded.
+        models: at least one, loaded; the first answers requests that name none.
         token: what requests over TCP must bear, or None where only a Unix socket is served. There
             the peer's user has been checked and no token is asked for.
     """
@@ -98,183 +89,257 @@ def create_app(served: ServedModel, token: str | None) -> AsgiApp:
         # Anybody may ask whether the server lives, but not what it serves.
         if not is_admitted(request.scope, token):
             return {"status": "ok"}
-        engine = served.engine
+        engines = [served.engine for served in models]
         return {
             "status": "ok",
-            "model": served.name,
-            "context": served.context,
-            "busy": engine.is_busy,
-            "waiting": engine.num_waiting,
-            "tokens_made": engine.num_tokens_made,
+            "model": models[0].name,
+            "models": [served.name for served in models],
+            "context": models[0].context,
+            "busy": any(engine.is_busy for engine in engines),
+            "running": sum(engine.num_running for engine in engines),
+            "waiting": sum(engine.num_waiting for engine in engines),
+            "tokens_made": sum(engine.num_tokens_made for engine in engines),
         }
 
     @app.get("/v1/models")
-    async def models() -> ModelList:
-        return ModelList(data=[_model_entry(served)])
+    async def list_models() -> ModelList:
+        return ModelList(data=[_model_entry(served) for served in models])
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> ModelEntry:
-        _check_model_name(name, served)
-        return _model_entry(served)
+    async def look_up_model(name: str) -> ModelEntry:
+        return _model_entry(_model_named(name, models))
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
-        _check_model_name(body.model, served)
-        prompt_ids = _prompt_ids(body, served)
-        generation = served.engine.submit(prompt_ids, _sampling(body, len(prompt_ids), served))
-        answer = _Answer(generation, served.name)
-        if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(
-                answer.events(request.receive, with_usage),
-                media_type="text/event-stream",
-                headers={"cache-control": "no-cache"},
-            )
-        return await answer.whole(request.receive)
+        served = _model_named(body.model, models)
+        fitted = _fitted_chat(body, served)
+        sampling = _chat_sampling(body, len(fitted.ids), served)
+        generations = served.engine.submit_all(
+            [(fitted.ids, rules) for rules in _copies(sampling, body.n or 1)]
+        )
+        answer = ChatAnswer(
+            generations, served.name, served.prompts, len(fitted.ids), fitted.notice
+        )
+        return await _responded(answer, body, request)
+
+    @app.post("/v1/completions", response_model=None)
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        served = _model_named(body.model, models)
+        wanted: list[tuple[list[int], Sampling]] = []
+        echoes, notices, num_prompt_tokens = [], [], 0
+        for prompt in body.prompt:
+            fitted = _fitted_text(prompt, body, served)
+            num_prompt_tokens += len(fitted.ids)
+            sampling = _text_sampling(body, len(fitted.ids), served)
+            rules = _copies(sampling, body.n or 1)
+            wanted += [(fitted.ids, rule) for rule in rules]
+            text = served.prompts.decode(fitted.ids)
+            if isinstance(prompt, str) and fitted.notice is None:
+                text = prompt
+            echoes += [text if body.echo else ""] * len(rules)
+            notices += [fitted.notice] if fitted.notice else []
+        answer = TextAnswer(
+            served.engine.submit_all(wanted),
+            served.name,
+            served.prompts,
+            num_prompt_tokens,
+            notices[0] if notices else None,
+            echoes=echoes,
+        )
+        return await _responded(answer, body, request)
 
     return _TokenGate(app, token)
-
-
-class _Answer:
-    """One reply on its way into one response."""
-
-    def __init__(self, generation: Generation, model: str) -> None:
-        self._generation = generation
-        self._model = model
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-
-    async def whole(self, receive: Receive) -> Response:
-        """Wait for the whole reply."""
-        text = ""
-        async with _cancelled_with_client(self._generation, receive):
-            async for piece in self._generation.pieces():
-                text += piece.text
-                if piece.finish_reason is not None:
-                    choice = Choice(
-                        message=ReplyMessage(content=text), finish_reason=piece.finish_reason
-                    )
-                    completion = ChatCompletion(
-                        id=self._id,
-                        created=self._created,
-                        model=self._model,
-                        choices=[choice],
-                        usage=self._usage(),
-                    )
-                    return JSONResponse(completion.model_dump())
-        # The client has gone: nobody reads this.
-        return Response(status_code=499)
-
-    async def events(self, receive: Receive, with_usage: bool) -> AsyncIterator[str]:
-        """Give the server-sent events of the reply as it grows."""
-        async with _cancelled_with_client(self._generation, receive):
-            yield self._event(Delta(role="assistant", content=""))
-            try:
-                async with aclosing(self._generation.pieces()) as pieces:
-                    async for piece in pieces:
-                        if piece.text:
-                            yield self._event(Delta(content=piece.text))
-                        if piece.finish_reason is not None:
-                            yield self._event(Delta(), piece.finish_reason)
-            except WorkbenchError as error:
-                # The status has gone out already: the error is an event, and no [DONE] follows.
-                answer = ErrorAnswer(error=ErrorContent(message=str(error), type="server_error"))
-                yield f"data: {answer.model_dump_json()}\n\n"
-                return
-            if with_usage:
-                yield self._event(None, usage=self._usage())
-            yield "data: [DONE]\n\n"
-
-    def _event(
-        self,
-        delta: Delta | None,
-        finish_reason: FinishReason | None = None,
-        usage: Usage | None = None,
-    ) -> str:
-        choices = [] if delta is None else [ChunkChoice(delta=delta, finish_reason=finish_reason)]
-        chunk = ChatChunk(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
-        )
-        content = chunk.model_dump(exclude_none=True)
-        for choice in content["choices"]:
-            choice.setdefault("finish_reason", None)
-        return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
-
-    def _usage(self) -> Usage:
-        num_prompt = len(self._generation.prompt_ids)
-        num_made = self._generation.num_tokens
-        return Usage(
-            prompt_tokens=num_prompt,
-            completion_tokens=num_made,
-            total_tokens=num_prompt + num_made,
-        )
-
-
-@asynccontextmanager
-async def _cancelled_with_client(generation: Generation, receive: Receive) -> AsyncIterator[None]:
-    """Cancel the generation when its client disconnects, or the response ends for any reason."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        generation.cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        generation.cancel()
-        watching.cancel()
 
 
 def _model_entry(served: ServedModel) -> ModelEntry:
     return ModelEntry(id=served.name, created=served.created, context_length=served.context)
 
 
-def _check_model_name(name: str | None, served: ServedModel) -> None:
-    if name is not None and name != served.name:
+def _model_named(name: str | None, models: Sequence[ServedModel]) -> ServedModel:
+    """Find the model that a request wants; the first, where it names none."""
+    if name is None:
+        return models[0]
+    found = next((served for served in models if served.name == name), None)
+    if found is None:
+        names = " or ".join(repr(served.name) for served in models)
         raise _RequestError(
             404,
-            f"the model {name!r} is not served here; ask for {served.name!r}",
+            f"the model {name!r} is not served here; ask for {names}",
             param="model",
             code="model_not_found",
         )
+    return found
 
 
-def _prompt_ids(body: ChatRequest, served: ServedModel) -> list[int]:
-    try:
-        ids = served.prompts.ids([(message.role, message.text) for message in body.messages])
-    except DataError as error:
+# ---- prompts -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A prompt that leaves room for a reply, and what was left out of it."""
+
+    ids: list[int]
+    notice: str | None = None
+
+
+def _fitted_chat(body: ChatRequest, served: ServedModel) -> _Fitted:
+    turns = [(message.role, message.text) for message in body.messages]
+
+    def written(left_out: int) -> list[int]:
+        kept = turns[:num_system] + turns[num_system + left_out :]
+        try:
+            return served.prompts.ids(kept)
+        except DataError as error:
+            raise _RequestError(
+                400, f"the template refuses these messages: {error.what}", param="messages"
+            ) from error
+
+    num_system = next((at for at, (role, _) in enumerate(turns) if role != "system"), len(turns))
+    ids = written(0)
+    limit = _longest_prompt(body, body.max_completion_tokens or body.max_tokens, served)
+    if len(ids) <= limit:
+        return _Fitted(ids)
+    if is_truncated(body, served):
+        # A conversation goes on with a person's turn; the last of them is what is asked.
+        cuts = [
+            at for at in range(1, len(turns) - num_system) if turns[num_system + at][0] == "user"
+        ]
+        at = bisect.bisect_left(cuts, True, key=lambda cut: len(written(cut)) <= limit)
+        left_out = cuts[min(at, len(cuts) - 1)] if cuts else 0
+        shorter = written(left_out)
+        if left_out and len(shorter) < served.context:
+            return _Fitted(
+                shorter,
+                f"the oldest {left_out} turns ({len(ids) - len(shorter):,} tokens) were left out:"
+                f" the context holds {served.context:,} tokens with the reply",
+            )
+    if len(ids) < served.context:
+        return _Fitted(ids)
+    raise _too_long("messages", len(ids), served, "shorten the conversation")
+
+
+def _fitted_text(prompt: str | list[int], body: CompletionRequest, served: ServedModel) -> _Fitted:
+    if isinstance(prompt, str):
+        ids = served.prompts.text_ids(prompt)
+    else:
+        ids = prompt
+        if max(ids) >= served.prompts.vocabulary_size:
+            raise _RequestError(
+                400,
+                f"the vocabulary ends at {served.prompts.vocabulary_size - 1}, and"
+                f" {max(ids)} is no token",
+                param="prompt",
+            )
+    if not ids:
         raise _RequestError(
-            400, f"the template refuses these messages: {error.what}", param="messages"
-        ) from error
-    if len(ids) >= served.context:
-        raise _RequestError(
-            400,
-            f"the messages have {len(ids):,} tokens, the context holds {served.context:,} with the"
-            " reply; shorten the conversation",
-            param="messages",
-            code="context_length_exceeded",
+            400, "an empty text has no token to continue; write something", param="prompt"
         )
-    return ids
+    limit = _longest_prompt(body, body.max_tokens, served)
+    if len(ids) <= limit:
+        return _Fitted(ids)
+    if is_truncated(body, served):
+        # What every text begins with is no part of it.
+        begin = ids[:1] if ids[0] == served.prompts.begin_id else []
+        kept = [*begin, *ids[len(begin) - limit :]]
+        return _Fitted(
+            kept,
+            f"the first {len(ids) - limit:,} tokens were left out: the context holds"
+            f" {served.context:,} tokens with the reply",
+        )
+    raise _too_long("prompt", len(ids), served, "shorten it")
 
 
-def _sampling(body: ChatRequest, num_prompt_tokens: int, served: ServedModel) -> Sampling:
+def is_truncated(body: ChatRequest | CompletionRequest, served: ServedModel) -> bool:
+    """Say whether a prompt that is too long is cut, as the request or else the server says."""
+    if body.truncation is not None:
+        return body.truncation == "auto"
+    return served.truncates
+
+
+def _longest_prompt(
+    body: ChatRequest | CompletionRequest, max_tokens: int | None, served: ServedModel
+) -> int:
+    """Give the tokens a prompt may have: one more has room, and if it is cut, a reply."""
+    if max_tokens == 0:
+        return served.context
+    if not is_truncated(body, served):
+        return served.context - 1
+    wanted = served.context // 4 if max_tokens is None else max_tokens
+    return served.context - max(1, min(wanted, served.context // 2))
+
+
+def _too_long(param: str, num_tokens: int, served: ServedModel, remedy: str) -> _RequestError:
+    return _RequestError(
+        400,
+        f"the {param} has {num_tokens:,} tokens, the context holds {served.context:,} with the"
+        f' reply; {remedy}, or let what is oldest be left out: "truncation": "auto"',
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+# ---- rules ---------------------------------------------------------------------------------------
+
+
+def _chat_sampling(body: ChatRequest, num_prompt_tokens: int, served: ServedModel) -> Sampling:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise _RequestError(
             400, "give max_tokens or max_completion_tokens, not both", param="max_tokens"
         )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise _RequestError(400, "wants logprobs: true beside it", param="top_logprobs")
+    return Sampling(
+        max_tokens=_room(body.max_completion_tokens or body.max_tokens, num_prompt_tokens, served),
+        stop_ids=served.prompts.stop_ids | frozenset(body.stop_token_ids or ()),
+        stop_strings=(*served.prompts.stop_strings, *(body.stop or ())),
+        num_top=body.top_logprobs or 0 if body.logprobs else None,
+        **_chosen(body),
+    )
+
+
+def _text_sampling(
+    body: CompletionRequest, num_prompt_tokens: int, served: ServedModel
+) -> Sampling:
+    return Sampling(
+        max_tokens=_room(body.max_tokens, num_prompt_tokens, served),
+        stop_ids=served.prompts.end_ids | frozenset(body.stop_token_ids or ()),
+        stop_strings=(*served.prompts.added_stops, *(body.stop or ())),
+        num_top=body.logprobs,
+        of_prompt=body.echo and body.logprobs is not None,
+        **_chosen(body),
+    )
+
+
+def _room(max_tokens: int | None, num_prompt_tokens: int, served: ServedModel) -> int:
     room = served.context - num_prompt_tokens
-    chosen = body.model_dump(
+    return room if max_tokens is None else min(max_tokens, room)
+
+
+def _chosen(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    return body.model_dump(
         include={"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"},
         exclude_none=True,
     )
-    return Sampling(
-        max_tokens=min(body.max_completion_tokens or body.max_tokens or room, room),
-        stop_ids=served.prompts.stop_ids | frozenset(body.stop_token_ids or ()),
-        stop_strings=(*served.prompts.stop_strings, *(body.stop or ())),
-        **chosen,
-    )
+
+
+def _copies(sampling: Sampling, number: int) -> list[Sampling]:
+    """Ask for so many replies: the first has the seed as given, the others those behind it."""
+    if sampling.seed is None:
+        return [sampling] * number
+    return [replace(sampling, seed=sampling.seed + copy) for copy in range(number)]
+
+
+async def _responded(
+    answer: Answer, body: ChatRequest | CompletionRequest, request: Request
+) -> Response:
+    """Begin to answer, as events or at once."""
+    if body.stream:
+        return StreamingResponse(
+            answer.events(request.receive, with_usage=body.wants_usage),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", **answer.headers},
+        )
+    return await answer.whole(request.receive)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

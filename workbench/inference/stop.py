@@ -34,6 +34,8 @@ class StopDetector:
         self._stop_ids = frozenset(stop_ids)
         self._stop_strings = tuple(stop_strings)
         self._held: list[TextPart] = []
+        self.num_given = 0
+        """Characters that have been dealt with, those of special tokens included."""
         self.stopped_by: int | str | None = None
 
     @property
@@ -75,6 +77,7 @@ class StopDetector:
         for part in self._held:
             now, later = part.text[:num_characters], part.text[num_characters:]
             num_characters -= len(now)
+            self.num_given += len(now)
             if part.is_shown:
                 shown += now
             if later:

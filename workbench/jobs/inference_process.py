@@ -36,11 +36,23 @@ class Progress(_Said, frozen=True, tag="progress"):
     bytes: int | None = None
 
 
+class ServedEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that the server has."""
+
+    model: str
+    path: str
+    context: int
+    device: str
+    dtype: str
+    engine: str
+    stop: list[str]
+
+
 class Ready(_Said, frozen=True, kw_only=True, tag="ready"):
     """The server answers.
 
-    ``token`` is what TCP wants, if it was made and not taken from WORKBENCH_TOKEN; ``url`` is None
-    without TCP.
+    ``models`` are all that it has; the fields beside it are those of the first. ``token`` is what
+    TCP wants, if it was made and not taken from WORKBENCH_TOKEN; ``url`` is None without TCP.
     """
 
     model: str
@@ -52,6 +64,7 @@ class Ready(_Said, frozen=True, kw_only=True, tag="ready"):
     socket: str
     url: str | None
     token: str | None
+    models: list[ServedEntry] = []
 
 
 class _Failed(_Said, frozen=True, kw_only=True, tag="error"):
@@ -77,6 +90,12 @@ class ServerOptions:
         port: None serves no TCP; 0 takes a free port.
         template: name or file; None takes the model's own.
         stop: texts that end every reply.
+        others: further models to serve beside it, each ``PATH`` or ``NAME=PATH``.
+        name: of the first; None takes its folder's.
+        overflow: what becomes of a prompt that is longer than the context.
+        engine: ``auto`` is vLLM where that is installed and there is a GPU.
+        parallel: replies that are made at the same time; None: as many as the server likes.
+        memory_gib: weights of a model take no more of the device; None: as much as is free.
     """
 
     model: Path
@@ -87,11 +106,25 @@ class ServerOptions:
     socket: Path | None = None
     host: str = "127.0.0.1"
     port: int | None = None
+    others: tuple[str, ...] = ()
+    name: str | None = None
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    parallel: int | None = None
+    memory_gib: float | None = None
 
     def command(self) -> list[str]:
         """Write the command line; a socket is drawn where neither it nor a port is given."""
         command = [sys.executable, "-m", "workbench.inference", "--parent-pipe"]
-        command += ["--model", str(self.model), "--device", self.device, "--dtype", self.dtype]
+        first = str(self.model) if self.name is None else f"{self.name}={self.model}"
+        for model in (first, *self.others):
+            command += ["--model", model]
+        command += ["--device", self.device, "--dtype", self.dtype]
+        command += ["--overflow", self.overflow, "--engine", self.engine]
+        if self.parallel is not None:
+            command += ["--parallel", str(self.parallel)]
+        if self.memory_gib is not None:
+            command += ["--memory", str(self.memory_gib)]
         if self.template is not None:
             command += ["--template", self.template]
         for text in self.stop:

@@ -32,15 +32,14 @@ from workbench.config.memory_plan import (
     total_words,
 )
 from workbench.config.model_facts import (
-    TRAINABLE_FAMILIES,
     ModelFacts,
-    missing_weight_files,
     read_model_facts,
 )
 from workbench.config.out_of_memory import host_remedies
 from workbench.config.problems import Problem
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
+from workbench.config.weight_files import missing_weight_files
 from workbench.control.address import check_length, new_address
 from workbench.errors import WorkbenchError
 from workbench.jobs import data_worker
@@ -202,15 +201,6 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
         return
     for problem in problems:
         yield Check("model", "error", f"{problem.where}: {problem.what}", problem.remedy)
-    if not facts.is_trainable:
-        what = f"{facts.family} with biases" if facts.biased else facts.family
-        yield Check(
-            "model",
-            "error",
-            f"model folder {folder}: {what} cannot be trained by this version",
-            f"use a model of one of the families {', '.join(TRAINABLE_FAMILIES)}",
-        )
-        return
     if is_file(folder):
         yield Check(
             "model",
@@ -220,13 +210,11 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
         )
         return
     if missing:
-        has_older = next(folder.glob("*.bin"), None) is not None
-        beside = "; its .bin weights are not read" if has_older else ""
         yield Check(
             "model",
             "error",
-            f"model folder {folder}: lacks weight files: {', '.join(missing)}{beside}",
-            "download them (safetensors), or set model.weights: random",
+            f"model folder {folder}: lacks weight files: {', '.join(missing)}",
+            "download them, or set model.weights: random",
         )
     if not (folder / "tokenizer.json").is_file():
         has_older = (folder / "tokenizer.model").is_file()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +27,7 @@ _READ_BYTES = 1 << 20
 
 def run_worker(
     module: str, arguments: Sequence[str], request: object
-) -> Iterator[dict[str, Any] | None]:
+) -> Generator[dict[str, Any] | None, None, None]:
     """Start ``python -m MODULE ARGUMENTS``, send it one JSON line, give each record it prints.
 
     Args:

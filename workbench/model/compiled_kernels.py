@@ -41,6 +41,10 @@ class CompiledKernels:
         self._norm_backward = _compiled(eager.norm_backward)
         self._rotate = _compiled(eager.rotate)
         self._pack_rotated_back = _compiled(eager.pack_rotated_back)
+        self._norm_heads = _compiled(eager.norm_heads)
+        self._norm_heads_backward = _compiled(eager.norm_heads_backward)
+        self._add_bias = _compiled(eager.add_bias)
+        self._add_columns = _compiled(eager.add_columns)
         self._gated_product = _compiled(eager.gated_product)
         self._gated_product_backward = _compiled(eager.gated_product_backward)
         self._losses = _compiled(eager.cross_entropy)
@@ -83,6 +87,30 @@ class CompiledKernels:
     ) -> None:
         """See ``Kernels.pack_rotated_back``."""
         self._pack_rotated_back(dq_THR, dk_TKR, dv_TKR, cosine_TR, sine_TR, out_TE=out_TE)
+
+    def norm_heads(self, x_TN: Tensor, weight_R: Tensor, epsilon: float, *, out_TN: Tensor) -> None:
+        """See ``Kernels.norm_heads``."""
+        self._norm_heads(x_TN, weight_R, epsilon, out_TN=out_TN)
+
+    def norm_heads_backward(
+        self,
+        gradient_TN: Tensor,
+        x_TN: Tensor,
+        weight_R: Tensor,
+        epsilon: float,
+        *,
+        weight_sum_R: Tensor,
+    ) -> None:
+        """See ``Kernels.norm_heads_backward``."""
+        self._norm_heads_backward(gradient_TN, x_TN, weight_R, epsilon, weight_sum_R=weight_sum_R)
+
+    def add_bias(self, x_TN: Tensor, bias_N: Tensor) -> None:
+        """See ``Kernels.add_bias``."""
+        self._add_bias(x_TN, bias_N)
+
+    def add_columns(self, gradient_TN: Tensor, *, onto_N: Tensor) -> None:
+        """See ``Kernels.add_columns``."""
+        self._add_columns(gradient_TN, onto_N=onto_N)
 
     def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
         """See ``Kernels.gated_product``."""

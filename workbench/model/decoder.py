@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.config.family_table import ATTENTION
 from workbench.model.attention import (
     AttentionStructure,
     attend,
     attention_structure,
     choose_method,
 )
+from workbench.model.attention_documents import document_spans
 from workbench.model.families import Dimensions
 from workbench.model.kernels import gated_product, rms_norm, rotate
 from workbench.model.rotary import document_positions, rotary_tables
@@ -34,7 +36,16 @@ BLOCK_STACKS = {
 }
 """Matrices of a block that read the same input: an engine may lay them on top of each other."""
 
+QUERY_NORM, KEY_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
+"""Of a block, where queries and keys are normed; each is shared by all heads."""
+
 Weights = Mapping[str, Tensor]
+
+
+def projection_prefix(projection: str) -> str:
+    """Give what a projection's weight and bias are called within a block: q, self_attn.q_proj."""
+    part = "self_attn" if projection in ATTENTION else "mlp"
+    return f"{part}.{projection}_proj"
 
 
 def block_prefix(block: int) -> str:
@@ -51,17 +62,25 @@ def block_parameters(dims: Dimensions) -> dict[str, tuple[int, ...]]:
     width, inner = dims.hidden_size, dims.intermediate_size
     queries = dims.num_heads * dims.head_dim
     keys = dims.num_key_value_heads * dims.head_dim
-    return {
-        "self_attn.q_proj.weight": (queries, width),
-        "self_attn.k_proj.weight": (keys, width),
-        "self_attn.v_proj.weight": (keys, width),
-        "self_attn.o_proj.weight": (width, queries),
-        "mlp.gate_proj.weight": (inner, width),
-        "mlp.up_proj.weight": (inner, width),
-        "mlp.down_proj.weight": (width, inner),
-        "input_layernorm.weight": (width,),
-        "post_attention_layernorm.weight": (width,),
+    matrices = {
+        "q": (queries, width),
+        "k": (keys, width),
+        "v": (keys, width),
+        "o": (width, queries),
+        "gate": (inner, width),
+        "up": (inner, width),
+        "down": (width, inner),
     }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (out, into) in matrices.items():
+        prefix = projection_prefix(name)
+        shapes[f"{prefix}.weight"] = (out, into)
+        if name in dims.biased:
+            shapes[f"{prefix}.bias"] = (out,)
+        if name == "o" and dims.query_key_norm:
+            shapes |= dict.fromkeys((QUERY_NORM, KEY_NORM), (dims.head_dim,))
+    shapes |= dict.fromkeys(("input_layernorm.weight", "post_attention_layernorm.weight"), (width,))
+    return shapes
 
 
 def parameter_shapes(dims: Dimensions) -> dict[str, tuple[int, ...]]:
@@ -97,12 +116,24 @@ class RowContext:
     Attributes:
         cosine: (B, T, 1, head_dim), the activations' dtype.
         sine: the same.
-        structure: what attention needs of the documents.
+        structures: what attention needs of the documents, once for each distinct window.
+        structure_numbers: for each block which of them is its own; () where there is one.
     """
 
     cosine: Tensor
     sine: Tensor
-    structure: AttentionStructure
+    structures: tuple[AttentionStructure, ...]
+    structure_numbers: tuple[int, ...] = ()
+
+    def structure_of(self, block: int) -> AttentionStructure:
+        """Give what attention of a block needs of the documents."""
+        return self.structures[self.structure_numbers[block] if self.structure_numbers else 0]
+
+    @property
+    def structure(self) -> AttentionStructure:
+        """Give what attention needs of the documents where all blocks are alike."""
+        assert len(self.structures) == 1, "blocks differ, ask structure_of for one"
+        return self.structures[0]
 
 
 def row_context(
@@ -117,7 +148,8 @@ def row_context(
     """Prepare positions and document boundaries of a microbatch, once for all blocks.
 
     Hand over the starts as they are on the host and name the device: then nothing here waits for
-    it. Starts that already lie on a GPU are copied back once, unless attention is varlen.
+    it. Starts that already lie on a GPU are copied back once, unless attention is varlen; and once
+    more where rotary positions are scaled by the longest document of the microbatch.
 
     Args:
         document_starts: (B, documents) int32 or int64, ascending from 0; the tail repeats
@@ -133,21 +165,36 @@ def row_context(
     """
     device = document_starts.device if device is None else torch.device(device)
     method = choose_method(attention, device, dtype, dims.head_dim)
-    structure = attention_structure(
-        document_starts,
-        row_length,
-        dims.sliding_window,
-        method,
-        device,
-        dtype=dtype,
-        head_dim=dims.head_dim,
+    # A window no shorter than the row is none: blocks that differ in it alone share a structure.
+    windows = [
+        None if window is None or window >= row_length else window
+        for window in map(dims.window_of, range(dims.num_layers))
+    ]
+    distinct = list(dict.fromkeys(windows)) or [None]
+    structures = tuple(
+        attention_structure(
+            document_starts,
+            row_length,
+            window,
+            method,
+            device,
+            dtype=dtype,
+            head_dim=dims.head_dim,
+        )
+        for window in distinct
     )
+    numbers = () if len(distinct) == 1 else tuple(map(distinct.index, windows))
+    longest = None
+    if dims.rotary.kind == "dynamic":
+        longest = int(document_spans(document_starts.cpu().long(), row_length)[1].max())
     # The starts travel, not the positions: the host may wait where it copies more than 64 KiB of
     # ordinary memory.
     starts = document_starts.to(device, non_blocking=True)
     positions = document_positions(starts, row_length)
-    cosine, sine = rotary_tables(positions, dims.head_dim, dims.rope_theta, dtype)
-    return RowContext(cosine, sine, structure)
+    cosine, sine = rotary_tables(
+        positions, dims.head_dim, dims.rope_theta, dtype, dims.rotary, longest
+    )
+    return RowContext(cosine, sine, structures, numbers)
 
 
 def embed(weight: Tensor, ids: Tensor) -> Tensor:
@@ -163,7 +210,9 @@ def embed(weight: Tensor, ids: Tensor) -> Tensor:
     return F.embedding(ids, weight)
 
 
-def block_forward(weights: Weights, x: Tensor, context: RowContext, dims: Dimensions) -> Tensor:
+def block_forward(
+    weights: Weights, x: Tensor, context: RowContext, dims: Dimensions, block: int
+) -> Tensor:
     """Run a block.
 
     Args:
@@ -171,6 +220,7 @@ def block_forward(weights: Weights, x: Tensor, context: RowContext, dims: Dimens
         x: (B, T, D).
         context: of the microbatch.
         dims: of the model.
+        block: its number, which says how far it sees and whether it knows of positions.
 
     Returns:
         (B, T, D).
@@ -178,21 +228,24 @@ def block_forward(weights: Weights, x: Tensor, context: RowContext, dims: Dimens
     rows, length, _ = x.shape
     normed = rms_norm(x, weights["input_layernorm.weight"], dims.norm_epsilon)
     q, k, v = (
-        F.linear(normed, weights[f"self_attn.{name}_proj.weight"]).view(
-            rows, length, -1, dims.head_dim
-        )
-        for name in "qkv"
+        _project(weights, name, normed).view(rows, length, -1, dims.head_dim) for name in "qkv"
     )
-    q = rotate(q, context.cosine, context.sine)
-    k = rotate(k, context.cosine, context.sine)
-    attended = attend(q, k, v, context.structure).reshape(rows, length, -1)
-    residual = x + F.linear(attended, weights["self_attn.o_proj.weight"])
+    if dims.query_key_norm:
+        q = rms_norm(q, weights[QUERY_NORM], dims.norm_epsilon)
+        k = rms_norm(k, weights[KEY_NORM], dims.norm_epsilon)
+    if dims.is_turned(block):
+        q = rotate(q, context.cosine, context.sine)
+        k = rotate(k, context.cosine, context.sine)
+    attended = attend(q, k, v, context.structure_of(block)).reshape(rows, length, -1)
+    residual = x + _project(weights, "o", attended)
     normed = rms_norm(residual, weights["post_attention_layernorm.weight"], dims.norm_epsilon)
-    product = gated_product(
-        F.linear(normed, weights["mlp.gate_proj.weight"]),
-        F.linear(normed, weights["mlp.up_proj.weight"]),
-    )
-    return residual + F.linear(product, weights["mlp.down_proj.weight"])
+    product = gated_product(_project(weights, "gate", normed), _project(weights, "up", normed))
+    return residual + _project(weights, "down", product)
+
+
+def _project(weights: Weights, projection: str, x: Tensor) -> Tensor:
+    prefix = projection_prefix(projection)
+    return F.linear(x, weights[f"{prefix}.weight"], weights.get(f"{prefix}.bias"))
 
 
 def final_norm(weight: Tensor, x: Tensor, dims: Dimensions) -> Tensor:
@@ -219,5 +272,5 @@ def forward(weights: Weights, ids: Tensor, context: RowContext, dims: Dimensions
     """
     x = embed(weights[EMBEDDING], ids)
     for block in range(dims.num_layers):
-        x = block_forward(block_weights(weights, block), x, context, dims)
+        x = block_forward(block_weights(weights, block), x, context, dims, block)
     return F.linear(final_norm(weights[FINAL_NORM], x, dims), head_weight(weights))

@@ -6,7 +6,8 @@ below. Each sum has one fixed order, without atomics, so results repeat bit for 
 are 64-bit numbers: a tensor may hold more than 2^31 elements. Tensors lie on the current device.
 
     tokens (T), hidden (D), a head's width (R), query heads (H), key and value heads (K),
-    queries, keys and values side by side (E = (H + 2K) R), intermediate (F), vocabulary (V)
+    queries, keys and values side by side (E = (H + 2K) R), intermediate (F), vocabulary (V),
+    columns of wider rows (N)
 """
 
 import functools
@@ -26,6 +27,9 @@ _HEADS, _HEADS_WARPS = 8, 1
 _ROW_ELEMENTS_PER_PROCESSOR = 4096
 _LOADED_AHEAD, _LOADED_AHEAD_BYTES = 3, 96 << 10
 _ADDED_PARTS, _ADDED_COLUMNS = 64, 16
+# Sums of columns: rows under way together and columns of a program; so many programs for each
+# multiprocessor where there are few columns.
+_COLUMN_ROWS, _COLUMN_WIDTH, _COLUMN_WARPS, _COLUMN_PROGRAMS = 32, 128, 4, 4
 # A row of logits is read twice: few rows at a time, so that the second time they are in L2. Longer
 # rows have more warps, whose registers hold half as many elements.
 _LOGITS_PER_THREAD = 8
@@ -99,16 +103,7 @@ class FusedKernels:
             num_warps=_row_warps(block),
             enable_fp_fusion=False,
         )
-        _add_parts[(triton.cdiv(width, _ADDED_COLUMNS),)](
-            parts_PD,
-            weight_sum_D,
-            programs,
-            width,
-            PARTS=_ADDED_PARTS,
-            COLUMNS=_ADDED_COLUMNS,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
+        _sum_parts(parts_PD, weight_sum_D)
 
     def rotate(
         self, qkv_TE: Tensor, cosine_TR: Tensor, sine_TR: Tensor, *, num_heads: int, head_dim: int
@@ -168,6 +163,118 @@ class FusedKernels:
             num_warps=_HEADS_WARPS,
             enable_fp_fusion=False,
         )
+
+    def norm_heads(self, x_TN: Tensor, weight_R: Tensor, epsilon: float, *, out_TN: Tensor) -> None:
+        """See ``Kernels.norm_heads``."""
+        _assert_rows(x_TN, out_TN)
+        rows, head_dim = x_TN.shape[0], weight_R.shape[0]
+        if rows == 0:
+            return
+        num_heads, block = x_TN.shape[1] // head_dim, triton.next_power_of_2(head_dim)
+        _norm_heads[(rows, triton.cdiv(num_heads, _HEADS))](
+            x_TN,
+            weight_R,
+            out_TN,
+            x_TN.stride(0),
+            out_TN.stride(0),
+            num_heads,
+            epsilon,
+            WIDTH=head_dim,
+            BLOCK=block,
+            HEADS=_HEADS,
+            num_warps=_row_warps(_HEADS * block),
+            enable_fp_fusion=False,
+        )
+
+    def norm_heads_backward(
+        self,
+        gradient_TN: Tensor,
+        x_TN: Tensor,
+        weight_R: Tensor,
+        epsilon: float,
+        *,
+        weight_sum_R: Tensor,
+    ) -> None:
+        """See ``Kernels.norm_heads_backward``."""
+        _assert_rows(gradient_TN, x_TN)
+        _assert_contiguous(weight_R, weight_sum_R)
+        rows, head_dim = x_TN.shape[0], weight_R.shape[0]
+        if rows == 0:
+            return
+        num_heads, block = x_TN.shape[1] // head_dim, triton.next_power_of_2(head_dim)
+        per_processor = max(1, _ROW_ELEMENTS_PER_PROCESSOR // (_HEADS * block))
+        programs = min(rows, per_processor * _num_processors(x_TN.device))
+        share = triton.cdiv(rows, programs)
+        programs = triton.cdiv(rows, share)
+        head_blocks = triton.cdiv(num_heads, _HEADS)
+        parts_PR = torch.empty(
+            (programs * head_blocks, head_dim), dtype=torch.float32, device=x_TN.device
+        )
+        _norm_heads_backward[(programs, head_blocks)](
+            gradient_TN,
+            x_TN,
+            weight_R,
+            parts_PR,
+            rows,
+            share,
+            gradient_TN.stride(0),
+            x_TN.stride(0),
+            num_heads,
+            epsilon,
+            WIDTH=head_dim,
+            BLOCK=block,
+            HEADS=_HEADS,
+            STAGES=_stages(2 * _HEADS * block * x_TN.element_size()),
+            num_warps=_row_warps(_HEADS * block),
+            enable_fp_fusion=False,
+        )
+        _sum_parts(parts_PR, weight_sum_R)
+
+    def add_bias(self, x_TN: Tensor, bias_N: Tensor) -> None:
+        """See ``Kernels.add_bias``."""
+        _assert_rows(x_TN)
+        _assert_contiguous(bias_N)
+        rows, width = x_TN.shape
+        if rows == 0:
+            return
+        tiles = triton.cdiv(width, _TILE)
+        _add_bias[(rows * tiles,)](
+            x_TN,
+            bias_N,
+            x_TN.stride(0),
+            width,
+            tiles,
+            BLOCK=_TILE,
+            num_warps=_TILE_WARPS,
+            enable_fp_fusion=False,
+        )
+
+    def add_columns(self, gradient_TN: Tensor, *, onto_N: Tensor) -> None:
+        """See ``Kernels.add_columns``."""
+        _assert_rows(gradient_TN)
+        _assert_contiguous(onto_N)
+        rows, width = gradient_TN.shape
+        if rows == 0:
+            return
+        tiles = triton.cdiv(width, _COLUMN_WIDTH)
+        wanted = _COLUMN_PROGRAMS * _num_processors(gradient_TN.device)
+        programs = min(triton.cdiv(rows, _COLUMN_ROWS), triton.cdiv(wanted, tiles))
+        share = triton.cdiv(triton.cdiv(rows, programs), _COLUMN_ROWS) * _COLUMN_ROWS
+        programs = triton.cdiv(rows, share)
+        parts_PN = torch.empty((programs, width), dtype=torch.float32, device=gradient_TN.device)
+        _sum_columns[(programs, tiles)](
+            gradient_TN,
+            parts_PN,
+            rows,
+            share,
+            gradient_TN.stride(0),
+            width,
+            ROWS=_COLUMN_ROWS,
+            COLUMNS=_COLUMN_WIDTH,
+            num_warps=_COLUMN_WARPS,
+            enable_fp_fusion=False,
+        )
+        _sum_parts(parts_PN, onto_N)
 
     def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
         """See ``Kernels.gated_product``."""
@@ -269,6 +376,26 @@ def _assert_contiguous(*tensors: Tensor) -> None:
     assert all(tensor.is_contiguous() for tensor in tensors), [t.stride() for t in tensors]
 
 
+def _assert_rows(*tensors: Tensor) -> None:
+    """Catch what is no rows of neighbouring elements; rows may have any stride."""
+    assert all(tensor.stride(1) == 1 for tensor in tensors), [t.stride() for t in tensors]
+
+
+def _sum_parts(parts_PN: Tensor, onto_N: Tensor) -> None:
+    """Add parts up in one fixed order, and onto what is there."""
+    num_parts, width = parts_PN.shape
+    _add_parts[(triton.cdiv(width, _ADDED_COLUMNS),)](
+        parts_PN,
+        onto_N,
+        num_parts,
+        width,
+        PARTS=_ADDED_PARTS,
+        COLUMNS=_ADDED_COLUMNS,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+
+
 def _row_warps(block: int) -> int:
     """Give the warps of a program that holds a row of ``block`` elements."""
     return min(16, max(1, block // (32 * _ELEMENTS_PER_THREAD)))
@@ -347,6 +474,86 @@ def _add_parts(parts, weight_sum, num_parts, width, PARTS: tl.constexpr, COLUMNS
         )
     before = tl.load(weight_sum + columns, mask=inside, other=0.0)
     tl.store(weight_sum + columns, before + tl.sum(total, 0), mask=inside)
+
+
+@triton.jit
+def _norm_heads(
+    x, weight, out, x_stride, out_stride, num_heads, epsilon,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    columns = tl.arange(0, BLOCK)
+    inside = (heads < num_heads)[:, None] & (columns < WIDTH)[None, :]
+    at = heads[:, None] * WIDTH + columns[None, :]
+    read = tl.load(x + token * x_stride + at, mask=inside, other=0.0)
+    wide = read.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + epsilon)
+    scale = tl.load(weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    normed = _rounded(wide * inverse[:, None], read) * scale[None, :]
+    tl.store(out + token * out_stride + at, normed, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "share"])
+def _norm_heads_backward(
+    gradient, x, weight, parts, rows, share, gradient_stride, x_stride, num_heads, epsilon,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """A program takes some heads of ``share`` rows in turn, and adds up the weight's gradient."""
+    program = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    columns = tl.arange(0, BLOCK)
+    inside = (heads < num_heads)[:, None] & (columns < WIDTH)[None, :]
+    at = heads[:, None] * WIDTH + columns[None, :]
+    scale = tl.load(weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    weight_sum = tl.zeros((HEADS, BLOCK), dtype=tl.float32)
+    first = program * share
+    for row in tl.range(first, tl.minimum(first + share, rows), num_stages=STAGES):
+        wide = tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
+        to = gradient + row * gradient_stride + at
+        given = tl.load(to, mask=inside, other=0.0).to(tl.float32)
+        squares = tl.sum(wide * wide, 1) / WIDTH
+        scaled = given * scale[None, :]
+        products = tl.sum(scaled * wide, 1) / WIDTH
+        inverse = tl.rsqrt(squares + epsilon)
+        along = products * inverse * inverse
+        tl.store(to, inverse[:, None] * (scaled - wide * along[:, None]), mask=inside)
+        weight_sum += given * (wide * inverse[:, None])
+    part = program * tl.num_programs(1) + tl.program_id(1)
+    tl.store(parts + part * WIDTH + columns, tl.sum(weight_sum, 0), mask=columns < WIDTH)
+
+
+@triton.jit
+def _add_bias(x, bias, stride, width, tiles, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    columns = (program % tiles) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    at = x + row * stride + columns
+    value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    added = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(at, value + added, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "share"])
+def _sum_columns(
+    gradient, parts, rows, share, stride, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """A program adds up some columns of ``share`` rows, several rows under way at a time."""
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < width
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    first = program * share
+    last = tl.minimum(first + share, rows)
+    for begin in range(first, last, ROWS):
+        row = begin + tl.arange(0, ROWS)
+        total += tl.load(
+            gradient + row[:, None] * stride + columns[None, :],
+            mask=(row < last)[:, None] & inside[None, :],
+            other=0.0,
+        ).to(tl.float32)
+    tl.store(parts + program * width + columns, tl.sum(total, 0), mask=inside)
 
 
 @triton.jit

@@ -8,7 +8,8 @@ device or draws a random number, and equal inputs give equal bits.
 
     tokens (T), hidden (D), a head's width (R), query heads (H), key and value heads (K),
     queries, keys and values side by side (E = (H + 2K) R), intermediate (F), vocabulary (V),
-    rows of a chunk of logits (C), rows whose sum is wanted (S), distinct ids (K)
+    rows of a chunk of logits (C), rows whose sum is wanted (S), distinct ids (K),
+    columns of wider rows (N)
 """
 
 from typing import Protocol
@@ -132,6 +133,51 @@ class Kernels(Protocol):
             cosine_TR: as in ``rotate``.
             sine_TR: the same.
             out_TE: written, E = (H + 2K) R.
+        """
+
+    def norm_heads(self, x_TN: Tensor, weight_R: Tensor, epsilon: float, *, out_TN: Tensor) -> None:
+        """Write ``rms_norm(head, weight)`` for each head of each row.
+
+        Args:
+            x_TN: N / R heads side by side; rows may have any stride, here and below; unchanged.
+            weight_R: of the norm, the same for all heads.
+            epsilon: added to the mean square.
+            out_TN: written; not x itself.
+        """
+
+    def norm_heads_backward(
+        self,
+        gradient_TN: Tensor,
+        x_TN: Tensor,
+        weight_R: Tensor,
+        epsilon: float,
+        *,
+        weight_sum_R: Tensor,
+    ) -> None:
+        """Replace the gradient of ``norm_heads``'s result by that of its input; add its weight's.
+
+        Args:
+            gradient_TN: of the normed heads before; of the heads themselves afterwards.
+            x_TN: what was normed; unchanged.
+            weight_R: of the norm.
+            epsilon: as in ``norm_heads``.
+            weight_sum_R: fp32; the gradient of the weight is added.
+        """
+
+    def add_bias(self, x_TN: Tensor, bias_N: Tensor) -> None:
+        """Add the bias to each row in place, rounded once.
+
+        Args:
+            x_TN: rows may have any stride.
+            bias_N: the dtype of x.
+        """
+
+    def add_columns(self, gradient_TN: Tensor, *, onto_N: Tensor) -> None:
+        """Add up each column: the gradient of a bias.
+
+        Args:
+            gradient_TN: rows may have any stride; unchanged.
+            onto_N: fp32; the sums are added.
         """
 
     def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
@@ -281,6 +327,42 @@ class EagerKernels:
             begin = end
         out_TE[:, begin:].view(dv_TKR.shape).copy_(dv_TKR)
 
+    def norm_heads(self, x_TN: Tensor, weight_R: Tensor, epsilon: float, *, out_TN: Tensor) -> None:
+        """See ``Kernels.norm_heads``."""
+        x_THR, out_THR = (_heads(part, weight_R) for part in (x_TN, out_TN))
+        wide_THR = x_THR.to(_work_dtype(x_TN))
+        inverse_TH1 = wide_THR.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        out_THR.copy_(wide_THR * inverse_TH1).mul_(weight_R)
+
+    def norm_heads_backward(
+        self,
+        gradient_TN: Tensor,
+        x_TN: Tensor,
+        weight_R: Tensor,
+        epsilon: float,
+        *,
+        weight_sum_R: Tensor,
+    ) -> None:
+        """See ``Kernels.norm_heads_backward``."""
+        dtype = _work_dtype(x_TN)
+        gradient_THR, x_THR = (_heads(part, weight_R).to(dtype) for part in (gradient_TN, x_TN))
+        inverse_TH1 = x_THR.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        normed_THR = x_THR * inverse_TH1
+        # As for whole rows: dx = s (g - n mean(g n)), n = s x and g = gradient * weight.
+        weight_sum_R.add_((gradient_THR * normed_THR).sum((0, 1)))
+        given_THR = gradient_THR * weight_R.to(dtype)
+        along_TH1 = (given_THR * normed_THR).mean(-1, keepdim=True)
+        given_THR.addcmul_(normed_THR, along_TH1, value=-1).mul_(inverse_TH1)
+        gradient_TN.copy_(given_THR.flatten(1))
+
+    def add_bias(self, x_TN: Tensor, bias_N: Tensor) -> None:
+        """See ``Kernels.add_bias``."""
+        x_TN.add_(bias_N)
+
+    def add_columns(self, gradient_TN: Tensor, *, onto_N: Tensor) -> None:
+        """See ``Kernels.add_columns``."""
+        onto_N.add_(gradient_TN.sum(0, dtype=_work_dtype(gradient_TN)))
+
     def gated_product(self, gate_up_T2F: Tensor, *, out_TF: Tensor) -> None:
         """See ``Kernels.gated_product``."""
         gate, up = gate_up_T2F.chunk(2, dim=1)
@@ -366,6 +448,12 @@ def _inverse_root(x_TD: Tensor, epsilon: float, scratch_TD: Tensor) -> Tensor:
     """Give (T, 1): one over the root mean square of each row; the scratch is overwritten."""
     torch.mul(x_TD, x_TD, out=scratch_TD)
     return scratch_TD.mean(dim=1, keepdim=True).add_(epsilon).rsqrt_()
+
+
+def _heads(rows_TN: Tensor, weight_R: Tensor) -> Tensor:
+    """View heads side by side as (T, N / R, R), whatever the stride of rows."""
+    num_rows, head_dim = len(rows_TN), len(weight_R)
+    return rows_TN.view(num_rows, rows_TN.shape[1] // head_dim, head_dim)
 
 
 def _half(table_TR: Tensor) -> Tensor:

@@ -41,8 +41,20 @@ CODES = {
 CHUNK_BYTES = 16 << 20
 """What is read or written at a time: long enough for full speed, short enough for many."""
 
+_CHECKED_BYTES = 2 << 20  # stays in a core's own cache until it is checked
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_INFINITY_BITS = {
+    torch.float64: 0x7FF0_0000_0000_0000,
+    torch.float32: 0x7F80_0000,
+    torch.bfloat16: 0x7F80,
+    torch.float16: 0x7C00,
+}
+
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _MAX_THREADS = 8
+_MAX_AXES = 64  # as torch
 _MAX_HEADER_BYTES = 100_000_000  # what the library accepts
 
 
@@ -62,6 +74,7 @@ class StoredTensor:
         shape: as the file states it.
         begin: of its bytes in the file.
         num_bytes: that it has there.
+        name: under which the file holds it.
     """
 
     path: Path
@@ -69,11 +82,17 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int
     num_bytes: int
+    name: str
 
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype, or None for one that nothing here reads."""
         return _DTYPES.get(self.code)
+
+
+def item_bytes(code: str) -> int:
+    """Count the bytes of one element of a dtype that is read here."""
+    return _DTYPES[code].itemsize
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -105,6 +124,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             entry.shape,
             8 + length + entry.data_offsets[0],
             entry.data_offsets[1] - entry.data_offsets[0],
+            name,
         )
         for name, entry in entries.items()
     }
@@ -114,6 +134,8 @@ def _check_offsets(path: Path, entries: dict[str, _Entry], num_bytes: int) -> No
     """See that tensors follow each other without gaps and end where the file does."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        if len(entry.shape) > _MAX_AXES:  # their product would take for ever
+            raise unreadable(path, f"{name} has {len(entry.shape):,} axes")
         begin, next_begin = entry.data_offsets
         dtype = _DTYPES.get(entry.dtype)
         expected = math.prod(entry.shape) * dtype.itemsize if dtype else next_begin - begin
@@ -127,14 +149,15 @@ def _check_offsets(path: Path, entries: dict[str, _Entry], num_bytes: int) -> No
 
 def unreadable(path: Path, why: object) -> RunError:
     """Make the error for a file that is damaged or gone."""
+    form = "what torch.save writes" if path.suffix == ".bin" else "safetensors"
     return RunError(
-        f"cannot be read as safetensors: {why}",
+        f"cannot be read as {form}: {why}",
         where=str(path),
         remedy="copy the file anew, it may be cut short",
     )
 
 
-def read_tensor(stored: StoredTensor) -> Tensor:
+def read_tensor(stored: StoredTensor, *, must_be_finite: bool = False) -> Tensor:
     """Read one tensor into new host memory, as it is stored.
 
     Raises:
@@ -142,19 +165,23 @@ def read_tensor(stored: StoredTensor) -> Tensor:
     """
     assert stored.dtype is not None, stored
     tensor = torch.empty(stored.shape, dtype=stored.dtype)
-    read_into([(stored, tensor)])
+    read_into([(stored, tensor)], must_be_finite=must_be_finite)
     return tensor
 
 
-def read_into(pairs: Iterable[tuple[StoredTensor, Tensor]]) -> None:
+def read_into(
+    pairs: Iterable[tuple[StoredTensor, Tensor]], *, must_be_finite: bool = False
+) -> None:
     """Overwrite tensors by stored ones, converting where the dtype differs.
 
     Args:
         pairs: what is stored, and a contiguous tensor of its shape, on the host or a device. On
             return every byte is there, for all streams.
+        must_be_finite: look at every value where it arrives.
 
     Raises:
-        RunError: a file cannot be read, or ends too early.
+        RunError: a file cannot be read or ends too early, or a value is a NaN or an infinity and
+            must not be.
     """
     pieces: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
     devices = set()
@@ -173,7 +200,10 @@ def read_into(pairs: Iterable[tuple[StoredTensor, Tensor]]) -> None:
         num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)), pieces.qsize())
         failed = threading.Event()
         with ThreadPoolExecutor(max(1, num_threads)) as threads:
-            readers = [threads.submit(_read_pieces, pieces, failed) for _ in range(num_threads)]
+            readers = [
+                threads.submit(_read_pieces, pieces, failed, must_be_finite)
+                for _ in range(num_threads)
+            ]
         for reader in readers:
             reader.result()
 
@@ -205,7 +235,9 @@ def _cut(stored: StoredTensor, tensor: Tensor, descriptor: int) -> Iterator[_Pie
         yield _Piece(stored, descriptor, stored.begin + first * size, flat[first : first + step])
 
 
-def _read_pieces(pieces: "queue.SimpleQueue[_Piece]", failed: threading.Event) -> None:
+def _read_pieces(
+    pieces: "queue.SimpleQueue[_Piece]", failed: threading.Event, must_be_finite: bool
+) -> None:
     """Read pieces until there are none, or another thread failed."""
     buffers: dict[torch.device, _Buffer] = {}
     try:
@@ -216,16 +248,60 @@ def _read_pieces(pieces: "queue.SimpleQueue[_Piece]", failed: threading.Event) -
                 break
             device = piece.into.device
             if device.type == "cpu" and piece.into.dtype == piece.stored.dtype:
-                _read(piece, memory_of(piece.into))
+                for part in _small_parts(piece) if must_be_finite else [piece]:
+                    _read(part, memory_of(part.into))
+                    if must_be_finite:
+                        _refuse_unless_finite(part)
                 continue
             if device not in buffers:
-                buffers[device] = _PinnedBuffer(device) if device.type != "cpu" else _Buffer()
+                buffers[device] = (
+                    _PinnedBuffer(device, must_be_finite)
+                    if device.type != "cpu"
+                    else _Buffer(must_be_finite)
+                )
             buffers[device].read(piece)
         for buffer in buffers.values():
             buffer.finish()
     except BaseException:
         failed.set()
         raise
+
+
+def _small_parts(piece: _Piece) -> Iterator[_Piece]:
+    """Cut a piece so small that what was just read is still in a core's own cache."""
+    size = piece.into.element_size()
+    step = _CHECKED_BYTES // size
+    for first in range(0, piece.into.numel(), step):
+        into = piece.into[first : first + step]
+        yield _Piece(piece.stored, piece.descriptor, piece.begin + first * size, into)
+
+
+def _refuse_unless_finite(piece: _Piece) -> None:
+    if not is_finite(piece.into):
+        raise _not_finite(piece.stored)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Say whether a contiguous host tensor of a floating dtype holds neither NaN nor infinity.
+
+    All bits of the exponent are set in those alone: they are the largest numbers of both signs, if
+    the bits are read as whole numbers with a sign, and without one. Two passes, and no memory: 70
+    GB/s on one core where ``isfinite`` does 0.8 (measured, bfloat16).
+    """
+    limit = _INFINITY_BITS[values.dtype]
+    bits = values.detach().view(-1).view(_BITS[values.element_size()]).numpy()
+    if not bits.size:
+        return True
+    sign = 1 << (8 * values.element_size() - 1)
+    return bool(bits.max() < limit and bits.view(f"u{bits.dtype.itemsize}").max() < limit + sign)
+
+
+def _not_finite(stored: StoredTensor) -> RunError:
+    return RunError(
+        f"{stored.name} holds a NaN or an infinity",
+        where=str(stored.path),
+        remedy="these weights are spoilt: copy the file anew, or take an earlier checkpoint",
+    )
 
 
 def memory_of(tensor: Tensor) -> memoryview:
@@ -257,12 +333,15 @@ def _read(piece: _Piece, buffer: memoryview) -> None:
 class _Buffer:
     """Where a thread reads what has another dtype than its place on the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, must_be_finite: bool) -> None:
         self._memory = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
+        self._must_be_finite = must_be_finite
 
     def read(self, piece: _Piece) -> None:
         """Read a piece and convert it into its place."""
         piece.into.copy_(_read_as_stored(piece, self._memory))
+        if self._must_be_finite:
+            _refuse_unless_finite(piece)
 
     def finish(self) -> None:
         """Nothing is under way."""
@@ -271,7 +350,9 @@ class _Buffer:
 class _PinnedBuffer(_Buffer):
     """Two pinned buffers of a thread: one is read into while the other goes to a device."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, must_be_finite: bool) -> None:
+        self._must_be_finite = must_be_finite
+        self._checked: list[tuple[StoredTensor, Tensor]] = []
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._memories = pinned_pair()
         self._copied: list[torch.cuda.Event | None] = [None, None]
@@ -287,11 +368,22 @@ class _PinnedBuffer(_Buffer):
             if read.dtype != piece.into.dtype:
                 read = read.to(piece.into.device, non_blocking=True)
             piece.into.copy_(read, non_blocking=True)
+            if self._must_be_finite:
+                self._checked.append((piece.stored, piece.into.isfinite().all()))
             self._copied[self._turn] = self._stream.record_event()
 
     def finish(self) -> None:
-        """Wait until every piece is in its place."""
+        """Wait until every piece is in its place.
+
+        Raises:
+            RunError: what must be finite is not.
+        """
         self._stream.synchronize()
+        if self._checked:
+            are_finite = torch.stack([flag for _, flag in self._checked]).tolist()
+            for (stored, _), is_finite in zip(self._checked, are_finite, strict=True):
+                if not is_finite:
+                    raise _not_finite(stored)
 
 
 def _read_as_stored(piece: _Piece, memory: Tensor) -> Tensor:

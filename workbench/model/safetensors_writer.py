@@ -84,7 +84,23 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> WrittenFile:
     Raises:
         OSError: the file cannot be written, or the disk is full.
     """
-    return write_chunks(path, _chunks(tensors))
+    return write_in_turn(path, tensors, tensors.values())
+
+
+def write_in_turn(
+    path: Path, kinds: Mapping[str, Tensor], tensors: Iterable[Tensor]
+) -> WrittenFile:
+    """Write one file of tensors that need not be in memory together.
+
+    Args:
+        path: of the file.
+        kinds: a tensor of the shape and dtype of each, by name; what they hold does not matter.
+        tensors: those to be stored, in that order, each asked for when the one before is written.
+
+    Raises:
+        OSError: the file cannot be written, or the disk is full.
+    """
+    return write_chunks(path, _chunks(kinds, tensors))
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFile:
@@ -116,11 +132,11 @@ def num_bytes_of(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    yield _header(tensors)
+def _chunks(kinds: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+    yield _header(kinds)
     on_way: _OnWay | None = None
     buffers: _Buffers | None = None
-    for piece in _pieces(tensors.values()):
+    for piece in _pieces(tensors):
         if piece.device.type == "cpu":
             next_on_way = None
         else:

@@ -1,11 +1,13 @@
 """The weights of a model folder: found and compared, loaded, drawn at random, written in shards.
 
 Tensors go from files into the memory they belong to and back, without a second model in between.
-Tied weights are stored once. No pickle is read or written.
+Tied weights are stored once. Safetensors and ``.bin`` are read, safetensors are written; no pickle
+is ever run.
 """
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from workbench.config.weight_files import INDEX_FILE as INDEX_FILE
+from workbench.config.weight_files import SINGLE_FILE as SINGLE_FILE
+from workbench.config.weight_files import find_weight_files, some
 from workbench.errors import RunError
+from workbench.model.bin_reader import read_bin_header
 from workbench.model.decoder import HEAD, parameter_shapes
 from workbench.model.families import Dimensions
 from workbench.model.safetensors_reader import (
@@ -33,10 +39,8 @@ from workbench.model.safetensors_writer import (
 from workbench.runs.atomic import sync_folder
 from workbench.runs.manifest import WrittenFile
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
 
-_SHOWN_NAMES = 5
 _DRAWN_ELEMENTS = 4 << 20  # at a time, by one thread: 16 MiB
 _MAX_DRAWING_THREADS = 8
 
@@ -45,7 +49,7 @@ def read_weights(folder: Path, dims: Dimensions, dtype: torch.dtype) -> dict[str
     """Read all parameters of a model folder into host memory.
 
     Args:
-        folder: with model.safetensors, or shards and their index.
+        folder: with safetensors or ``.bin``, in one file or in shards with their index.
         dims: what config.json says the model is.
         dtype: to convert to while reading, tensor by tensor.
 
@@ -54,7 +58,8 @@ def read_weights(folder: Path, dims: Dimensions, dtype: torch.dtype) -> dict[str
 
     Raises:
         RunError: no weights, a shard of the index is absent, or a tensor is missing, unexpected,
-            of another shape or not of a floating type; all such names are listed.
+            of another shape or not of a floating type; all such names are listed. Or, once it is
+            read, a tensor holds a NaN or an infinity.
     """
     weights = {
         name: torch.empty(shape, dtype=dtype) for name, shape in parameter_shapes(dims).items()
@@ -67,10 +72,10 @@ def iterate_weights(folder: Path, dims: Dimensions) -> Iterator[tuple[str, Tenso
     """Read parameters one at a time, in Hugging Face order, as they are stored.
 
     Raises:
-        RunError: as ``read_weights``, before the first tensor is given.
+        RunError: as ``read_weights``; but for what is not finite, before the first tensor is given.
     """
     for name, stored in stored_weights(folder, dims).items():
-        yield name, read_tensor(stored)
+        yield name, read_tensor(stored, must_be_finite=True)
 
 
 def load_into(folder: Path, dims: Dimensions, destinations: Mapping[str, Tensor]) -> None:
@@ -79,17 +84,20 @@ def load_into(folder: Path, dims: Dimensions, destinations: Mapping[str, Tensor]
     Host memory beside the destinations stays below 256 MiB.
 
     Args:
-        folder: with model.safetensors, or shards and their index.
+        folder: with safetensors or ``.bin``, in one file or in shards with their index.
         dims: what config.json says the model is.
         destinations: every parameter by Hugging Face name; contiguous, on the host or a device,
             of any floating dtype, which may differ from the file's.
 
     Raises:
-        RunError: as ``read_weights``, before the first byte of a tensor is read.
+        RunError: as ``read_weights``; but for what is not finite, before the first byte of a tensor
+            is read.
     """
     weights = stored_weights(folder, dims)
     assert weights.keys() == destinations.keys(), weights.keys() ^ destinations.keys()
-    read_into((stored, destinations[name]) for name, stored in weights.items())
+    read_into(
+        ((stored, destinations[name]) for name, stored in weights.items()), must_be_finite=True
+    )
 
 
 def stored_weights(folder: Path, dims: Dimensions) -> dict[str, StoredTensor]:
@@ -99,11 +107,9 @@ def stored_weights(folder: Path, dims: Dimensions) -> dict[str, StoredTensor]:
         In Hugging Face order; shapes are those of ``dims``, dtypes are floating ones.
 
     Raises:
-        RunError: as ``read_weights``.
+        RunError: as ``read_weights``, but for what tensors hold: none is looked at.
     """
-    holders = find_tensors(folder)
-    headers = {path: read_header(path) for path in dict.fromkeys(holders.values())}
-    found = {name: headers[path][name] for name, path in holders.items() if name in headers[path]}
+    found = _find_tensors(folder)
     problems = _compare(found, dims)
     if problems:
         raise RunError(
@@ -118,50 +124,31 @@ def find_tensors(folder: Path) -> dict[str, Path]:
     """Say for each tensor of a model folder which file holds it.
 
     Raises:
-        RunError: there are no weights, or the index names a file that is not there.
+        RunError: there are no weights, a file of the index is not there, or one cannot be read.
     """
-    folder = Path(folder)
-    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
-    if index.is_file():
-        return _find_sharded(folder, index)
-    if single.is_file():
-        return dict.fromkeys(read_header(single), single)
-    if not folder.is_dir():
-        raise RunError(
-            "there is no such model folder", where=str(folder), remedy="check model.path"
-        )
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
-        raise RunError(
-            "holds pickled weights only, which are never loaded",
-            where=str(folder),
-            remedy="download the model's .safetensors files",
-        )
-    raise RunError(
-        f"has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}",
-        where=str(folder),
-        remedy="download the .safetensors files, or set model.weights: random",
-    )
+    return {name: stored.path for name, stored in _find_tensors(folder).items()}
 
 
-def _find_sharded(folder: Path, index: Path) -> dict[str, Path]:
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        holders = {str(name): folder / str(file) for name, file in files.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(
-            "is not an index of weights", where=str(index), remedy="copy the model folder anew"
-        ) from error
-    outside = sorted({path.name for path in holders.values() if path.parent != folder})
-    present = {path.name for path in folder.iterdir() if path.is_file()}
-    absent = sorted({path.name for path in holders.values()} - present)
-    if absent or outside or not holders:
-        names = _some(absent or outside) if holders else "no file at all"
-        raise RunError(
-            f"the index names {names}, not in this folder",
-            where=str(index),
-            remedy="download the missing shards, or remove an index left by another format",
-        )
-    return holders
+def _find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Say where each tensor that a folder lists lies; none that its files lack.
+
+    Raises:
+        RunError: there are no weights, a file of the index is not there, or one cannot be read.
+    """
+    found = find_weight_files(folder)
+    if found.notice:
+        logger.warning("%s: %s", folder, found.notice)
+    headers = {path: _read_header(path) for path in found.files}
+    if found.holders is None:
+        (tensors,) = headers.values()
+        return tensors
+    return {
+        name: headers[path][name] for name, path in found.holders.items() if name in headers[path]
+    }
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    return read_header(path) if path.suffix == ".safetensors" else read_bin_header(path)
 
 
 def _compare(found: Mapping[str, StoredTensor], dims: Dimensions) -> list[str]:
@@ -177,24 +164,19 @@ def _compare(found: Mapping[str, StoredTensor], dims: Dimensions) -> list[str]:
             mistyped.append(f"{name} is {stored.code}")
     problems = []
     if missing:
-        problems.append(f"missing: {_some(missing)}")
+        problems.append(f"missing: {some(missing)}")
     if unexpected:
-        problems.append(f"unexpected: {_some(unexpected)}")
+        problems.append(f"unexpected: {some(unexpected)}")
     if misshapen:
-        problems.append(f"of another shape: {_some(misshapen)}")
+        problems.append(f"of another shape: {some(misshapen)}")
     if mistyped:
-        problems.append(f"not of a floating type: {_some(mistyped)}")
+        problems.append(f"not of a floating type: {some(mistyped)}")
     return problems
 
 
 def _may_be_ignored(name: str, dims: Dimensions) -> bool:
     """Say whether a tensor is a copy or a constant that older writers stored."""
     return name.endswith("rotary_emb.inv_freq") or (dims.tied and name == HEAD)
-
-
-def _some(names: list[str]) -> str:
-    rest = len(names) - _SHOWN_NAMES
-    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def random_weights(dims: Dimensions, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -207,7 +189,7 @@ def random_weights(dims: Dimensions, seed: int, dtype: torch.dtype) -> dict[str,
 
     Returns:
         Name to tensor in Hugging Face order: matrices normal with ``initializer_range``, norms
-        one.
+        one, biases zero.
     """
     weights = {
         name: torch.empty(shape, dtype=dtype) for name, shape in parameter_shapes(dims).items()
@@ -244,7 +226,7 @@ def draw_into(
 ) -> None:
     """Draw one parameter into its place, as ``random_into`` draws all; takes 16 MiB beside it."""
     if destination.dim() == 1:
-        destination.fill_(1.0)
+        destination.fill_(0.0 if name.endswith(".bias") else 1.0)
         return
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

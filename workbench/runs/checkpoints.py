@@ -4,11 +4,13 @@ Knows file names and manifests, nothing of what the files hold. Invariant: time 
 nothing, ``.partial`` folders are never read, and only complete checkpoints are pruned.
 """
 
+import logging
+import os
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,17 +19,28 @@ from workbench.runs.atomic import sync_folder, write_atomically
 from workbench.runs.layout import PARTIAL_SUFFIX, RunFolder, step_of
 from workbench.runs.manifest import disagreements, problem_of, read_manifest
 
+logger = logging.getLogger(__name__)
+
 KEEP_TAG = "keep"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder; ``problem`` says why it is not complete, None where it is."""
+    """A checkpoint folder; ``problem`` says why it is not complete, None where it is.
+
+    Attributes:
+        path: of the folder.
+        step: as its name says.
+        bytes: of its files, as its manifest says.
+        problem: why it is not complete.
+        other_hosts: that hold parts of it; none where all of it is here.
+    """
 
     path: Path
     step: int
     bytes: int
     problem: str | None
+    other_hosts: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -101,6 +114,52 @@ def checkpoint_folder(path: Path) -> Path:
             remedy="wait for its first save, or ask for one: workbench control save",
         )
     return newest.path
+
+
+Choice = Literal["latest", "best"] | int
+"""Which checkpoint of a run: the newest complete one, the best, or that of a step."""
+
+
+def choose_checkpoint(run: RunFolder, choice: Choice) -> Checkpoint:
+    """Find the checkpoint that is meant.
+
+    Raises:
+        RunError: there is none such, or it is not complete.
+    """
+    found = list_checkpoints(run)
+    if choice == "latest":
+        if newest := newest_complete(run):
+            return newest
+        raise _no_such("the run has no complete checkpoint", run, found)
+    if choice == "best":
+        best = read_best(run)
+        if best is None:
+            raise _no_such("no checkpoint is marked as the best", run, found)
+        choice = best.step
+    chosen = next((each for each in found if each.step == choice), None)
+    if chosen is None:
+        raise _no_such(f"there is no checkpoint of step {choice}", run, found)
+    if chosen.problem is not None:
+        raise _no_such(f"{chosen.path.name} is not complete: {chosen.problem}", run, found)
+    return chosen
+
+
+def _no_such(what: str, run: RunFolder, found: Iterable[Checkpoint]) -> RunError:
+    steps = [str(each.step) for each in found if each.is_complete]
+    remedy = (
+        f"name one that is: --step {' | '.join(steps)}"
+        if steps
+        else "wait for its first save, or ask for one: workbench control save"
+    )
+    return RunError(what, where=str(run.path), remedy=remedy)
+
+
+def run_of(checkpoint: Path) -> RunFolder | None:
+    """Give the run in whose folder a checkpoint lies; None for one that lies elsewhere."""
+    real = Path(os.path.realpath(checkpoint))
+    run = RunFolder(real.parent.parent)
+    is_inside = step_of(real) is not None and real.parent == run.checkpoints
+    return run if is_inside and run.config.exists() else None
 
 
 def read_best(run: RunFolder) -> Best | None:
@@ -190,7 +249,8 @@ def remove_partials(run: RunFolder) -> None:
 def complete_checkpoint(run: RunFolder, step: int) -> Path:
     """Turn the ``.partial`` folder of a step, manifest inside, into the checkpoint.
 
-    Renames it, makes the name durable, and lets ``latest`` point to the newest.
+    Renames it, makes the name durable, and lets ``latest`` point to the newest. A folder that is
+    there already is damaged: the caller has found that, and removes it by ``remove_damaged``.
 
     Raises:
         OSError: the rename failed, for example onto a folder that is not empty.
@@ -202,16 +262,48 @@ def complete_checkpoint(run: RunFolder, step: int) -> Path:
     return run.checkpoint(step)
 
 
-def point_latest(run: RunFolder) -> None:
-    """Let the link ``latest`` name the newest complete checkpoint, replaced by rename."""
-    newest = newest_complete(run)
-    if newest is None:
+def remove_damaged(run: RunFolder, step: int) -> None:
+    """Remove a checkpoint that failed its verification; ``latest`` names another one before.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if run.checkpoint(step).exists():
+        point_latest(run, other_than=step)
+        shutil.rmtree(run.checkpoint(step))
+
+
+def point_latest(run: RunFolder, *, other_than: int | None = None) -> None:
+    """Let the link ``latest`` name the newest complete checkpoint, replaced by rename.
+
+    At any instant the link is absent or leads to a complete checkpoint, of which no part lies on
+    another host. What a user put there that is no link stays, and a link that cannot be made
+    spoils no save: both are logged.
+
+    Args:
+        run: the run.
+        other_than: a step whose folder is about to go.
+    """
+    complete = [found for found in list_checkpoints(run) if found.is_complete]
+    newest = max(
+        (each.step for each in complete if each.step != other_than and not each.other_hosts),
+        default=None,
+    )
+    if run.latest.exists() and not run.latest.is_symlink():
+        logger.warning("%s is no link of ours and is left alone", run.latest)
         return
-    beside = run.path / ".latest.new"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(newest.path.relative_to(run.path), target_is_directory=True)
-    beside.replace(run.latest)
-    sync_folder(run.path)
+    try:
+        if newest is None:
+            run.latest.unlink(missing_ok=True)
+        else:
+            beside = run.path / ".latest.new"
+            beside.unlink(missing_ok=True)
+            target = run.checkpoint(newest).relative_to(run.path)
+            beside.symlink_to(target, target_is_directory=True)
+            beside.replace(run.latest)
+        sync_folder(run.path)
+    except OSError as error:
+        logger.warning("%s cannot be made: %s", run.latest, error)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -237,4 +329,5 @@ def _look_at(path: Path, step: int) -> Checkpoint:
     if manifest.step != step:
         problem = f"manifest says step {manifest.step}"
         return Checkpoint(path, step, manifest.total_bytes, problem)
-    return Checkpoint(path, step, manifest.total_bytes, next(disagreements(path, manifest), None))
+    differs = next(disagreements(path, manifest), None)
+    return Checkpoint(path, step, manifest.total_bytes, differs, tuple(sorted(manifest.elsewhere)))

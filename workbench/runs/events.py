@@ -61,11 +61,13 @@ class EvaluationEvent(EventRecord, frozen=True, tag="evaluation"):
 
 
 class SampleEvent(EventRecord, frozen=True, tag="sample"):
-    """What the model said to a prompt."""
+    """What the model said to a prompt; ``cut``: it had not ended by itself."""
 
     step: int
     prompt: str
     reply: str
+    tokens: int = 0
+    cut: bool = False
 
 
 class WarningEvent(EventRecord, frozen=True, tag="warning"):

@@ -29,13 +29,24 @@ class WrittenFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every file of a checkpoint by its path inside the folder, with ``/`` between the parts."""
+class Manifest(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Every file of a checkpoint by its path inside the folder, with ``/`` between the parts.
+
+    Attributes:
+        version: of this format.
+        step: optimizer updates that the checkpoint holds.
+        num_ranks: ranks that wrote it.
+        files: what lies in this folder.
+        elsewhere: what lies in the folders of other hosts, by host; only where each keeps its own.
+    """
 
     version: int
     step: int
     num_ranks: int
     files: dict[str, WrittenFile]
+    elsewhere: dict[str, dict[str, WrittenFile]] = {}
 
     @property
     def total_bytes(self) -> int:
@@ -44,7 +55,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def write_manifest(
-    folder: Path, files: Mapping[str, WrittenFile], step: int, num_ranks: int
+    folder: Path,
+    files: Mapping[str, WrittenFile],
+    step: int,
+    num_ranks: int,
+    elsewhere: Mapping[str, Mapping[str, WrittenFile]] | None = None,
 ) -> Manifest:
     """Write ``manifest.json``, durable when this returns.
 
@@ -53,6 +68,7 @@ def write_manifest(
         files: what was written, by path relative to the folder.
         step: optimizer updates that the checkpoint holds.
         num_ranks: ranks that wrote it.
+        elsewhere: what other hosts keep of it, by host.
 
     Raises:
         OSError: the folder cannot be written.
@@ -64,6 +80,7 @@ def write_manifest(
         step=step,
         num_ranks=num_ranks,
         files=dict(sorted(files.items())),
+        elsewhere={host: dict(held) for host, held in (elsewhere or {}).items()},
     )
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     write_atomically(CheckpointFolder(folder).manifest, content)

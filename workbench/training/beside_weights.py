@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from workbench.config.weight_files import file_inside
+
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -25,17 +27,23 @@ def files_beside_weights(
 ) -> dict[str, bytes]:
     """Gather the files that lie beside the weights of every checkpoint, by name.
 
+    A file that is a link out of the folder is refused: a checkpoint would carry along what it
+    leads to.
+
     Args:
         model_folder: where the run begins: its config, tokenizer and generation config.
         template: Jinja source of the chat template that was trained with.
         dtype: of the weights, as Hugging Face names it.
         stop_ids: end a reply, beside those the model names already.
         pad_id: fills rows, unless the model names another.
+
+    Raises:
+        RunError: a file is a link out of the folder.
     """
-    model_config = _read_json(model_folder / "config.json")
+    model_config = _read_json(file_inside(model_folder, "config.json"))
     model_config["dtype"] = dtype
     model_config.pop("torch_dtype", None)
-    generation = _read_json(model_folder / "generation_config.json", or_else={})
+    generation = _read_json(file_inside(model_folder, "generation_config.json"), or_else={})
     known = _ids(generation.get("eos_token_id")) + _ids(model_config.get("eos_token_id"))
     generation["eos_token_id"] = sorted({*known, *stop_ids})
     generation.setdefault("pad_token_id", pad_id)
@@ -45,7 +53,7 @@ def files_beside_weights(
         "chat_template.jinja": template.encode(),
     }
     for name in _TOKENIZER_FILES:
-        path = model_folder / name
+        path = file_inside(model_folder, name)
         if path.is_file():
             files[name] = path.read_bytes()
     return files

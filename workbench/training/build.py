@@ -13,8 +13,11 @@ import torch
 
 from workbench.config.load import dump_config
 from workbench.config.schema.config import Config
+from workbench.data.chat_template import ChatTemplate
 from workbench.data.loader import Loader
 from workbench.data.prepare import PreparedData, prepare
+from workbench.data.stops import end_ids_of, stops_of
+from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, RunError
 from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions, read_dimensions
@@ -41,6 +44,7 @@ from workbench.training.optimizer.choice import new_optimizer
 from workbench.training.optimizer.learning_rate import learning_rate
 from workbench.training.publisher import Publisher
 from workbench.training.report import Report
+from workbench.training.samples import GivesLogits, Sampler, Sampling
 from workbench.training.state import TrainingState, total_steps
 from workbench.training.utilization import Utilization, peak_flops_of
 
@@ -134,6 +138,14 @@ def build(
         device=device,
     )
     rows, validation = _loaders(config, prepared, plan, microbatch_rows)
+    sampler = _sampler(
+        config,
+        engine,
+        template,
+        pad_id=prepared.pad_id,
+        microbatch_rows=microbatch_rows,
+        row_length=row_length,
+    )
     state = TrainingState()
     resumed = checkpoint.resume_point(run, config.checkpoints.resume, is_restart=is_restart)
     if resumed is None:
@@ -200,6 +212,7 @@ def build(
         publisher=publisher,
         report=report,
         state=state,
+        sampler=sampler,
     )
     return Built(training, plan, device)
 
@@ -285,6 +298,41 @@ def _loaders(
         row_length=row_length,
     )
     return rows, validation
+
+
+def _sampler(
+    config: Config,
+    engine: GivesLogits,
+    template: str,
+    *,
+    pad_id: int,
+    microbatch_rows: int,
+    row_length: int,
+) -> Sampler | None:
+    """Give what answers the prompts of a config; None where it has none."""
+    if not config.samples.prompts:
+        return None
+    model_folder = _model_folder(config)
+    tokenizer = load_tokenizer(model_folder)
+    compiled = ChatTemplate(template, tokenizer.special_tokens)
+    stop_ids, stop_strings = stops_of(compiled, tokenizer)
+    return Sampler(
+        engine,
+        tokenizer,
+        compiled,
+        config.samples.prompts,
+        Sampling(
+            max_tokens=config.samples.max_tokens,
+            temperature=config.samples.temperature,
+            seed=config.training.seed,
+            stop_ids=stop_ids | end_ids_of(model_folder, tokenizer),
+            stop_strings=stop_strings,
+        ),
+        every_steps=config.samples.every_steps,
+        microbatch_rows=microbatch_rows,
+        row_length=row_length,
+        pad_id=pad_id,
+    )
 
 
 def _intervals(config: Config, steps_per_epoch: int) -> Intervals:

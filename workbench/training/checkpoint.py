@@ -161,6 +161,7 @@ def _verified(run: RunFolder, step: int, ranks: Ranks) -> SavedCheckpoint | None
     if ranks.rank == 0 and run.checkpoint(step).exists():
         try:
             num_bytes = verify(run.checkpoint(step)).total_bytes
+            folders.point_latest(run)  # a crash may have come between the name and the link
             found = SavedCheckpoint(run.checkpoint(step), num_bytes, time.monotonic() - begin)
         except (RunError, OSError) as error:
             logger.warning("%s; it is written anew", error)
@@ -249,10 +250,8 @@ def _complete(run: RunFolder, step: int, files: Mapping[str, WrittenFile], ranks
     if ranks.rank != 0:
         return
     write_manifest(run.partial_checkpoint(step), files, step, ranks.world_size)
-    damaged = run.checkpoint(step)
-    if damaged.exists():
-        # Only a checkpoint that failed its verification is still here: nothing of worth goes.
-        shutil.rmtree(damaged)
+    # Only a checkpoint that failed its verification is still here: nothing of worth goes.
+    folders.remove_damaged(run, step)
     folders.complete_checkpoint(run, step)
 
 

@@ -24,20 +24,21 @@ def load_first_weights(
     """Fill weights from a model folder.
 
     Args:
-        folder: with safetensors of any floating dtype.
+        folder: with safetensors or ``.bin`` of any floating dtype.
         dims: what its config.json says.
         weights: every parameter by Hugging Face name, where it lives.
         low_bits: int16 of each parameter's shape where weights are exact, else empty.
 
     Raises:
-        RunError: the folder holds other weights, or none; nothing was changed.
+        RunError: the folder holds other weights, or none; nothing was changed then. Or a weight is
+            not finite.
     """
     if not low_bits:
         load_into(folder, dims, weights)
         return
     for name, stored in stored_weights(folder, dims).items():
         values = torch.empty(stored.shape, dtype=torch.float32)
-        read_into([(stored, values)])
+        read_into([(stored, values)], must_be_finite=True)
         _write_exact(values, weights[name], low_bits[name])
 
 

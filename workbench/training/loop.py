@@ -28,7 +28,13 @@ from workbench.control.states import RunningState
 from workbench.data.loader import Loader
 from workbench.errors import WorkbenchError
 from workbench.runs import checkpoints as folders
-from workbench.runs.events import CheckpointEvent, EvaluationEvent, EventRecord, WarningEvent
+from workbench.runs.events import (
+    CheckpointEvent,
+    EvaluationEvent,
+    EventRecord,
+    SampleEvent,
+    WarningEvent,
+)
 from workbench.runs.job_file import seconds_since_launch
 from workbench.runs.layout import RunFolder
 from workbench.training import checkpoint
@@ -38,6 +44,7 @@ from workbench.training.engine.step import LayerMajorEngine
 from workbench.training.evaluate import evaluate_batches, total
 from workbench.training.publisher import Publisher
 from workbench.training.report import Fault, Report
+from workbench.training.samples import Reply, Sampler, board_text
 from workbench.training.state import SavedState, TrainingState
 
 logger = logging.getLogger(__name__)
@@ -96,6 +103,7 @@ class Training:
         publisher: rank 0's line to the supervisor; None without one.
         report: of metrics.
         state: counters; resumed ones where the run resumes.
+        sampler: answers the prompts of the config; None where it has none.
     """
 
     run: RunFolder
@@ -113,6 +121,7 @@ class Training:
     publisher: Publisher | None
     report: Report
     state: TrainingState
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         self._resting: RunningState = "training"
@@ -139,6 +148,8 @@ class Training:
                 self._log()
             if self.intervals.evaluate and step % self.intervals.evaluate == 0:
                 self._evaluate([])
+            if self.sampler and (step % self.sampler.every_steps == 0 or step == self.max_steps):
+                self._sample(self.sampler)
             if self.intervals.save and step % self.intervals.save == 0:
                 self._save([])
             self._obey()
@@ -248,6 +259,35 @@ class Training:
             evaluation.target_tokens,
             seconds,
         )
+        self._at(self._resting)
+
+    def _sample(self, sampler: Sampler) -> None:
+        """Let the model answer the prompts, and tell what it said; a stop ends it unsaid."""
+        begin = time.perf_counter()
+        replies: list[Reply] = []
+        # Sampling looks for commands between tokens as evaluation does between batches.
+        self._at("evaluating")
+        for so_far in sampler.answer(self.state.step):
+            replies = so_far
+            self._at("evaluating")
+            if Flag.STOP in self.control.agree():
+                return
+        step, seconds = self.state.step, time.perf_counter() - begin
+        for reply in replies:
+            self._tell(
+                SampleEvent(
+                    time=time.time(),
+                    attempt=self.attempt,
+                    step=step,
+                    prompt=reply.prompt,
+                    reply=reply.text,
+                    tokens=len(reply.ids),
+                    cut=reply.is_cut,
+                )
+            )
+            logger.info("step %d %r: %r", step, reply.prompt, reply.text)
+        self.report.text("samples", board_text(replies), step)
+        logger.info("step %d %d prompts answered, %.1f s", step, len(replies), seconds)
         self._at(self._resting)
 
     def _note_evaluation(self, step: int, loss: float | None) -> bool:

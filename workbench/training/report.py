@@ -141,8 +141,9 @@ class Report:
             numbers = on_host
         seen_tokens = 0
         if self._utilization is not None and rows is not None:
+            facts = self._utilization.facts
             seen_tokens = count_seen_tokens(
-                rows.microbatches, self._utilization.facts.sliding_window
+                rows.microbatches, facts.sliding_window, facts.sliding_fraction
             )
         self._arriving.append(_Arriving(step, result, seen_tokens, numbers, event))
         self._seconds += seconds

@@ -10,7 +10,7 @@ Knows rows and rates, no device. Invariant: padding is no token.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,9 @@ class Utilization:
         """
         if self.peak_flops is None or num_tokens == 0 or seconds <= 0:
             return None
-        forward = forward_flop_per_token(self.facts, seen_tokens / num_tokens)
+        # What was counted knows of windows.
+        facts = replace(self.facts, sliding_window=None, sliding_blocks=None)
+        forward = forward_flop_per_token(facts, seen_tokens / num_tokens)
         return 3 * forward * num_tokens / seconds / self.peak_flops
 
 
@@ -56,13 +58,21 @@ def peak_flops_of(gpu_name: str | None) -> float | None:
     return None if found is None else found[1].peak_tflops * 1e12
 
 
-def count_seen_tokens(batches: Iterable[Batch], sliding_window: int | None = None) -> int:
+def count_seen_tokens(
+    batches: Iterable[Batch], sliding_window: int | None = None, sliding_fraction: float = 1.0
+) -> int:
     """Sum, over all tokens, the length of the document each stands in.
 
-    Documents of 3 and 2 tokens give 3·3 + 2·2 = 13. A window bounds each length. Padding is left
-    out: in a batch that has any, it is the last document of a row when that has no target.
+    Documents of 3 and 2 tokens give 3·3 + 2·2 = 13. A window bounds each length, in its share of
+    the blocks; the sum is the mean over blocks. Padding is left out: in a batch that has any, it is
+    the last document of a row when that has no target.
+
+    Args:
+        batches: of a step.
+        sliding_window: tokens a query sees in blocks that slide; None bounds nothing.
+        sliding_fraction: share of the blocks that slide.
     """
-    seen = 0
+    seen = 0.0
     for batch in batches:
         ends = np.pad(batch.document_starts, ((0, 0), (0, 1)), constant_values=batch.row_length)
         lengths: NDArray[np.int64] = (ends[:, 1:] - ends[:, :-1]).astype(np.int64)
@@ -74,5 +84,6 @@ def count_seen_tokens(batches: Iterable[Batch], sliding_window: int | None = Non
             is_padding = ~(batch.targets & behind).any(axis=1)
             lengths[rows[is_padding], last[is_padding]] = 0
         bound = batch.row_length if sliding_window is None else sliding_window
-        seen += int((lengths * np.minimum(lengths, bound)).sum())
-    return seen
+        within, whole = (lengths * np.minimum(lengths, bound)).sum(), (lengths * lengths).sum()
+        seen += whole + sliding_fraction * (within - whole)
+    return round(seen)

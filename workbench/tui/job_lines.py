@@ -6,10 +6,12 @@ from textual.content import Content
 
 from workbench.runs.metrics import shares
 from workbench.tui import words
-from workbench.tui.job_picture import JobPicture
+from workbench.tui.job_picture import JobPicture, spoken
 from workbench.tui.keys import hint
 from workbench.tui.widgets.bars import level_bar, progress_bar
 from workbench.tui.words import short
+
+_MOST_SAMPLES = 3
 
 
 def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list[Content]:
@@ -21,6 +23,7 @@ def detail_lines(picture: JobPicture, now: float, width: int, path: str) -> list
         *_in_lines(_numbers(picture), width),
         *_in_lines(_speed(picture), width),
         *_in_lines(_saved(picture, now), width),
+        *_said(picture, width),
     ]
     lines.append(_contact(picture, now))
     lines.extend(_in_lines(_shares(picture), width))
@@ -140,6 +143,21 @@ def _saved(picture: JobPicture, now: float) -> list[Content]:
         ("last save", f"checkpoint-{saved.step}{best}, {words.duration(now - saved.time)} ago"),
         ("size", words.size(saved.bytes)),
     )
+
+
+def _said(picture: JobPicture, width: int) -> list[Content]:
+    """Say what the model answered last: a prompt takes two lines at most, three are shown."""
+    lines = []
+    for sample in picture.samples[:_MOST_SAMPLES]:
+        name = f"said @{sample.step}  "
+        text = textwrap.shorten(spoken(sample), max(2 * (width - len(name)) - 8, 20))
+        first, *more = textwrap.wrap(text, max(width - len(name), 10)) or [""]
+        lines.append(Content.assemble((name, "$quiet"), first))
+        lines += [Content(" " * len(name) + each) for each in more]
+    left = len(picture.samples) - _MOST_SAMPLES
+    if left > 0:
+        lines.append(Content.assemble((f"and {left} more in the log", "$quiet")))
+    return lines
 
 
 def _contact(picture: JobPicture, now: float) -> Content:

@@ -73,6 +73,7 @@ class JobPicture:
         self.last_evaluation: EvaluationEvent | None = None
         self.best_evaluation: EvaluationEvent | None = None
         self.last_checkpoint: CheckpointEvent | None = None
+        self.samples: list[SampleEvent] = []  # of the newest step that has some
         self.happenings: list[Happening] = []
         self.log: deque[LogLine] = deque(maxlen=KEPT_LOG_LINES)
         self.num_log_lines = 0
@@ -144,7 +145,7 @@ class JobPicture:
                     event.time, f"{event.state} at step {event.step}" + _because(event.message)
                 )
             case SampleEvent():
-                pass
+                self._take_sample(event)
 
     def _take_evaluation(self, event: EvaluationEvent) -> None:
         if self.curves is None:
@@ -160,6 +161,15 @@ class JobPicture:
             self.best_evaluation = event
         self.curves.eval_loss.append(float(event.step), event.loss)
         self.happenings.append(Happening(event.step, "E"))
+
+    def _take_sample(self, event: SampleEvent) -> None:
+        newest = self.samples[0] if self.samples else event
+        if (event.attempt, event.step) < (newest.attempt, newest.step) or event in self.samples:
+            return
+        if (event.attempt, event.step) != (newest.attempt, newest.step):
+            self.samples = []
+        self.samples.append(event)
+        self._note(event.time, f"at step {event.step} {spoken(event)}")
 
     def take_status(self, status: Status, now: float) -> None:
         """Take the supervisor's own word; ``now`` is when it was heard."""
@@ -272,6 +282,14 @@ def _append_all(series: "list[Series]", step: float, num_bytes: list[int]) -> No
 
 def _because(message: str) -> str:
     return f": {message}" if message else ""
+
+
+def spoken(sample: SampleEvent) -> str:
+    """Write a prompt and its reply on one line, whatever they hold: ``Hi → Hello!``."""
+    prompt, reply = (
+        " ".join(_CONTROL.sub(" ", text).split()) for text in (sample.prompt, sample.reply)
+    )
+    return f"{prompt} → {reply or '(nothing)'}" + (" …" if sample.cut else "")
 
 
 def clean_line(line: str) -> str:

@@ -274,6 +274,32 @@ TABLE: tuple[KeyRow, ...] = (
     ),
     KeyRow("clear_chat", (), "transcript", "New chat", "Begin a new conversation."),
     KeyRow(
+        "set_system", ("f3",), "transcript", "System",
+        "Write the instruction before the conversation; send it to set it.",
+        0, "workbench chat -m CHECKPOINT --system TEXT --message TEXT",
+    ),
+    KeyRow(
+        "edit_message", ("e",), "transcript", "Edit",
+        "Say the last message otherwise; what was said before stays as a branch.",
+    ),
+    KeyRow(
+        "drop_exchange", ("delete",), "transcript", "Drop",
+        "Forget the last message and its answers.",
+    ),
+    KeyRow(
+        "next_version", ("right_curly_bracket",), "transcript", "Next version",
+        "Show the next version of a message that was edited.",
+    ),
+    KeyRow(
+        "previous_version", ("left_curly_bracket",), "transcript", "Previous version",
+        "Show the version before this one.",
+    ),
+    KeyRow(
+        "save_chat", (), "transcript", "Save chat",
+        "Save the conversation to output/chat.jsonl, where a data set can name it.",
+        1, "workbench chat -m CHECKPOINT --interactive", acts=True,
+    ),
+    KeyRow(
         "next_answer", ("right_square_bracket",), "transcript", "Next answer",
         "Show the next of several answers to the last message.", 0, "", 4,
     ),
@@ -380,6 +406,8 @@ _SHOWN = {
     "exclamation_mark": "!",
     "left_square_bracket": "[",
     "right_square_bracket": "]",
+    "left_curly_bracket": "{",
+    "right_curly_bracket": "}",
     "plus": "+",
     "equals_sign": "=",
     "minus": "-",

@@ -34,4 +34,18 @@ class SamplesSection(Section, frozen=True):
     prompts: Annotated[list[str], Meta(description="What the model is asked")] = msgspec.field(
         default_factory=list
     )
-    every_steps: Annotated[PositiveInt, Meta(description="Ask after every so many steps")] = 100
+    every_steps: Annotated[
+        PositiveInt, Meta(description="Ask after every so many steps, and after the last")
+    ] = 100
+    max_tokens: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=4096,
+            description="Tokens of a reply at most; prompt and reply fit a row. Each token takes "
+            "a pass of the whole model",
+        ),
+    ] = 64
+    temperature: Annotated[
+        float, Meta(ge=0.0, description="0 takes the likeliest token; above it tokens are drawn")
+    ] = 0.0

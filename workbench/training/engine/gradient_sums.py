@@ -6,8 +6,8 @@ head must outlive the blocks and has its own. Invariant: sums of vectors are fp3
 
 import torch
 
-from workbench.model.decoder import BLOCK_STACKS, block_parameters
 from workbench.model.families import Dimensions
+from workbench.training.engine.block_layout import matrix_layout, vector_layout
 from workbench.training.engine.flat import flat_layout
 
 
@@ -16,17 +16,13 @@ class GradientSums:
 
     Attributes:
         matrices: of the block that is at work, by relative name, stacks included.
-        norms: of that block, fp32, by relative name.
+        vectors: of that block, fp32, by relative name: norms and biases, stacks included.
         vocabulary: (V, D), the head's and later the embedding's; one and the same where tied.
         final_norm: (D,) fp32.
     """
 
     def __init__(self, dims: Dimensions, sum_dtype: torch.dtype, device: torch.device) -> None:
-        shapes = block_parameters(dims)
-        matrices = flat_layout(
-            {name: (shape, sum_dtype) for name, shape in shapes.items() if len(shape) == 2},
-            BLOCK_STACKS,
-        )
+        matrices = matrix_layout(dims, sum_dtype)
         shape = (dims.vocabulary_size, dims.hidden_size)
         vocabulary = flat_layout({"vocabulary": (shape, sum_dtype)})
         sizes = matrices.num_bytes, vocabulary.num_bytes
@@ -35,14 +31,15 @@ class GradientSums:
         self.matrices = matrices.views(self._region)
         begin = matrices.num_bytes if dims.tied else 0
         self.vocabulary = vocabulary.views(self._region[begin:])["vocabulary"]
-        norms = {name: shape for name, shape in shapes.items() if len(shape) == 1}
-        self.norms = {
-            name: torch.zeros(shape, dtype=torch.float32, device=device)
-            for name, shape in norms.items()
-        }
+        vectors = vector_layout(dims, torch.float32)
+        self._vectors = torch.zeros(vectors.num_bytes, dtype=torch.uint8, device=device)
+        self.vectors = vectors.views(self._vectors)
         self.final_norm = torch.zeros(dims.hidden_size, dtype=torch.float32, device=device)
+
+    def clear_vectors(self) -> None:
+        """Begin the sums of a block's vectors anew; those of matrices are overwritten instead."""
+        self._vectors.zero_()
 
     def device_bytes(self) -> int:
         """Count the bytes of all sums."""
-        vectors = [*self.norms.values(), self.final_norm]
-        return self._region.numel() + sum(4 * vector.numel() for vector in vectors)
+        return self._region.numel() + self._vectors.numel() + 4 * self.final_norm.numel()

@@ -137,6 +137,19 @@ class HeadPass:
             num_correct += correct_C.sum()
         return loss_sum, num_correct
 
+    def logits(
+        self, hidden_TD: Tensor, positions_N: Tensor, norm_D: Tensor, head_VD: Tensor
+    ) -> Tensor:
+        """Give what the model makes of every token behind these rows: (N, V) fp32.
+
+        Arguments as for ``train``; the result is a copy, all of it at once.
+        """
+        parts = [
+            self._logits_of(hidden_TD, positions_C, norm_D, head_VD)[2].float().clone()
+            for positions_C, _ in self._chunks(positions_N, positions_N)
+        ]
+        return torch.cat(parts)
+
     def _chunks(self, positions_N: Tensor, labels_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for begin in range(0, len(positions_N), self._chunk_rows):
             chunk = slice(begin, begin + self._chunk_rows)

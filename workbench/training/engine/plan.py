@@ -137,6 +137,9 @@ def facts_of_dimensions(dims: Dimensions) -> ModelFacts:
         max_positions=dims.max_positions,
         sliding_window=dims.sliding_window,
         tied=dims.tied,
+        biased=dims.biased,
+        query_key_norm=dims.query_key_norm,
+        sliding_blocks=dims.sliding_blocks,
     )
 
 

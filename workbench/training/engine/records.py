@@ -28,9 +28,9 @@ def record_layout(
     """Say what a record holds.
 
     Returns:
-        Layout of ``x`` (T, D); unless all is recomputed ``qkv`` (T, E) after rotation,
-        ``attended`` (T, Q), ``log_sum`` (T·H,) fp32 and ``residual`` (T, D); where nothing is,
-        ``gate_up`` (T, 2F).
+        Layout of ``x`` (T, D); unless all is recomputed ``qkv`` (T, E) after rotation, or where
+        queries and keys are normed before their norms, ``attended`` (T, Q), ``log_sum`` (T·H,)
+        fp32 and ``residual`` (T, D); where nothing is, ``gate_up`` (T, 2F).
     """
     queries = dims.num_heads * dims.head_dim
     keys = dims.num_key_value_heads * dims.head_dim

@@ -193,7 +193,7 @@ class LayerMajorEngine:
             for index, microbatch in enumerate(microbatches):
                 hidden = self._hidden[microbatch.tokens]
                 record = self._records.begin(block, index, len(hidden)) if keeps_records else None
-                self._block.forward(weights, hidden, microbatch.context, record)
+                self._block.forward(weights, hidden, microbatch.context, record, block=block)
                 if keeps_records:
                     self._records.end(block, index)
             self.store.release(block)
@@ -221,19 +221,21 @@ class LayerMajorEngine:
         """Take all microbatches back through a block, then move its weights."""
         ahead = reversed(range(block))
         weights = self.store.acquire(block, ahead=ahead, for_update=True)
-        norms = {name: norm.zero_() for name, norm in self._sums.norms.items()}
+        self._sums.clear_vectors()
+        matrices, vectors = self._sums.matrices, self._sums.vectors
         for index, microbatch in enumerate(microbatches):
             self._block.backward(
                 weights,
                 self._hidden[microbatch.tokens],
                 microbatch.context,
                 self._records.take(block, index),
-                Sums(self._sums.matrices, norms, are_empty=index == 0),
+                Sums(matrices, vectors, are_empty=index == 0),
+                block=block,
             )
             self._records.done(block, index)
         companion = self.store.companion(block)
         for name in self._block_names:
-            gradient = norms[name] if name in norms else self._sums.matrices[name]
+            gradient = vectors[name] if name in vectors else matrices[name]
             beside = companion.get(name, NO_COMPANION)
             update(block_prefix(block) + name, weights[name], gradient, beside)
         self.store.write_back(block)
@@ -291,6 +293,31 @@ class LayerMajorEngine:
             num_correct += correct
         self.store.release_vocabulary(HEAD)
         return EvaluationSums(loss_sum, num_correct, sum(batch.num_targets for batch in batches))
+
+    @torch.no_grad()
+    def logits(self, *batches: Batch) -> Tensor:
+        """Give the logits of each target, (targets, V) fp32, row by row; changes nothing.
+
+        What stands at a target is not looked at: the tokens before it are what the model knows.
+
+        Args:
+            batches: as for ``evaluate``, with one target at least.
+        """
+        microbatches = self._to_device(batches)
+        self._forward(microbatches, keeps_records=False)
+        head = self.store.acquire_vocabulary(HEAD)
+        found = [
+            self._head.logits(
+                self._hidden[microbatch.tokens],
+                microbatch.positions,
+                self.store.final_norm,
+                head,
+            )
+            for microbatch in microbatches
+            if len(microbatch.positions)
+        ]
+        self.store.release_vocabulary(HEAD)
+        return torch.cat(found)
 
     def device_bytes(self) -> dict[str, int]:
         """Count the bytes that lie on the device between steps, by part."""

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from workbench.errors import RunError
 from workbench.model.decoder import (
-    BLOCK_STACKS,
     EMBEDDING,
     FINAL_NORM,
     HEAD,
@@ -27,6 +26,7 @@ from workbench.model.decoder import (
     parameter_shapes,
 )
 from workbench.model.families import Dimensions
+from workbench.training.engine.block_layout import weight_layout
 from workbench.training.engine.flat import Layout, Shape, flat_layout
 from workbench.training.engine.host_memory import check_host_memory, pinned_bytes
 from workbench.training.engine.lanes import Lanes, Mark
@@ -226,7 +226,7 @@ class WeightStore:
         if not dims.tied:
             vocabulary[HEAD] = (dims.vocabulary_size, dims.hidden_size)
         inside = block_parameters(dims)
-        block = flat_layout({name: (shape, dtype) for name, shape in inside.items()}, BLOCK_STACKS)
+        block = weight_layout(dims, dtype)
         block_beside = _companion_layout(inside, companion)
         block_names = [block_name(block) for block in range(dims.num_layers)]
 

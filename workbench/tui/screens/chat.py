@@ -2,7 +2,8 @@
 
 The server is a child that ends with this program; closing a reply's stream is what stops its
 generation. Invariants: one server at a time; a message that could not be sent is back in the
-field; a reply that was stopped keeps what came.
+field; a reply that was stopped keeps what came; what was being written is back in the field once
+something else has been written there.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from textual import on
 from textual.app import ComposeResult
@@ -28,14 +29,19 @@ from workbench.tui.screens.frame import WorkbenchScreen
 from workbench.tui.widgets.line_list import LineList
 from workbench.tui.widgets.model_list import ModelList, ModelRow
 from workbench.tui.widgets.prompt import Prompt
-from workbench.tui.widgets.transcript import Answer, Exchange, Transcript
+from workbench.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
-    from workbench.jobs.chat_client import ChatClient, ChatTurn
+    from workbench.jobs.chat_client import ChatClient
+    from workbench.jobs.conversation import Conversation, Turn
     from workbench.jobs.inference_process import Progress, Ready
     from workbench.runs.catalog import RunSummary
 
+# What enter in the field does: send a message, set the instruction, or say a message otherwise.
+Aim = Literal["message", "system prompt", "edit message"]
 _SEEDS = 10_000  # short enough to be read aloud and typed again
+# What is done to the last message, and so needs one that is not being answered.
+_OF_LAST = ("regenerate", "edit_message", "drop_exchange", "save_chat")
 
 
 class Server(Protocol):
@@ -89,7 +95,9 @@ class ChatScreen(WorkbenchScreen):
         self._drawing: Timer | None = None
         self._is_picking = True
         self._stage = ""
-        self._num_context_tokens = 0
+        self._conversation: Conversation | None = None
+        self._aim: Aim = "message"
+        self._draft = ""
 
     def compose_body(self) -> ComposeResult:
         """Lay out the list of checkpoints, and the conversation."""
@@ -174,6 +182,7 @@ class ChatScreen(WorkbenchScreen):
 
     async def _load(self, row: ModelRow) -> None:
         from workbench.jobs.chat_client import ChatClient
+        from workbench.jobs.conversation import Conversation
 
         try:
             await self._stop_server()
@@ -184,8 +193,9 @@ class ChatScreen(WorkbenchScreen):
                 self._say_stage(f"{progress.stage}{amount}…")
             self._client = ChatClient(self._server.socket, model=self._server.model)
             self._served = row
-            await self.query_one("#transcript", Transcript).clear()
-            self._num_context_tokens = 0
+            system = "" if self._conversation is None else self._conversation.system
+            self._conversation = Conversation(system, clock=self.workbench.surroundings.clock)
+            await self.query_one("#transcript", Transcript).show(self._conversation)
             self._is_picking = False
             self.workbench.say(f"{row.run}/{row.checkpoint} is loaded")
         except (WorkbenchError, OSError) as error:
@@ -232,17 +242,45 @@ class ChatScreen(WorkbenchScreen):
         row = self._served
         transcript = self.query_one("#transcript", Transcript)
         transcript.border_title = Content(f"{row.run}/{row.checkpoint}")
-        used = f"context {self._num_context_tokens:,} / {ready.context:,}"
-        transcript.border_subtitle = used
-        self.query_one(
-            "#message"
-        ).border_subtitle = f"{keys.hint('send')} send · {keys.hint('newline')} new line"
+        usage = None if self._conversation is None else self._conversation.usage
+        used = 0 if usage is None else usage.prompt_tokens + usage.completion_tokens
+        transcript.border_subtitle = f"context {used:,} / {ready.context:,}"
+        self._show_aim()
+        system = "" if self._conversation is None else self._conversation.system
         self.query_one("#about", Static).update(
             Content("\n").join(
                 Content.assemble((f"{name:<9}", "$quiet"), value)
-                for name, value in _about(row, ready, self._num_context_tokens)
+                for name, value in _about(row, ready, used, system)
             )
         )
+
+    def _show_aim(self) -> None:
+        """Say above the field what is written there, and below it what enter does."""
+        pane = self.query_one("#message")
+        pane.border_title = self._aim
+        does = "set" if self._aim == "system prompt" else "send"
+        pane.border_subtitle = f"{keys.hint('send')} {does} · {keys.hint('newline')} new line"
+
+    def _write(self, aim: Aim, text: str) -> None:
+        """Let the field take something else than the next message, which is kept meanwhile."""
+        prompt = self.query_one("#prompt", Prompt)
+        if self._aim == "message":
+            self._draft = prompt.text
+        self._aim = aim
+        prompt.text = text
+        prompt.move_cursor(prompt.document.end)
+        prompt.focus()
+        self._show_aim()
+        self.refresh_keys()
+
+    def _write_message(self) -> None:
+        """Give the field back to the next message."""
+        self._aim = "message"
+        prompt = self.query_one("#prompt", Prompt)
+        prompt.text, self._draft = self._draft, ""
+        prompt.move_cursor(prompt.document.end)
+        self._show_aim()
+        self.refresh_keys()
 
     def key_scopes(self) -> tuple[Scope, ...]:
         """While a checkpoint is picked, the keys of the conversation are not shown."""
@@ -258,46 +296,82 @@ class ChatScreen(WorkbenchScreen):
             refused.append(("load_model", f"loading: {self._stage}"))
         elif self.query_one("#models", ModelList).current is None:
             refused.append(("load_model", "there is no checkpoint"))
+        if self._conversation is None:
+            refused.append(("set_system", "no checkpoint is loaded"))
         if self._replying is not None:
-            refused += [
-                ("send", "the model is answering"),
-                ("regenerate", "the model is answering"),
-            ]
-        elif self._last is None:
-            refused.append(("regenerate", "nothing was asked yet"))
+            refused += [(row, "the model is answering") for row in ("send", *_OF_LAST)]
+        elif self._question is None:
+            refused += [(row, "nothing was asked yet") for row in _OF_LAST]
         return KeyState(readonly=self.workbench.surroundings.readonly, refused=tuple(refused))
 
     def label_of(self, row: KeyRow) -> str:
         """Esc stops a reply, and else goes back."""
+        if row.id == "stop_reply" and self._aim != "message":
+            return "Cancel"
         if row.id == "stop_reply":
             return "Stop" if self._replying is not None else "Models"
+        if row.id == "send" and self._aim == "system prompt":
+            return "Set"
         return row.label
 
     # ---- talking -----------------------------------------------------------------------
 
     @property
-    def _last(self) -> Exchange | None:
-        exchanges = self.query_one("#transcript", Transcript).exchanges
-        return exchanges[-1] if exchanges else None
+    def conversation(self) -> "Conversation | None":
+        """What has been said with the checkpoint that is loaded."""
+        return self._conversation
+
+    @property
+    def _question(self) -> "Turn | None":
+        return None if self._conversation is None else self._conversation.question
 
     async def _send(self, message: str) -> None:
-        exchange = Exchange(message, self.workbench.surroundings.clock())
-        await self.query_one("#transcript", Transcript).add(exchange)
-        await self._answer(exchange)
+        assert self._conversation is not None
+        question = self._conversation.say(message)
+        await self.query_one("#transcript", Transcript).add(self._conversation, question)
+        await self._answer(question)
+
+    async def _send_edited(self, question: "Turn", message: str) -> None:
+        assert self._conversation is not None
+        edited = self._conversation.edit(question, message)
+        await self.query_one("#transcript", Transcript).show(self._conversation)
+        await self._answer(edited)
 
     def do_send(self) -> None:
-        """Send what is written."""
+        """Send what is written; or set the system prompt, where that was written."""
         prompt = self.query_one("#prompt", Prompt)
-        message = prompt.text.strip()
-        if not message or self._client is None or self._replying is not None:
+        text = prompt.text.strip()
+        question = self._question
+        if self._client is None or self._conversation is None or self._replying is not None:
             return
-        prompt.text = ""
-        self._reply(self._send(message))
+        if self._aim == "system prompt":
+            self._conversation.system = text
+            self._write_message()
+            self._show_about()
+            self.workbench.say("the next answer is told the system prompt" if text else "no system")
+        elif not text:
+            return
+        elif self._aim == "edit message" and question is not None:
+            self._write_message()
+            self._reply(self._send_edited(question, text))
+        else:
+            prompt.text = ""
+            self._reply(self._send(text))
+
+    def do_set_system(self) -> None:
+        """Write the instruction before the conversation."""
+        if self._conversation is not None and not self._is_picking:
+            self._write("system prompt", self._conversation.system)
+
+    def do_edit_message(self) -> None:
+        """Write the last message anew; sent, it is a branch beside the one before."""
+        if self._question is not None and self._replying is None:
+            self._write("edit message", self._question.text)
 
     def do_regenerate(self) -> None:
         """Answer the last message again; the answers before stay beside it."""
-        if self._last is not None and self._replying is None:
-            self._reply(self._answer(self._last))
+        if self._question is not None and self._replying is None:
+            self._reply(self._answer(self._question))
 
     def _reply(self, work: Coroutine[Any, Any, None]) -> None:
         self._replying = asyncio.create_task(work, name="reply")
@@ -320,37 +394,29 @@ class ChatScreen(WorkbenchScreen):
             self._show_about()
             self.refresh_keys()
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _answer(self, question: "Turn") -> None:
         """Stream one answer; a stop keeps what came, a failure gives the message back."""
         from workbench.jobs.chat_client import SUGGESTED_TEMPERATURE, ChatSettings
 
         assert self._client is not None
-        stopwatch = self.workbench.surroundings.stopwatch
-        answer = Answer(seed=random.randrange(_SEEDS))
-        turns = self._turns_before(exchange)
-        exchange.answers.append(answer)
-        exchange.shown = len(exchange.answers) - 1
-        began = stopwatch()
+        assert self._conversation is not None
+        settings = ChatSettings(seed=random.randrange(_SEEDS), temperature=SUGGESTED_TEMPERATURE)
+        pieces = self._conversation.answer(
+            question,
+            self._client,
+            settings,
+            model="" if self._server is None else self._server.model,
+            stopwatch=self.workbench.surroundings.stopwatch,
+        )
         try:
-            settings = ChatSettings(seed=answer.seed, temperature=SUGGESTED_TEMPERATURE)
-            async with aclosing(self._client.stream(turns, settings)) as pieces:
+            async with aclosing(pieces):
                 async for piece in pieces:
-                    if piece.text:
-                        answer.text += piece.text
-                        answer.num_tokens += 1
-                    answer.seconds = stopwatch() - began
-                    if piece.finish_reason is not None:
-                        answer.ended = piece.finish_reason
-                    if piece.usage is not None:
-                        answer.num_tokens = piece.usage.completion_tokens
-                        self._num_context_tokens = (
-                            piece.usage.prompt_tokens + piece.usage.completion_tokens
-                        )
-            answer.ended = answer.ended or "stop"
+                    if piece.notice is not None:
+                        self.workbench.say(piece.notice)
         except asyncio.CancelledError:
-            answer.ended = "stopped"
+            pass  # by esc or ctrl+c: what came is in the transcript
         except (WorkbenchError, OSError) as error:
-            await self._give_back(exchange, answer)
+            await self._give_back(question)
             if self._server is not None and self._server.has_ended:
                 back = keys.hint("stop_reply")
                 self.workbench.say(
@@ -359,35 +425,23 @@ class ChatScreen(WorkbenchScreen):
             else:
                 self.workbench.say_error("no answer: ", error)
 
-    async def _give_back(self, exchange: Exchange, answer: Answer) -> None:
-        """Take a failed answer away; the message of a failed send is in the field again."""
-        if answer.text:
-            answer.ended = "broken off"
-        else:
-            exchange.answers.remove(answer)
-            exchange.shown = max(len(exchange.answers) - 1, 0)
-        if not exchange.answers:
-            prompt = self.query_one("#prompt", Prompt)
-            prompt.text = exchange.message + (f"\n{prompt.text}" if prompt.text else "")
-            prompt.move_cursor(prompt.document.end)
-            await self.query_one("#transcript", Transcript).drop_last()
-
-    def _turns_before(self, exchange: Exchange) -> "list[ChatTurn]":
-        from workbench.jobs.chat_client import ChatTurn
-
-        turns = []
-        for each in self.query_one("#transcript", Transcript).exchanges:
-            turns.append(ChatTurn("user", each.message))
-            if each is exchange:
-                break
-            if each.answer is not None:
-                turns.append(ChatTurn("assistant", each.answer.text))
-        return turns
+    async def _give_back(self, question: "Turn") -> None:
+        """Have a message that got no answer at all in the field again."""
+        if question.after or self._conversation is None:
+            return
+        self._conversation.drop(question)
+        prompt = self.query_one("#prompt", Prompt)
+        prompt.text = question.text + (f"\n{prompt.text}" if prompt.text else "")
+        prompt.move_cursor(prompt.document.end)
+        await self.query_one("#transcript", Transcript).show(self._conversation)
 
     def do_stop_reply(self) -> object:
         """Stop the reply; else leave the field; else go to the checkpoints."""
         if self._replying is not None:
             self._replying.cancel()
+            return None
+        if self._aim != "message" and not self._is_picking:
+            self._write_message()
             return None
         if self._is_picking:
             if self._loading is not None:
@@ -415,24 +469,73 @@ class ChatScreen(WorkbenchScreen):
 
     def do_clear_chat(self) -> None:
         """Begin a new conversation."""
-        if self._replying is None:
-            self.run_worker(self.query_one("#transcript", Transcript).clear(), exit_on_error=False)
-            self._num_context_tokens = 0
-            self._show_about()
+        if self._replying is None and self._conversation is not None:
+            self._conversation.clear()
+            self._show_path()
 
     def do_next_answer(self) -> None:
         """Show the next answer to the last message."""
-        self._turn_answer(1)
+        self._show_beside(1, of_answer=True)
 
     def do_previous_answer(self) -> None:
         """Show the answer before."""
-        self._turn_answer(-1)
+        self._show_beside(-1, of_answer=True)
 
-    def _turn_answer(self, by: int) -> None:
-        last = self._last
-        if last is not None and last.answers and self._replying is None:
-            last.shown = min(max(last.shown + by, 0), len(last.answers) - 1)
-            self.query_one("#transcript", Transcript).redraw_last()
+    def do_next_version(self) -> None:
+        """Show the next version of the last message that has several."""
+        self._show_beside(1, of_answer=False)
+
+    def do_previous_version(self) -> None:
+        """Show the version before."""
+        self._show_beside(-1, of_answer=False)
+
+    def _show_beside(self, by: int, *, of_answer: bool) -> None:
+        conversation, question = self._conversation, self._question
+        if conversation is None or question is None or self._replying is not None:
+            return
+        if of_answer:
+            if question.next is not None:
+                conversation.show_beside(question.next, by)
+                self.query_one("#transcript", Transcript).redraw_last()
+                if question.next.after:
+                    self._show_path()
+            return
+        for turn in reversed(conversation.path):
+            if turn.role == "user" and len(conversation.siblings(turn)) > 1:
+                conversation.show_beside(turn, by)
+                self._show_path()
+                return
+        self.workbench.say("no message has been edited")
+
+    def do_drop_exchange(self) -> None:
+        """Forget the last message with its answers."""
+        conversation, question = self._conversation, self._question
+        if conversation is not None and question is not None and self._replying is None:
+            conversation.drop(question)
+            self._show_path()
+
+    def do_save_chat(self) -> None:
+        """Save the conversation beside the runs, a row for each branch."""
+        from workbench.jobs import transcripts
+
+        if self._conversation is None:
+            return
+        folder = self.workbench.surroundings.project / "output"
+        path = folder / "chat.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            num_rows = transcripts.save(self._conversation, path, all_branches=True)
+        except (WorkbenchError, OSError) as error:
+            self.workbench.say_error("not saved: ", error)
+        else:
+            self.workbench.say(f"{words.number_of(num_rows, 'conversation')} saved in {path}")
+
+    def _show_path(self) -> None:
+        assert self._conversation is not None
+        transcript = self.query_one("#transcript", Transcript)
+        self.run_worker(transcript.show(self._conversation), exit_on_error=False)
+        self._show_about()
+        self.refresh_keys()
 
 
 def _said_of(summary: "RunSummary", now: float) -> str:
@@ -445,7 +548,9 @@ def _said_of(summary: "RunSummary", now: float) -> str:
     return f"{state} · loss {words.loss(summary.loss)} at step {summary.step}"
 
 
-def _about(row: ModelRow, ready: "Ready", num_context_tokens: int) -> list[tuple[str, str]]:
+def _about(
+    row: ModelRow, ready: "Ready", num_context_tokens: int, system: str
+) -> list[tuple[str, str]]:
     return [
         ("run", row.run),
         ("weights", row.checkpoint),
@@ -453,4 +558,5 @@ def _about(row: ModelRow, ready: "Ready", num_context_tokens: int) -> list[tuple
         ("numbers", ready.dtype),
         ("context", f"{num_context_tokens:,} of {ready.context:,}"),
         *(("stops at" if number == 0 else "", text) for number, text in enumerate(ready.stop)),
+        *([("system", system)] if system else []),
     ]

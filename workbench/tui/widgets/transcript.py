@@ -1,6 +1,6 @@
 """The conversation: turns under headings; the view follows its end until the reader moves up."""
 
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from textual.containers import VerticalScroll
 from textual.content import Content
@@ -8,38 +8,10 @@ from textual.widgets import Static
 
 from workbench.tui import words
 
+if TYPE_CHECKING:
+    from workbench.jobs.conversation import Conversation, Turn
+
 _STOP_WORDS = {"stop": "ended by itself", "length": "length limit", "stopped": "stopped by you"}
-
-
-@dataclass
-class Answer:
-    """One answer of the model and how it came to be."""
-
-    text: str = ""
-    seed: int = 0
-    num_tokens: int = 0
-    seconds: float = 0.0
-    ended: str = ""  # stop, length, stopped, error; "" while it is being made
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Speed, None while it cannot be said."""
-        return self.num_tokens / self.seconds if self.num_tokens and self.seconds > 0 else None
-
-
-@dataclass
-class Exchange:
-    """A message and the answers it got; ``shown`` is the one that counts."""
-
-    message: str
-    time: float
-    answers: list[Answer] = field(default_factory=list)
-    shown: int = 0
-
-    @property
-    def answer(self) -> Answer | None:
-        """The answer that is shown."""
-        return self.answers[self.shown] if self.answers else None
 
 
 class ExchangeView(Static):
@@ -49,9 +21,10 @@ class ExchangeView(Static):
     ExchangeView { height: auto; width: 100%; padding: 0 1; margin-bottom: 1; }
     """
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, conversation: "Conversation", question: "Turn") -> None:
         super().__init__()
-        self.exchange = exchange
+        self._conversation = conversation
+        self._question = question
 
     def on_resize(self) -> None:
         """Draw the lines anew at their width."""
@@ -60,11 +33,11 @@ class ExchangeView(Static):
     def draw(self) -> None:
         """Draw both turns."""
         width = max(self.size.width, 20)
+        question, answer = self._question, self._question.next
         lines = [
-            _rule("you", words.clock(self.exchange.time), width, "$secondary"),
-            Content(self.exchange.message),
+            _rule("you", self._said(), width, "$secondary"),
+            Content(question.text),
         ]
-        answer = self.exchange.answer
         if answer is not None:
             about = self._about(answer, width - len("model ── "))
             lines += [Content(""), _rule("model", about, width, "$accent")]
@@ -72,22 +45,33 @@ class ExchangeView(Static):
             lines.append(Content(text))
         self.update(Content("\n").join(lines))
 
-    def _about(self, answer: Answer, room: int) -> str:
+    def _said(self) -> str:
+        """Say when a message was sent, and which of its versions it is."""
+        if self._question.before is None:  # it has just been dropped
+            return ""
+        versions = self._conversation.siblings(self._question)
+        time = words.clock(self._question.time)
+        if len(versions) == 1:
+            return time
+        return f"« {versions.index(self._question) + 1}/{len(versions)} » · {time}"
+
+    def _about(self, answer: "Turn", room: int) -> str:
         """Say how an answer came to be; what matters least goes first where room is short."""
         parts = self._facts(answer)
         while len(" · ".join(parts)) > room and len(parts) > 1:
             parts.pop(0)
         return " · ".join(parts)
 
-    def _facts(self, answer: Answer) -> list[str]:
+    def _facts(self, answer: "Turn") -> list[str]:
         parts = []
         if answer.num_tokens:
             parts.append(f"{answer.num_tokens} tok")
         if answer.tokens_per_second is not None:
             parts.append(f"{answer.tokens_per_second:.0f} tok/s")
-        parts.append(f"seed {answer.seed}")
-        if len(self.exchange.answers) > 1:
-            parts.append(f"‹ {self.exchange.shown + 1}/{len(self.exchange.answers)} ›")
+        if answer.seed is not None:
+            parts.append(f"seed {answer.seed}")
+        if len(self._question.after) > 1:
+            parts.append(f"‹ {self._question.shown + 1}/{len(self._question.after)} ›")
         if answer.ended:
             parts.append(_STOP_WORDS.get(answer.ended, answer.ended))
         else:
@@ -106,25 +90,20 @@ class Transcript(VerticalScroll, can_focus=True):
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
-        self.exchanges: list[Exchange] = []
         self._follows = True
 
-    async def add(self, exchange: Exchange) -> None:
-        """Show one more exchange at the end."""
-        self.exchanges.append(exchange)
-        await self.mount(ExchangeView(exchange))
-        # Whoever asks wants to see the answer, also one who had moved up.
+    async def show(self, conversation: "Conversation") -> None:
+        """Show the path of a conversation, from its first message to its end."""
+        await self.query(ExchangeView).remove()
+        questions = [turn for turn in conversation.path if turn.role == "user"]
+        await self.mount_all(ExchangeView(conversation, question) for question in questions)
         self._go_to_end()
 
-    async def drop_last(self) -> None:
-        """Take the last exchange away."""
-        self.exchanges.pop()
-        await list(self.query(ExchangeView))[-1].remove()
-
-    async def clear(self) -> None:
-        """Begin anew."""
-        self.exchanges.clear()
-        await self.query(ExchangeView).remove()
+    async def add(self, conversation: "Conversation", question: "Turn") -> None:
+        """Show one more message at the end."""
+        await self.mount(ExchangeView(conversation, question))
+        # Whoever asks wants to see the answer, also one who had moved up.
+        self._go_to_end()
 
     def redraw_last(self) -> None:
         """Draw the last exchange as it stands."""
