@@ -287,7 +287,8 @@ class Training:
             )
             logger.info("step %d %r: %r", step, reply.prompt, reply.text)
         self.report.text("samples", board_text(replies), step)
-        logger.info("step %d %d prompts answered, %.1f s", step, len(replies), seconds)
+        prompts = "1 prompt" if len(replies) == 1 else f"{len(replies)} prompts"
+        logger.info("step %d %s answered, %.1f s", step, prompts, seconds)
         self._at(self._resting)
 
     def _note_evaluation(self, step: int, loss: float | None) -> bool:
