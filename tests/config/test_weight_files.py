@@ -119,6 +119,10 @@ def test_links_of_the_hubs_cache_and_within_a_folder_are_followed(tmp_path: Path
     (snapshot / SINGLE_FILE).symlink_to(tmp_path / "secret")
     with pytest.raises(RunError, match="a link out of the folder"):
         find_weight_files(snapshot)
+    downloaded = tmp_path / "downloaded"  # as older versions of `hf download --local-dir` did
+    downloaded.mkdir()
+    (downloaded / SINGLE_FILE).symlink_to(repository / "blobs" / "f00d")
+    assert find_weight_files(downloaded).files == (downloaded / SINGLE_FILE,)
     within = tmp_path / "within"
     within.mkdir()
     touch(within, ["file"])

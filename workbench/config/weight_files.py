@@ -24,7 +24,9 @@ BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 _FORMS = (SINGLE_FILE, INDEX_FILE, BIN_FILE, BIN_INDEX_FILE)
 _MAX_INDEX_BYTES = 100_000_000
 _SHOWN_NAMES = 5
-_SNAPSHOT = re.compile(r".*/(models|datasets)--[^/]+/snapshots/[^/]+")
+# Where the hub's cache keeps files: its snapshots are links to them, and so are folders that older
+# versions of ``hf download --local-dir`` have made.
+_BLOB = re.compile(r".*/models--[^/]+/blobs/[^/]+")
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,14 @@ def missing_weight_files(folder: Path | str) -> list[str]:
 
 
 def file_inside(folder: Path, name: str) -> Path:
-    """Give a file of a model folder, which may be a link only within it, or in the hub's cache.
+    """Give a file of a model folder, which may be a link only within it, or into the hub's cache.
 
     Raises:
         RunError: it is a link to somewhere else.
     """
     path = folder / name
     target, home = path.resolve(), folder.resolve()
-    if target.is_relative_to(home):
-        return path
-    if _SNAPSHOT.fullmatch(home.as_posix()) and target.parent == home.parent.parent / "blobs":
+    if target.is_relative_to(home) or _BLOB.fullmatch(target.as_posix()):
         return path
     raise RunError(
         f"{name} is a link out of the folder, to {target}",
