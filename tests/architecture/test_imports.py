@@ -12,7 +12,7 @@ import workbench
 MODEL_LIBRARIES = ("torch", "transformers", "triton", "tokenizers", "datasets", "fastapi")
 SCREEN_LIBRARIES = ("textual", "rich")
 # Imported on a GPU alone: Triton comes with torch's CUDA builds.
-NEED_TRITON = ("_triton", "fused_kernels")
+NEED_TRITON = ("_triton", "fused_kernels", "triton_programs")
 WORKER_PACKAGES = ("data", "model", "training", "inference")
 USER_PACKAGES = ("cli", "tui", "jobs")
 
