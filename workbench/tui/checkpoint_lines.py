@@ -241,12 +241,12 @@ def _again(facts: CheckpointFacts, held: RunCheckpoints) -> str:
     name = held.known.name
     if not facts.is_newest:
         newest = held.facts.newest
-        beyond = f", {name} itself goes on from step {newest.step:,}" if newest else ""
+        beyond = f"; {name} itself from step {newest.step:,}" if newest else ""
         return f"a new run goes on at step {facts.step + 1:,}{beyond}"
     if held.known.is_running:
         return f"{name} is at work; after its end a start goes on from its newest"
-    more = ", once more steps are asked for" if held.known.state == "finished" else ""
-    return f"{name} goes on at step {facts.step + 1:,} as attempt {held.known.attempt + 1}{more}"
+    more = "; more steps have to be asked for" if held.known.state == "finished" else ""
+    return f"goes on at step {facts.step + 1:,}, attempt {held.known.attempt + 1}{more}"
 
 
 def _next_save(facts: CheckpointFacts, held: RunCheckpoints) -> Content | None:
@@ -254,7 +254,7 @@ def _next_save(facts: CheckpointFacts, held: RunCheckpoints) -> Content | None:
     pruned, run = held.facts.pruned_next, held.facts
     if pruned is None or run.keep is None or facts.is_partial:
         return None
-    rule = f"keeps the newest {run.keep}, the best, and those tagged keep"
+    rule = f"keeps the newest {run.keep}, best, keep"
     if facts.step in pruned:
         others = len(pruned) - 1
         also = f" and {words.number_of(others, 'other')}" if others else ""
@@ -279,7 +279,9 @@ def run_details(held: RunCheckpoints, path: str, now: float) -> list[Line]:
         lines.append(("began with", Content(words.last_parts(str(run.model)))))
     if run.keep is not None and run.pruned_next is not None:
         names = words.some([f"checkpoint-{step}" for step in run.pruned_next]) or "none"
-        lines.append(("next save", Content(f"removes {names} · keeps {run.keep} and the best")))
+        lines.append(
+            ("next save", Content(f"removes {names} · keeps the newest {run.keep}, best, keep"))
+        )
     return lines
 
 

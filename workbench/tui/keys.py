@@ -334,26 +334,26 @@ TABLE: tuple[KeyRow, ...] = (
     KeyRow(
         "finalize", ("F",), "checkpoints", "Finalize…",
         "Publish it as a model for others, also as GGUF: compared, and asked for one reply.",
-        1, "workbench finalize CHECKPOINT DEST", 2, acts=True,
+        1, "workbench finalize CHECKPOINT DEST", 1, acts=True,
     ),
     KeyRow(
         "convert", ("x",), "checkpoints", "Convert…",
         "Make another model folder of it: dtype, longest document, chat template.",
-        1, "workbench convert CHECKPOINT DEST", 3, acts=True,
+        1, "workbench convert CHECKPOINT DEST", 2, acts=True,
     ),
     KeyRow(
         "start_from", ("R",), "checkpoints", "Start again…",
         "Go on training from it, through the preview: its run from the newest one, else a new run.",
-        1, "workbench train -t RUN/config.yaml checkpoints.resume=CHECKPOINT", 3, acts=True,
+        1, "workbench train -t RUN/config.yaml checkpoints.resume=CHECKPOINT", 1, acts=True,
     ),
     KeyRow(
         "delete_checkpoint", ("D",), "checkpoints", "Delete…",
         "List its files and bytes; they go once its step is typed. No model is ever touched.",
-        3, "workbench checkpoints delete CHECKPOINT", 3, acts=True,
+        3, "workbench checkpoints delete CHECKPOINT", 1, acts=True,
     ),
     KeyRow(
         "copy_checkpoint", ("y",), "checkpoints", "Copy path", "Copy its path.", 0,
-        "workbench checkpoints list RUN", 5,
+        "workbench checkpoints list RUN", 3,
     ),
     KeyRow("fold", ("left",), "checkpoints", "Fold", "Hide the checkpoints of this run."),
     KeyRow("unfold", ("right",), "checkpoints", "Unfold", "Show the checkpoints of this run."),

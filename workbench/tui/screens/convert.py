@@ -28,6 +28,7 @@ class ConvertDialog(WorkDialog):
     def __init__(self, source: Path, name: str) -> None:
         super().__init__(f"Convert {name}")
         self._source = source
+        self._name_of_source = name.replace("/checkpoint-", "-").replace("/", "-")
         self._planned: Planned | None = None
         self._converted: Converted | None = None
 
@@ -42,7 +43,7 @@ class ConvertDialog(WorkDialog):
         from workbench.config.find import template_names
         from workbench.jobs.publishing import CONVERT_DTYPES
 
-        name = f"models/{self._source.name}-converted"
+        name = f"models/{self._name_of_source}-converted"
         templates = sorted(template_names(self.workbench.surroundings.project))
         yield FormLine("destination", FormField(name, id="destination"))
         yield FormLine("dtype", ChoiceField([_AS_IT_IS, *CONVERT_DTYPES], _AS_IT_IS, id="dtype"))

@@ -29,7 +29,8 @@ class StepField(Input, inherit_bindings=False):
 class DeletePrompt(Dialog):
     """Gives back True once the checkpoint's step was typed and confirmed."""
 
-    BINDINGS = keys.bindings("dialog")
+    SCOPES = ("form", "dialog")
+    BINDINGS = keys.bindings("form", "dialog")
 
     def __init__(self, plan: DiscardPlan, facts: CheckpointFacts) -> None:
         super().__init__()
@@ -39,10 +40,11 @@ class DeletePrompt(Dialog):
         """Draw what goes, what is lost with it, and the field."""
         facts = self._facts
         files = [each for held in self._plan.files.values() for each in held.items()]
+        files.sort(key=lambda each: -each[1])
         with Vertical(classes="box delete") as box:
             box.border_title = Content(f"Delete {self._plan.run.name}/{facts.path.name}?")
             box.border_subtitle = f"{keys.hint('close')} keep it"
-            with VerticalScroll(id="doomed"):
+            with VerticalScroll(id="doomed", can_focus=False):
                 yield Static(
                     Content("\n").join(
                         Content.assemble(
@@ -58,7 +60,7 @@ class DeletePrompt(Dialog):
                 )
             )
             yield Static(Content("\n".join(self._notes())))
-            yield Static(Content(f"Type its step ({facts.step}): checkpoint-"))
+            yield Static(Content(f"Type its step ({facts.step}): checkpoint-"), id="asked")
             field = StepField(id="step", compact=True, max_length=len(str(facts.step)) + 4)
             field.cursor_blink = False
             yield field
@@ -70,7 +72,7 @@ class DeletePrompt(Dialog):
             notes.append("It is the best of its run; no other is marked so afterwards.")
         if facts.is_newest:
             notes.append("It is the newest: its run would go on from the one before it.")
-        return [*notes, "Config, events, metrics and logs of the run stay.", ""]
+        return [*notes, "Config, events, metrics and logs of the run stay."]
 
     def on_mount(self) -> None:
         """Begin to count, and take the typing."""
@@ -92,6 +94,14 @@ class DeletePrompt(Dialog):
     @on(Input.Changed)
     def _typed(self) -> None:
         self.query_one("#match", Static).update(self._match_text(self._matches))
+
+    def do_next_field(self) -> None:
+        """Show more of the files."""
+        self.query_one("#doomed").scroll_down(animate=False)
+
+    def do_previous_field(self) -> None:
+        """Show the files before."""
+        self.query_one("#doomed").scroll_up(animate=False)
 
     def do_delete_now(self) -> None:
         """Delete, if the step is right; else nothing."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from textual import work
+from textual import on, work
 from textual.content import Content
 from textual.worker import get_current_worker
 
@@ -55,6 +55,7 @@ class FinalizeDialog(WorkDialog):
         super().__init__(f"Finalize {name}")
         self._source, self._start_server = source, start
         self._published: Published | None = None
+        self._suggested = ""
         self._reply = ""
         self._ended = ""
         self._choices: dict[str, Choice] = self._find_choices()
@@ -86,19 +87,33 @@ class FinalizeDialog(WorkDialog):
         """Give the fields."""
         from workbench.jobs.publishing import GGUF_TYPES
 
-        yield FormLine("destination", FormField(self._suggestion(), id="destination"))
+        self._suggested = self._suggestion()
+        yield FormLine("destination", FormField(self._suggested, id="destination"))
         if self._choices:
             first = next(iter(self._choices))
             yield FormLine("checkpoint", ChoiceField(list(self._choices), first, id="which"))
         yield FormLine("GGUF", ChoiceField(["none", *GGUF_TYPES], "none", id="gguf"))
         yield FormLine("sample reply", ChoiceField(["yes", "no"], "yes", id="reply"))
 
-    def _suggestion(self) -> str:
-        source = self._source
-        facts = source.checkpoint or (source.run.newest if source.run is not None else None)
-        if source.run is None or facts is None:
-            return f"models/{source.path.name}-published"
-        return f"models/{source.run.run.name}-{facts.step}"
+    def _suggestion(self, choice: "Choice | None" = None) -> str:
+        """Give a name for what is made: of the run and the step that is chosen."""
+        run = self._source.run
+        if run is None:
+            return f"models/{self._source.path.name}-published"
+        facts = self._source.checkpoint or run.newest
+        if choice == "latest":
+            facts = run.newest
+        elif choice == "best":
+            facts = next((each for each in run.checkpoints if each.is_best), facts)
+        return f"models/{run.run.name}-{facts.step if facts is not None else 0}"
+
+    @on(ChoiceField.Changed)
+    def _chosen(self) -> None:
+        """A destination that nobody has typed follows the checkpoint."""
+        field = self.query_one("#destination", FormField)
+        if field.value == self._suggested:
+            self._suggested = self._suggestion(self.choice)
+            field.value = self._suggested
 
     @property
     def choice(self) -> "Choice | None":

@@ -45,6 +45,7 @@ class WorkDialog(Dialog):
         self._notes: list[str] = []
         self._error: WorkbenchError | None = None
         self._asks_to_leave = False
+        self._stage_since = 0.0
         self.made: Path | None = None
 
     # ---- what a subclass says ----------------------------------------------------------
@@ -92,6 +93,13 @@ class WorkDialog(Dialog):
         super().on_mount()
         self.query("#work-form FormField").first().focus()
         self.show()
+        if not self.workbench.surroundings.still:
+            self.set_interval(1.0, self._tick)
+
+    def _tick(self) -> None:
+        """Let the age of a slow stage grow."""
+        if self.phase == "working":
+            self.show()
 
     def text_of(self, field_id: str) -> str:
         """Give what was typed into a field."""
@@ -166,9 +174,13 @@ class WorkDialog(Dialog):
     def _lines(self) -> list[Content]:
         lines = []
         names = list(self._stages)
+        if self.phase == "done":
+            # What has been done needs one line; the room is for what came out.
+            lines.append(Content.assemble(("✓ ", "bold $good"), (" · ".join(names), "$quiet")))
+            names = []
         for name in names:
             done, total = self._stages[name]
-            is_over = name != names[-1] or self.phase == "done"
+            is_over = name != names[-1]
             mark = ("✓ ", "bold $good") if is_over else ("◌ ", "bold $busy")
             if self.phase == "failed" and name == names[-1]:
                 mark = ("✗ ", "bold $bad")
@@ -176,9 +188,12 @@ class WorkDialog(Dialog):
             if total and not is_over:
                 line = line.append(progress_bar(done / total, _BAR_WIDTH))
                 line = line.append(f" {words.percent(done, total)}")
+            elif self.phase == "working" and not is_over:
+                line = line.append(Content.assemble((self._age(), "$quiet")))
             lines.append(line)
         if self.phase == "working" and not names:
-            lines.append(Content.assemble(("◌ ", "bold $busy"), "starting the worker…"))
+            start = Content.assemble(("◌ ", "bold $busy"), f"{'starting the worker':<24}")
+            lines.append(start.append(Content.assemble((self._age(), "$quiet"))))
         for note in self._notes:
             lines.append(Content.assemble(("! ", "bold $note"), note))
         if self._error is not None:
@@ -189,10 +204,17 @@ class WorkDialog(Dialog):
             lines.extend(self.findings())
         return lines
 
+    def _age(self) -> str:
+        """Say how long a stage has taken, once that is long."""
+        seconds = self.workbench.surroundings.stopwatch() - self._stage_since
+        return words.duration(seconds) if seconds >= 2 else ""
+
     # ---- what the work tells -----------------------------------------------------------
 
     def tell_stage(self, stage: str, done: int, total: int) -> None:
         """Note how far a stage is; one that comes again stays where it stood."""
+        if stage not in self._stages:
+            self._stage_since = self.workbench.surroundings.stopwatch()
         self._stages[stage] = (done, total)
         self.show()
 
@@ -248,6 +270,7 @@ class WorkDialog(Dialog):
         if self.phase != "form" or self.objection() is not None:
             return
         self.phase = "working"
+        self._stage_since = self.workbench.surroundings.stopwatch()
         self.set_focus(None)
         self.show()
         self.begin_work()
@@ -267,4 +290,4 @@ class WorkDialog(Dialog):
 
 
 def _named(facts: Iterable[tuple[str, str]]) -> list[Content]:
-    return [Content.assemble((f"{name:<14}", "$quiet"), said) for name, said in facts]
+    return [Content.assemble((f"{name:<15}", "$quiet"), said) for name, said in facts]
