@@ -19,6 +19,11 @@ MODELS = Path("models")
 
 Line = tuple[str, Content]
 
+MODELS_DETAILS = [
+    ("listed", Content("what runs began with, and what was published or converted here")),
+    ("", Content.assemble(("only read: nothing here deletes a model", "$quiet"))),
+]
+
 
 def run_row(held: RunCheckpoints, awaits: str = "", *, is_folded: bool) -> CheckpointRow:
     """Give the heading above the checkpoints of a run; ``awaits``: when the first comes."""

@@ -284,6 +284,8 @@ class CheckpointsScreen(WorkbenchScreen):
             return lines.checkpoint_details(facts, held, found, path, self._now())
         if held is not None:
             return lines.run_details(held, path, self._now())
+        if row.kind == "models":
+            return lines.MODELS_DETAILS
         model = self.model_under_cursor()
         return [] if model is None else lines.model_details(model, found, path)
 
@@ -581,8 +583,13 @@ class CheckpointsScreen(WorkbenchScreen):
         except (WorkbenchError, OSError) as error:
             self.from_thread(self.workbench.say_error, "not deleted: ", error)
         else:
-            self.from_thread(self.workbench.say, f"{names} deleted, {words.size(plan.bytes)}")
+            self.from_thread(self._deleted, f"{names} deleted, {words.size(plan.bytes)}")
         self.from_thread(self._begin_to_read)
+
+    def _deleted(self, text: str) -> None:
+        """Say it, and go to what stands above."""
+        self.workbench.say(text)
+        self.query_one("#checkpoint-list", CheckpointList).do_move_up()
 
 
 _FOLDS = ("fold", "unfold")
