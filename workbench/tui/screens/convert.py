@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual import work
-from textual.content import Content
 from textual.worker import get_current_worker
 
 from workbench.errors import ConfigError, WorkbenchError
@@ -145,7 +144,7 @@ class ConvertDialog(WorkDialog):
 
     # ---- the end -----------------------------------------------------------------------
 
-    def findings(self) -> Sequence[Content]:
+    def findings(self) -> Sequence[tuple[str, str]]:
         """Say what has changed, and how much the logits have."""
         made, planned = self._converted, self._planned
         if made is None or planned is None:
@@ -158,7 +157,4 @@ class ConvertDialog(WorkDialog):
         for number, change in enumerate(planned.changes or ["none"]):
             facts.append(("changes" if number == 0 else "", change))
         facts.append(("logits", logits))
-        return [
-            Content(""),
-            *(Content.assemble((f"{name:<11}", "$quiet"), said) for name, said in facts),
-        ]
+        return facts

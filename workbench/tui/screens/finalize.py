@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual import on, work
-from textual.content import Content
 from textual.worker import get_current_worker
 
 from workbench.errors import WorkbenchError
@@ -53,7 +52,8 @@ class FinalizeDialog(WorkDialog):
     ) -> None:
         name = source.run.run.name if source.run is not None else source.path.name
         super().__init__(f"Finalize {name}")
-        self._source, self._start_server = source, start
+        self._source = source
+        self.start_server = start
         self._published: Published | None = None
         self._suggested = ""
         self._reply = ""
@@ -179,12 +179,13 @@ class FinalizeDialog(WorkDialog):
                     case model_worker.Notice():
                         self.from_thread(self.tell_note, f"{record.what}; {record.remedy}")
                     case model_worker.Published():
-                        self.from_thread(self._take, record)
+                        self.from_thread(self.take, record)
         except WorkbenchError as error:
             if not worker.is_cancelled:
                 self.from_thread(self.fail, error)
 
-    def _take(self, published: "Published") -> None:
+    def take(self, published: "Published") -> None:
+        """Take what was made; ask it for a reply where that is wanted."""
         self._published = published
         self.made = Path(published.path)
         if self.choice_of("reply") == "yes":
@@ -200,7 +201,7 @@ class FinalizeDialog(WorkDialog):
 
         server: Server | None = None
         try:
-            server = await self._start_server(folder)
+            server = await self.start_server(folder)
             async for _ in server.updates():
                 pass
             client = ChatClient(server.socket, model=server.model)
@@ -225,7 +226,7 @@ class FinalizeDialog(WorkDialog):
 
     # ---- the end -----------------------------------------------------------------------
 
-    def findings(self) -> Sequence[Content]:
+    def findings(self) -> Sequence[tuple[str, str]]:
         """Say what was compared, what ends a reply, and what it said."""
         made = self._published
         if made is None:
@@ -247,12 +248,4 @@ class FinalizeDialog(WorkDialog):
         if self._reply:
             facts += [("asked", self.question), ("replied", f"{self._reply}  ({self._ended})")]
         facts.append(("try it", f"workbench serve -m {folder}"))
-        return [
-            Content(""),
-            *(
-                Content.assemble(
-                    (f"{name:<11}", "$quiet"), (said, "bold" if name == "replied" else "")
-                )
-                for name, said in facts
-            ),
-        ]
+        return facts

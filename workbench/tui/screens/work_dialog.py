@@ -6,7 +6,8 @@ left; the command line that is shown does the same.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 Phase = Literal["form", "working", "done", "failed"]
 _BAR_WIDTH = 24
+_NAME_WIDTH = 11
 
 
 class WorkDialog(Dialog):
@@ -70,8 +72,8 @@ class WorkDialog(Dialog):
         """Begin the work in a thread."""
         raise NotImplementedError
 
-    def findings(self) -> Sequence[Content]:
-        """Say what came out, once it is done."""
+    def findings(self) -> Sequence[tuple[str, str]]:
+        """Say what came out, once it is done, as names and values."""
         return ()
 
     # ---- layout ------------------------------------------------------------------------
@@ -201,8 +203,18 @@ class WorkDialog(Dialog):
             lines.append(Content.assemble(("  → ", "$primary"), self._error.remedy))
             lines.append(Content.assemble((f"  {self._error.where}", "$quiet")))
         if self.phase == "done":
-            lines.extend(self.findings())
+            lines.append(Content(""))
+            lines.extend(self._found())
         return lines
+
+    def _found(self) -> Iterator[Content]:
+        """Draw what came out: what needs several lines goes on below its beginning."""
+        width = self.query_one("#work-progress").size.width or self.app.size.width - 10
+        for name, said in self.findings():
+            rows = textwrap.wrap(said, max(width - _NAME_WIDTH - 1, 20)) or [""]
+            for number, row in enumerate(rows):
+                first = name if number == 0 else ""
+                yield Content.assemble((f"{first:<{_NAME_WIDTH}}", "$quiet"), row)
 
     def _age(self) -> str:
         """Say how long a stage has taken, once that is long."""
@@ -255,12 +267,18 @@ class WorkDialog(Dialog):
         return KeyState(readonly=self.workbench.surroundings.readonly)
 
     def do_next_field(self) -> None:
-        """Move to the next field."""
-        self.focus_next()
+        """Move to the next field; once it works, show what stands further below."""
+        if self.phase == "form":
+            self.focus_next()
+        else:
+            self.query_one("#work-progress").scroll_down(animate=False)
 
     def do_previous_field(self) -> None:
-        """Move to the field before."""
-        self.focus_previous()
+        """Move to the field before; once it works, show what stands further above."""
+        if self.phase == "form":
+            self.focus_previous()
+        else:
+            self.query_one("#work-progress").scroll_up(animate=False)
 
     def do_begin(self) -> None:
         """Begin the work; after its end, close."""
