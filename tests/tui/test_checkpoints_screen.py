@@ -341,6 +341,23 @@ async def test_a_checkpoint_goes_once_its_step_is_typed(surroundings: Surroundin
         await wait_until(pilot, lambda: "Checkpoints · 1" in screen_text(pilot))
 
 
+async def test_what_a_crash_left_can_be_deleted(surroundings: Surroundings) -> None:
+    run = await ended_run(surroundings, "quick-1", 10)
+    partial = run.partial_checkpoint(20)
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    async with shown(surroundings) as (pilot, screen):
+        assert "✗ never completed" in line_with(pilot, "checkpoint-20")
+        choose(screen, "checkpoint", partial)
+        assert refusal(screen, "talk_to") == "was never completed"
+        await pilot.press("D")
+        await wait_until(pilot, lambda: isinstance(pilot.app.screen, DeletePrompt))
+        await type_into(pilot, "#step", "20")
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: not partial.exists())
+        assert run.checkpoint(10).is_dir()
+
+
 async def test_what_other_runs_need_is_not_deleted(surroundings: Surroundings) -> None:
     first = await ended_run(surroundings, "quick-1", 10, 20, 30)
     goes_on = f"checkpoints.resume={first.checkpoint(10)}"

@@ -12,9 +12,10 @@ from pathlib import Path
 from workbench.config.weight_files import find_weight_files
 from workbench.errors import WorkbenchError
 from workbench.runs.checkpoint_facts import RunFacts, models_in_use, run_facts
-from workbench.runs.layout import PARTIAL_SUFFIX, CheckpointFolder, RunFolder
+from workbench.runs.layout import PARTIAL_SUFFIX, RunFolder
 from workbench.tui.job_index import KnownRun
 from workbench.tui.surroundings import Surroundings
+from workbench.tui.verifying import manifest_stamp
 
 # Files inside a checkpoint can be cut without a change of any folder: everything is read anew then.
 _FORGET_SECONDS = 15.0
@@ -29,16 +30,21 @@ class ModelFacts:
         bytes: of its weight files.
         num_weight_files: how many those are.
         problem: why it cannot be used, None where it can.
-        has_manifest: its hashes can be compared.
         used_by: names of the runs that began with it.
+        manifest_stamp: changes when its list of hashes is written anew, 0 without one.
     """
 
     path: Path
     bytes: int
     num_weight_files: int
     problem: str | None
-    has_manifest: bool
     used_by: tuple[str, ...] = ()
+    manifest_stamp: int = 0
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether its hashes can be compared."""
+        return self.manifest_stamp != 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,8 @@ class CheckpointIndex:
                 for each in facts.checkpoints
             ]
             facts = replace(facts, checkpoints=tuple(partials))
-        if not any(each.is_partial for each in facts.checkpoints):
+        # What is being written grows without a change of any folder.
+        if not (known.is_running and any(each.is_partial for each in facts.checkpoints)):
             self._facts[known.path] = (stamp, now, facts)
         return facts
 
@@ -161,11 +168,11 @@ def _models(runs: Sequence[RunCheckpoints], made: Sequence[Path]) -> list[ModelF
 
 
 def _look_at(path: Path, used_by: tuple[str, ...]) -> ModelFacts:
-    has_manifest = CheckpointFolder(path).manifest.is_file()
+    stamp = manifest_stamp(path)
     try:
         files = find_weight_files(path).files
         size = sum(file.stat().st_size for file in files)
     except (WorkbenchError, OSError) as error:
         what = error.what if isinstance(error, WorkbenchError) else str(error)
-        return ModelFacts(path, 0, 0, what, has_manifest, used_by)
-    return ModelFacts(path, size, len(files), None, has_manifest, used_by)
+        return ModelFacts(path, 0, 0, what, used_by, stamp)
+    return ModelFacts(path, size, len(files), None, used_by, stamp)

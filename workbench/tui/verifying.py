@@ -54,12 +54,22 @@ class Verifications:
         self._guard = threading.Lock()
         self._is_running = False
 
-    def of(self, folder: Path) -> Verification | None:
-        """Give what is known of a folder as it is now; None where it has not been verified."""
+    def of(self, folder: Path, stamp: int) -> Verification | None:
+        """Give what is known of a folder; None where it has not been verified as it is now.
+
+        Args:
+            folder: that was added.
+            stamp: of its manifest, as it was last read; no file is looked at here.
+        """
         found = self._found.get(folder)
         if found is None or found.is_under_way:
             return found
-        return found if found.stamp == manifest_stamp(folder) else None
+        return found if found.stamp == stamp else None
+
+    def is_under_way(self, folder: Path) -> bool:
+        """Say whether a folder is being read or waits for its turn."""
+        found = self._found.get(folder)
+        return found is not None and found.is_under_way
 
     @property
     def num_under_way(self) -> int:

@@ -23,7 +23,7 @@ from workbench.tui.checkpoint_index import CheckpointIndex, Holdings, ModelFacts
 from workbench.tui.job_events import JobsChanged, RunsListed
 from workbench.tui.keys import KeyRow, KeyState
 from workbench.tui.screens.frame import Section, WorkbenchScreen
-from workbench.tui.verifying import Verifications
+from workbench.tui.verifying import Verification, Verifications
 from workbench.tui.widgets.checkpoint_list import CheckpointList, CheckpointRow, ColumnNames
 from workbench.tui.widgets.filter_field import FilterField
 from workbench.tui.widgets.job_detail import JobDetail
@@ -166,7 +166,7 @@ class CheckpointsScreen(WorkbenchScreen):
             whole = max((each.bytes for each in facts.checkpoints if not each.problem), default=0)
             rows = []
             for each in facts.checkpoints:
-                row = lines.checkpoint_row(each, self._verifications.of(each.path), whole, now)
+                row = lines.checkpoint_row(each, self._found(each), whole, now)
                 if self._is_shown(lines.filterable(row, held.known.name, each, model, now)):
                     rows.append(row)
             if rows or self._filter is None:
@@ -187,8 +187,10 @@ class CheckpointsScreen(WorkbenchScreen):
 
     def _model_row(self, facts: ModelFacts) -> CheckpointRow:
         is_made = str(facts.path) in self.workbench.remembered.made_models
-        found = self._verifications.of(facts.path)
-        return lines.model_row(facts, found, is_made=is_made)
+        return lines.model_row(facts, self._found(facts), is_made=is_made)
+
+    def _found(self, facts: "CheckpointFacts | ModelFacts") -> Verification | None:
+        return self._verifications.of(facts.path, facts.manifest_stamp)
 
     def _is_shown(self, shown: Filterable) -> bool:
         return self._filter is None or self._filter(shown)
@@ -279,15 +281,15 @@ class CheckpointsScreen(WorkbenchScreen):
         row, held, facts = self.current, self.run_under_cursor(), self.checkpoint_under_cursor()
         if row is None:
             return []
-        path, found = self.workbench.shown_path(row.path), self._verifications.of(row.path)
+        path = self.workbench.shown_path(row.path)
         if held is not None and facts is not None:
-            return lines.checkpoint_details(facts, held, found, path, self._now())
+            return lines.checkpoint_details(facts, held, self._found(facts), path, self._now())
         if held is not None:
             return lines.run_details(held, path, self._now())
         if row.kind == "models":
             return lines.MODELS_DETAILS
         model = self.model_under_cursor()
-        return [] if model is None else lines.model_details(model, found, path)
+        return [] if model is None else lines.model_details(model, self._found(model), path)
 
     def entitle(self, section_id: str) -> None:
         """Write a title: both panes are always shown, so no tabs stand before it."""
@@ -415,8 +417,7 @@ class CheckpointsScreen(WorkbenchScreen):
         if row.id == "talk_to" and current is not None and current.is_heading:
             return "Unfold" if current.is_folded else "Fold"
         if row.id == "verify_hashes" and current is not None:
-            found = self._verifications.of(current.path)
-            return "Stop" if found is not None and found.is_under_way else row.label
+            return "Stop" if self._verifications.is_under_way(current.path) else row.label
         return super().label_of(row)
 
     # ---- folding, copying, talking -----------------------------------------------------
@@ -466,8 +467,7 @@ class CheckpointsScreen(WorkbenchScreen):
         model = self.model_under_cursor()
         if row is None:
             return
-        found = self._verifications.of(row.path)
-        if found is not None and found.is_under_way:
+        if self._verifications.is_under_way(row.path):
             self._verifications.stop(row.path)
             self.workbench.say(f"{row.name}: hashes are no longer compared", "note")
         elif facts is not None:

@@ -122,8 +122,7 @@ class CheckpointList(LineList[CheckpointRow]):
                 "  ", (f"{row.mark} ", f"bold {row.colour}"), (f"{state:<{columns.state - 2}}", "")
             )
         )
-        rest = (row.said, "$note") if row.said else (row.tags, "$quiet" if row.is_heading else "")
-        return line.append(Content.assemble(" ", rest)).truncate(width, ellipsis=True)
+        return line.append(_tags(row)).truncate(width, ellipsis=True)
 
 
 class ColumnNames(Widget, can_focus=False):
@@ -147,6 +146,17 @@ def _name(row: CheckpointRow) -> str:
     if row.is_heading:
         return f"{'▸' if row.is_folded else '▾'} {row.name}"
     return f"    {row.name}"
+
+
+def _tags(row: CheckpointRow) -> Content:
+    """Draw the last column: why it cannot be used, else the tags, the best standing out."""
+    if row.said:
+        return Content.assemble(" ", (row.said, "$note"))
+    if row.is_heading or row.kind == "model":
+        return Content.assemble(" ", (row.tags, "$quiet"))
+    words_of = row.tags.split()
+    styled = [(f" {word}", "$good" if word == "best" else "") for word in words_of]
+    return Content.assemble(*styled)
 
 
 def _placed(key: str, value: str, width: int) -> str:
