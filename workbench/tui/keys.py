@@ -117,9 +117,12 @@ class KeyRow:
         return next((shown(key) for key in self.keys if not _types(key)), "")
 
 
+_ARROWS = ("up", "down", "left", "right")
+
+
 def _types(key: str) -> bool:
     """Whether a key puts a character into a text field."""
-    return len(key) == 1 or (key in _SHOWN and len(_SHOWN[key]) == 1 and key not in ("up", "down"))
+    return len(key) == 1 or (key in _SHOWN and len(_SHOWN[key]) == 1 and key not in _ARROWS)
 
 
 def _command(name: str) -> Callable[[KeyState], str | None]:
@@ -477,6 +480,8 @@ _SHOWN = {
     "pageup": "PgUp",
     "up": "↑",
     "down": "↓",
+    "left": "←",
+    "right": "→",
 }
 
 

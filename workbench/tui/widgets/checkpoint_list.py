@@ -83,7 +83,8 @@ class CheckpointList(LineList[CheckpointRow]):
         name = min(max([_NAME_WIDTHS[0], *map(len, names)]), _NAME_WIDTHS[1])
         states = [len(row.state) + 2 for row in self.rows]
         state = min(max([_STATE_WIDTHS[0], *states]), _STATE_WIDTHS[1])
-        tags = max([4, *(len(row.tags) for row in self.rows)])
+        # Of the models' long ones the end may be missing; those of checkpoints are read.
+        tags = max([14, *(len(row.tags) for row in self.rows if row.kind == "checkpoint")])
         between = dict(_WIDTHS)
         for dropped in _DROPPED:
             if name + sum(between.values()) + state + min(tags, 24) + 4 <= width:
