@@ -17,6 +17,7 @@ from textual.worker import get_current_worker
 
 from workbench.errors import WorkbenchError
 from workbench.tui import checkpoint_lines as lines
+from workbench.tui import checkpoint_refusals as refusals
 from workbench.tui import keys, words
 from workbench.tui.checkpoint_filter import Filterable, FilterError, Term, parse
 from workbench.tui.checkpoint_index import CheckpointIndex, Holdings, ModelFacts, RunCheckpoints
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from workbench.runs.checkpoint_facts import CheckpointFacts
     from workbench.runs.discard import DiscardPlan
 
-_ACTS_ON_ONE = ("convert", "delete_checkpoint")
 _KEPT_MODELS = 20
 
 
@@ -357,59 +357,17 @@ class CheckpointsScreen(WorkbenchScreen):
 
     def _refusals(self) -> Iterator[tuple[str, str]]:
         row, held, facts = self.current, self.run_under_cursor(), self.checkpoint_under_cursor()
-        every = [each.id for each in keys.rows(("checkpoints",)) if each.id not in _FOLDS]
-        if row is None:
-            yield from ((each, "there is no checkpoint") for each in every)
-        elif row.kind == "models":
-            yield from ((each, "select a model below") for each in every if each != "talk_to")
-        elif row.kind == "model":
-            yield from self._refusals_of_a_model()
-        elif facts is None and held is not None:
-            yield from ((each, "select one of its checkpoints") for each in _ACTS_ON_ONE)
-            if held.facts.newest is None:
-                none = "it has no complete checkpoint"
-                yield from ((each, none) for each in ("verify_hashes", "finalize", "start_from"))
-            elif held.known.is_running:
-                yield "start_from", f"{held.known.name} still runs"
+        model, holdings = self.model_under_cursor(), self._holdings
+        if row is None or holdings is None:
+            yield from refusals.of_nothing()
         elif facts is not None and held is not None:
-            yield from self._refusals_of(facts, held)
-
-    def _refusals_of(
-        self, facts: "CheckpointFacts", held: RunCheckpoints
-    ) -> Iterator[tuple[str, str]]:
-        name, is_running = held.known.name, held.known.is_running
-        if facts.problem is not None:
-            why = facts.problem if facts.is_partial else f"not usable: {facts.problem}"
-            yield from ((each, why) for each in ("talk_to", "finalize", "convert", "start_from"))
-            if facts.is_partial:
-                yield "verify_hashes", why
-        elif facts.other_hosts:
-            why = f"parts of it are on {', '.join(facts.other_hosts)}"
-            yield from ((each, why) for each in ("talk_to", "finalize", "convert"))
-        if facts.problem is None and not facts.has_resume:
-            yield "start_from", "it holds weights alone"
-        elif facts.is_newest and is_running:
-            yield "start_from", f"{name} still runs"
-        assert self._holdings is not None
-        if "keep" in facts.tags:
-            yield "delete_checkpoint", "it is tagged keep"
-        elif is_running:
-            yield "delete_checkpoint", f"{name} still runs and prunes its checkpoints itself"
-        for path, use in self._holdings.in_use.items():
-            if path == facts.path or path.is_relative_to(facts.path):
-                yield "delete_checkpoint", f"it is in use: {use}"
-
-    def _refusals_of_a_model(self) -> Iterator[tuple[str, str]]:
-        facts = self.model_under_cursor()
-        yield "start_from", "a model has no training state; launch a config with it"
-        yield "delete_checkpoint", "a model is never deleted here"
-        if facts is None:
-            return
-        if facts.problem is not None:
-            acts = ("talk_to", "finalize", "convert")
-            yield from ((each, facts.problem) for each in acts)
-        if not facts.has_manifest:
-            yield "verify_hashes", "it has no list of hashes: only what was saved or published has"
+            yield from refusals.of_checkpoint(facts, held, holdings.in_use)
+        elif held is not None:
+            yield from refusals.of_run(held)
+        elif model is not None:
+            yield from refusals.of_model(model)
+        else:
+            yield from refusals.of_models()
 
     def label_of(self, row: KeyRow) -> str:
         """Enter folds a run; v stops what it has begun."""
@@ -590,9 +548,6 @@ class CheckpointsScreen(WorkbenchScreen):
         """Say it, and go to what stands above."""
         self.workbench.say(text)
         self.query_one("#checkpoint-list", CheckpointList).do_move_up()
-
-
-_FOLDS = ("fold", "unfold")
 
 
 def unused_name(run: Path) -> Path:
