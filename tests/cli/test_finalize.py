@@ -216,3 +216,35 @@ def test_a_gguf_file_and_a_modelfile_come_along(
     status, _, err = told(capsys, "finalize", tmp_path / "out", tmp_path / "again")
     assert status == 0, err
     assert not list((tmp_path / "again").glob("*.gguf"))
+
+
+def test_one_checkpoint_is_deleted_and_what_others_need_is_not(
+    capsys: pytest.CaptureFixture[str], run: RunFolder
+) -> None:
+    status, out, err = told(capsys, "checkpoints", "delete", run.checkpoint(10))
+    assert status == 4
+    assert "nobody is there to be asked" in err
+    status, out, err = told(capsys, "checkpoints", "delete", run.checkpoint(10), "--yes")
+    assert status == 0, err
+    assert out.startswith(f"removed {run.checkpoint(10)}: ")
+    assert "model.safetensors" in err
+    assert [found.step for found in list_checkpoints(run)] == [20, 30]
+    child = RunFolder(run.path.parent / "child")
+    child.path.mkdir()
+    began = Override("model.path", str(run.checkpoint(20)), "--model")
+    child.config.write_text(dump_config(resolve("demo", overrides=[began]).config))
+    child.origins.write_text("{}")
+    status, out, err = told(capsys, "checkpoints", "delete", run.checkpoint(20), "--yes")
+    assert status == 4
+    assert "is in use as a model" in err
+    assert [found.step for found in list_checkpoints(run)] == [20, 30]
+
+
+def test_nothing_but_a_checkpoint_of_a_run_is_deleted(
+    capsys: pytest.CaptureFixture[str], run: RunFolder, model: Path
+) -> None:
+    for path in (model, run.path, run.checkpoints):
+        status, _, err = told(capsys, "checkpoints", "delete", path, "--yes")
+        assert status == 2
+        assert "is no checkpoint in a run's folder" in err
+        assert path.is_dir()

@@ -29,7 +29,7 @@ def test_every_command_of_the_page_works(
     monkeypatch.setenv("HOME", str(tmp_path))
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "workbench"

@@ -70,3 +70,18 @@ def test_nothing_goes_while_a_job_is_at_work(run: RunFolder) -> None:
         discard(plan)
     lock.release()
     assert [found.step for found in list_checkpoints(run)] == [10, 20, 30]
+
+
+def test_only_the_named_checkpoint_goes(run: RunFolder) -> None:
+    plan = plan_discard(run, [], only=[run.checkpoint(20)])
+    assert list(plan.files) == [run.checkpoint(20)]
+    discard(plan)
+    assert [found.step for found in list_checkpoints(run)] == [10, 30]
+    assert run.partial_checkpoint(40).is_dir()
+    assert run.latest.resolve() == run.checkpoint(30)
+
+
+def test_naming_a_protected_checkpoint_does_not_open_it(run: RunFolder) -> None:
+    plan = plan_discard(run, [run.checkpoint(20)], only=[run.checkpoint(20)])
+    assert not plan.files
+    assert plan.spared == {run.checkpoint(20): "is in use as a model"}

@@ -14,6 +14,7 @@ from workbench.runs.manifest import (
     problem_of,
     read_manifest,
     verify,
+    verifying,
     write_hashed,
     write_manifest,
 )
@@ -81,3 +82,16 @@ def test_a_manifest_that_names_files_elsewhere_disagrees(tmp_path: Path, name: s
     manifest = Manifest(version=1, step=1, num_ranks=1, files={name: WrittenFile(1, "00")})
     (tmp_path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     assert "does not lie in the checkpoint" in (problem_of(tmp_path) or "")
+
+
+def test_verifying_tells_how_many_bytes_it_has_read(tmp_path: Path) -> None:
+    contents = {"a.bin": b"x" * (3 << 20), "b.bin": b"y" * 10}
+    files = {name: write_hashed(tmp_path / name, content) for name, content in contents.items()}
+    written = write_manifest(tmp_path, files, step=1, num_ranks=1)
+    told = list(verifying(tmp_path))
+    assert told == sorted(told)
+    assert len(told) == 4
+    assert told[-1] == written.total_bytes
+    (tmp_path / "b.bin").write_bytes(b"z" * 10)
+    with pytest.raises(RunError, match=r"b\.bin has other content"):
+        list(verifying(tmp_path))

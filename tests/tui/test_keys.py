@@ -31,6 +31,9 @@ TOGETHER: tuple[tuple[Scope, ...], ...] = (
     ("stop_menu", "dialog"),
     ("confirm", "dialog"),
     ("list", "filterable", "dialog"),
+    ("list", "pane", "filterable", "checkpoints", "global"),
+    ("choice", "form", "work", "dialog"),
+    ("delete", "form", "dialog"),
 )
 
 # Rows of an inner scope that take a key from an outer one on purpose: what lies nearer wins.
@@ -39,6 +42,8 @@ SHADOWED = {
     ("stop_reply", "back"),
     ("close", "back"),
     ("open_row", "load_model"),
+    ("open_row", "talk_to"),
+    ("delete_now", "begin"),
 }
 
 
@@ -98,12 +103,14 @@ def test_what_acts_on_jobs_has_a_command_and_is_refused_to_readers() -> None:
 
 
 def test_what_costs_work_meets_a_question_first() -> None:
-    # The stop menu is the question; abort asks for the number on top of it.
+    # The stop menu is the question; abort and delete ask for a number to be typed.
     costly = {row.id for row in TABLE if row.danger >= 2}
     menu = {"stop", "stop_save", "stop_discard", "stop_abort"}
-    assert costly == {*menu, "abort_now", "confirm_yes"}
-    assert {row.id for row in TABLE if row.danger == 3} == {"stop_abort", "abort_now"}
-    for row_id in costly - {"abort_now"}:
+    typed = {"abort_now", "delete_now"}
+    assert costly == {*menu, *typed, "confirm_yes", "delete_checkpoint"}
+    destroys = {row.id for row in TABLE if row.danger == 3}
+    assert destroys == {*typed, "stop_abort", "delete_checkpoint"}
+    for row_id in costly - typed:
         assert "enter" not in keys.BY_ID[row_id].keys
 
 

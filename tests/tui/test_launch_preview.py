@@ -162,6 +162,11 @@ async def test_typed_flags_change_config_plan_and_command(surroundings: Surround
         await wait_until(pilot, lambda: "of 2 rows" in screen_text(pilot))
         assert screen.command_line.endswith("--lr 2e-5 batch.train=2")
         assert "train -t small/quick" in screen_text(pilot)
+        # What is there already is added to, not typed over: it may be the folder of a run.
+        await pilot.press("i", "space", *"seed", "backspace", "backspace", "backspace", "backspace")
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: len(look.seen) == 3)
+        assert screen.command_line.endswith("--lr 2e-5 batch.train=2")
 
 
 async def test_a_mistake_in_what_was_typed_is_a_check(surroundings: Surroundings) -> None:

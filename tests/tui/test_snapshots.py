@@ -16,6 +16,7 @@ from tests.tui.conftest import screen_text, type_into, wait_until
 from tests.tui.scripted_server import ScriptedServer
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor
 from tests.tui.test_chat_screen import app_with, finished_run
+from tests.tui.test_checkpoints_screen import ended_run
 from tests.tui.test_launch_preview import ScriptedChecks
 from workbench.jobs.preflight import Check
 from workbench.runs.events import CheckpointEvent, EvaluationEvent
@@ -270,6 +271,99 @@ def test_chat_picker(
         await wait_until(pilot, lambda: screen_text(pilot).count("checkpoint-10") == 2)
 
     shows(WorkbenchApp(surroundings, screen="chat"), prepare)
+
+
+def _with_checkpoints(surroundings: Surroundings) -> Surroundings:
+    """Two runs that have ended; the disk is always as full."""
+    asyncio.run(ended_run(surroundings, "quick-1", 10, 20))
+    asyncio.run(ended_run(surroundings, "quick-2", 50, 100, 150))
+    return replace(surroundings, free_bytes=lambda _: 74 * 2**30)
+
+
+async def _checkpoints_listed(pilot: Pilot[None]) -> None:
+    await wait_until(pilot, lambda: "quick-1" in screen_text(pilot))
+    await wait_until(pilot, lambda: "checkpoint-150" in screen_text(pilot))
+
+
+def test_checkpoints(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def prepare(pilot: Pilot[None]) -> None:
+        await _checkpoints_listed(pilot)
+        await pilot.press("v")
+        await wait_until(pilot, lambda: "✓ verified" in screen_text(pilot))
+
+    shows(WorkbenchApp(_with_checkpoints(surroundings), screen="checkpoints"), prepare)
+
+
+def test_checkpoints_empty(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def prepare(pilot: Pilot[None]) -> None:
+        await wait_until(pilot, lambda: "Nothing saved yet" in screen_text(pilot))
+
+    still = replace(surroundings, free_bytes=lambda _: 74 * 2**30)
+    shows(WorkbenchApp(still, screen="checkpoints"), prepare)
+
+
+def test_finalize(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def prepare(pilot: Pilot[None]) -> None:
+        await _checkpoints_listed(pilot)
+        await pilot.press("F")
+        await wait_until(pilot, lambda: "Same as" in screen_text(pilot))
+        await pilot.press("tab", "tab", "right")
+        await wait_until(pilot, lambda: "--gguf q8_0" in screen_text(pilot))
+
+    shows(WorkbenchApp(_with_checkpoints(surroundings), screen="checkpoints"), prepare)
+
+
+def test_what_was_finalized(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    from workbench.jobs.model_worker import Published
+    from workbench.tui.screens.finalize import FinalizeDialog
+
+    server = ScriptedServer("My name is Samantha. ", "It is nice to meet you.")
+
+    async def prepare(pilot: Pilot[None]) -> None:
+        await _checkpoints_listed(pilot)
+        await pilot.press("F")
+        await wait_until(pilot, lambda: "Same as" in screen_text(pilot))
+        dialog = pilot.app.screen
+        assert isinstance(dialog, FinalizeDialog)
+        dialog.phase = "working"
+        dialog.start_server = server.start
+        for stage in ("copying", "logits", "logits of the checkpoint", "logits of transformers"):
+            dialog.tell_stage(stage, 4_000_000, 4_000_000)
+        for _ in server.pieces:
+            server.go_on.release()
+        published = Published(
+            path=str(surroundings.project / "models" / "quick-2-150"),
+            step=150,
+            bytes=14_495_514_624,
+            files={f"file-{number}": "" for number in range(9)},
+            stop_ids=[2, 32000],
+            difference=0.0,
+            reference_difference=3e-7,
+            gguf=None,
+        )
+        dialog.take(published)
+        await wait_until(pilot, lambda: "replied" in screen_text(pilot))
+
+    shows(WorkbenchApp(_with_checkpoints(surroundings), screen="checkpoints"), prepare)
+
+
+def test_the_delete_prompt(
+    surroundings: Surroundings, shows: Callable[[WorkbenchApp, Prepare], None]
+) -> None:
+    async def prepare(pilot: Pilot[None]) -> None:
+        await _checkpoints_listed(pilot)
+        await pilot.press("D")
+        await wait_until(pilot, lambda: "Type its step" in screen_text(pilot))
+
+    shows(WorkbenchApp(_with_checkpoints(surroundings), screen="checkpoints"), prepare)
 
 
 async def _nothing(pilot: Pilot[None]) -> None:

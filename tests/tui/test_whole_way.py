@@ -1,13 +1,18 @@
 """The whole way with real processes: config → preview → job → curve → save → stop → found again."""
 
+import asyncio
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.tui.conftest import screen_text, type_into, wait_until
+from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.layout import RunFolder
+from workbench.runs.manifest import verify
 from workbench.runs.outcome import read_outcome
 from workbench.tui.app import WorkbenchApp
+from workbench.tui.screens.finalize import FinalizeDialog
 from workbench.tui.screens.jobs import JobsScreen
 from workbench.tui.screens.launch_preview import LaunchPreview
 from workbench.tui.surroundings import Surroundings
@@ -68,3 +73,43 @@ async def test_a_job_is_started_steered_and_found_again(
     outcome = read_outcome(RunFolder(surroundings.project / "output" / "demo-1").outcome)
     assert outcome is not None
     assert outcome.state == "stopped"
+
+
+@pytest.mark.end_to_end
+async def test_a_checkpoint_of_the_demo_is_published_from_its_screen(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    """Trained by ``workbench train``; the worker, the server and the reply are the real ones."""
+    import time
+    from dataclasses import replace
+
+    surroundings = replace(surroundings, clock=time.time)
+    run = RunFolder(surroundings.project / "output" / "demo-1")
+    train = ["train", "-t", "demo", "--max-steps", "2", f"training.output_dir={run.path}"]
+    training = await asyncio.create_subprocess_exec(sys.executable, "-m", "workbench", *train)
+    assert await training.wait() == 0
+    app = WorkbenchApp(surroundings, screen="checkpoints")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await wait_until(pilot, lambda: "▌    checkpoint-2 " in screen_text(pilot), seconds=60)
+        await pilot.press("v")
+        await wait_until(pilot, lambda: "✓ verified" in screen_text(pilot), seconds=60)
+        await pilot.press("F")
+        await wait_until(pilot, lambda: isinstance(app.screen, FinalizeDialog))
+        dialog = app.screen
+        assert isinstance(dialog, FinalizeDialog)
+        await pilot.press("tab", "tab", "right", "right", "right")
+        command = "workbench finalize output/demo-1 models/demo-1-2 --step 2 --gguf f16"
+        assert dialog.command_line() == command
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: dialog.phase in ("done", "failed"), seconds=240)
+        text = screen_text(pilot)
+        assert dialog.phase == "done", text
+        for part in ("step 2, ", "equal the checkpoint's", "f16.gguf", "replied", command):
+            assert part in text, (part, text)
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: "made here" in screen_text(pilot), seconds=60)
+    made = surroundings.project / "models" / "demo-1-2"
+    assert verify(made).step == 2
+    assert not (made / "training_state").exists()
+    assert (made / "demo-1-2-f16.gguf").read_bytes()[:4] == b"GGUF"
+    assert [each.step for each in list_checkpoints(run)] == [2]

@@ -5,7 +5,6 @@ there is nothing, or a folder that was compared with the source; a dry run write
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_never
@@ -21,11 +20,10 @@ from workbench.cli.narration import size
 from workbench.config.added_tokens_file import PAD_ALONE, AddedTokens, read_added_tokens
 from workbench.config.find import template_names
 from workbench.config.hub_id import looks_like_hub_id
-from workbench.config.template_source import template_source
-from workbench.errors import ConfigError, RunError
+from workbench.errors import RunError
 from workbench.jobs import model_worker
 from workbench.jobs.model_worker import Converted, Planned, Progress
-from workbench.runs.whole_folder import check_free
+from workbench.jobs.publishing import CONVERT_DTYPES, check_place, named_template
 
 DESCRIPTION = """\
 Prepare a model: another dtype or longest document, another chat template, added tokens, .bin to
@@ -57,7 +55,7 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     source = _source(str(options.source), downloads=options.download)
     destination = typed_path(options.destination, "destination")
-    _check_place(source, destination)
+    check_place(destination, [source])
     template = None if options.template is None else _template(options.template, source)
     planned, made = _convert(
         source, destination, options, template=template, added=_added(options.add_tokens)
@@ -80,9 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SRC", help="model folder, or an id on the hub")
     parser.add_argument("destination", metavar="DST", type=Path, help="a folder to make")
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="of all weights"
-    )
+    parser.add_argument("--dtype", choices=CONVERT_DTYPES, help="of all weights")
     parser.add_argument(
         "--max-length", type=_positive, metavar="TOKENS", help="longest document the model is for"
     )
@@ -148,40 +144,16 @@ def _source(text: str, *, downloads: bool) -> Path:
     )
 
 
-def _check_place(source: Path, destination: Path) -> None:
-    """See that what is made lies outside of what it is made from.
-
-    Raises:
-        RunError: it does not, or its name is taken.
-    """
-    check_free(destination)
-    real, home = Path(os.path.realpath(destination)), Path(os.path.realpath(source))
-    if home == real or home in real.parents:
-        raise RunError(
-            f"lies in {source}, which is only read",
-            where=str(destination),
-            remedy="name a folder elsewhere",
-        )
-
-
 def _template(choice: str, source: Path) -> str:
     """Give the source of a template: by its name, the project's first, or a file.
 
     Raises:
         ConfigError, DataError: there is none, or it cannot be read.
     """
-    if choice == "auto":
-        raise ConfigError(
-            "auto is the model's own template, which stays anyway",
-            where="--chat-template",
-            remedy="name a template or a file, or leave it out",
-        )
-    own = template_names().get(choice)
-    if own is not None:
-        choice = str(own)
-    elif "/" in choice or choice.endswith(".jinja") or choice.startswith(("~", "$")):
+    is_file = "/" in choice or choice.endswith(".jinja") or choice.startswith(("~", "$"))
+    if is_file and choice not in template_names():
         choice = str(typed_path(choice, "--chat-template").absolute())
-    return template_source(choice, source)
+    return named_template(choice, source)
 
 
 def _added(stated: str | None) -> AddedTokens | None:

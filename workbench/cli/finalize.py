@@ -5,7 +5,6 @@ what is discarded was listed before, and somebody said yes.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,12 @@ from typing import assert_never
 from workbench.cli import output
 from workbench.cli.config_arguments import ConfigArgumentParser, examples_text, typed_path
 from workbench.cli.narration import size
-from workbench.config.load import read_resolved
-from workbench.errors import ConfigError, RefusedError, RunError, WorkbenchError
+from workbench.errors import ConfigError, RefusedError, RunError
 from workbench.jobs.model_worker import Notice, Progress, Published, publish
+from workbench.jobs.publishing import GGUF_TYPES, check_place, models_of
 from workbench.runs.checkpoints import Choice, checkpoint_folder, choose_checkpoint, run_of
 from workbench.runs.discard import DiscardPlan, discard, plan_discard
 from workbench.runs.layout import RunFolder, step_of
-from workbench.runs.whole_folder import check_free
 
 DESCRIPTION = """\
 Publish a checkpoint: weights, tokenizer, chat template and a generation config with every token
@@ -34,8 +32,6 @@ EXAMPLES = (
     ("finalize output/demo-1 ~/models/samantha --discard", "then throw its checkpoints away"),
 )
 
-GGUF_TYPES = ("q8_0", "bf16", "f16")
-
 
 def run(arguments: list[str]) -> int:
     """Publish, and discard where that is asked for."""
@@ -43,7 +39,7 @@ def run(arguments: list[str]) -> int:
     source = _Source.find(options)
     destination = typed_path(options.destination, "destination")
     protected = [destination, *source.models()]
-    _check_place(destination, [source.checkpoint, *source.shards, *source.models()], source.run)
+    check_place(destination, [source.checkpoint, *source.shards, *source.models()], source.run)
     if options.discard:
         _check_can_discard(source, is_agreed=options.yes)
     made = _publish(source, destination, options.gguf)
@@ -140,11 +136,7 @@ class _Source:
         """Give the model that the run began with, where that can be told."""
         if self.run is None:
             return []
-        try:
-            path = read_resolved(self.run.config).model.path
-        except WorkbenchError:
-            return []
-        return [] if path is None else [Path(path)]
+        return models_of(self.run)
 
 
 def _choice(options: argparse.Namespace) -> Choice | None:
@@ -163,26 +155,6 @@ def _same_step(path: Path, step: int | None) -> Path:
     if step is not None and path.is_dir() and step_of(path.resolve()) is None:
         return choose_checkpoint(RunFolder(path), step).path
     return checkpoint_folder(path)
-
-
-def _check_place(destination: Path, sources: list[Path], run: RunFolder | None) -> None:
-    """See that what is made lies outside of everything it is made from.
-
-    Raises:
-        RunError: it does not, or its name is taken.
-    """
-    check_free(destination)
-    real = Path(os.path.realpath(destination))
-    forbidden = [Path(os.path.realpath(source)) for source in sources]
-    if run is not None:
-        forbidden.append(Path(os.path.realpath(run.checkpoints)))
-    for folder in forbidden:
-        if folder == real or folder in real.parents:
-            raise RunError(
-                f"lies in {folder}, which is only read",
-                where=str(destination),
-                remedy="name a folder elsewhere",
-            )
 
 
 # ---- publishing ----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ What comes is typed in ``control/publish_records``. Invariant: however the calle
 is gone, and of a folder that is not complete nothing is left.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,19 @@ _KINDS: dict[int, type[WorkbenchError]] = {
 
 
 def publish(
-    folders: Sequence[Path], destination: Path, gguf: str | None = None
+    folders: Sequence[Path],
+    destination: Path,
+    gguf: str | None = None,
+    *,
+    is_unwanted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress | Notice | Published]:
-    """Publish a checkpoint; ``Published`` comes last.
+    """Publish a checkpoint; ``Published`` comes last, unless it is unwanted.
 
     Args:
         folders: the checkpoint; further ones are what other hosts hold of it.
         destination: a folder that is not there yet.
         gguf: also write a GGUF file of this type.
+        is_unwanted: asked several times a second; once it is true the worker ends.
 
     Raises:
         WorkbenchError: it was refused, or the worker died; nothing is at the destination.
@@ -67,7 +72,7 @@ def publish(
         "gguf": gguf,
     }
     try:
-        with closing(_records("finalize", request)) as records:
+        with closing(_records("finalize", request, is_unwanted)) as records:
             for record in records:
                 assert isinstance(record, Progress | Notice | Published), record
                 yield record
@@ -87,8 +92,11 @@ def convert(
     added: AddedTokens | None = None,
     max_shard_bytes: int | None = None,
     is_dry: bool = False,
+    is_unwanted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress | Planned | Converted]:
     """Prepare a model: ``Planned`` comes first, ``Converted`` last; of a dry run the first alone.
+
+    Once it is unwanted nothing more comes.
 
     Args:
         source: a model folder.
@@ -99,6 +107,7 @@ def convert(
         added: tokens; None: none.
         max_shard_bytes: no file of weights holds more; None: as is usual.
         is_dry: only plan, write nothing.
+        is_unwanted: asked several times a second; once it is true the worker ends.
 
     Raises:
         WorkbenchError: it was refused, the new folder is not the same model, or the worker died;
@@ -115,7 +124,7 @@ def convert(
         "max_shard_bytes": max_shard_bytes,
     }
     try:
-        with closing(_records("convert", request)) as records:
+        with closing(_records("convert", request, is_unwanted)) as records:
             for record in records:
                 assert isinstance(record, Progress | Planned | Converted), record
                 yield record
@@ -151,9 +160,13 @@ def verify_logits(folder: Path) -> Iterator[Progress | Verified]:
             yield record
 
 
-def _records(mode: str, request: object) -> Generator[AnyRecord, None, None]:
+def _records(
+    mode: str, request: object, is_unwanted: Callable[[], bool] = lambda: False
+) -> Generator[AnyRecord, None, None]:
     with closing(run_worker(_MODULE, [mode], request)) as contents:
         for content in contents:
+            if is_unwanted():
+                return
             if content is None:
                 continue
             record = _read(content, mode)

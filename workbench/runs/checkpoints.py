@@ -202,8 +202,13 @@ def prunable(
     return sorted(step for step in newest_first[keep:] if step != best and step not in tagged)
 
 
-def prunable_in(run: RunFolder, keep: int) -> list[int]:
+def prunable_in(run: RunFolder, keep: int, coming: int | None = None) -> list[int]:
     """Give the steps of the complete checkpoints of a run that ``prunable`` names.
+
+    Args:
+        run: the run.
+        keep: newest ones that stay.
+        coming: a step that is counted as if it had been saved; it is never named itself.
 
     Raises:
         RunError: the tags cannot be read.
@@ -211,7 +216,10 @@ def prunable_in(run: RunFolder, keep: int) -> list[int]:
     spared = {f"{name}" for name, tags in read_tags(run).items() if KEEP_TAG in tags}
     tagged = {step for name in spared if (step := step_of(name)) is not None}
     best = read_best(run)
-    complete = [found.step for found in list_checkpoints(run) if found.is_complete]
+    complete = {found.step for found in list_checkpoints(run) if found.is_complete}
+    if coming is not None:
+        complete.add(coming)
+        tagged.add(coming)
     return prunable(complete, keep, best.step if best else None, tagged)
 
 

@@ -6,7 +6,7 @@ what the caller protects is not touched, wherever it lies.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +37,15 @@ class DiscardPlan:
         return sum(size for held in self.files.values() for size in held.values())
 
 
-def plan_discard(run: RunFolder, protected: Sequence[Path]) -> DiscardPlan:
+def plan_discard(
+    run: RunFolder, protected: Sequence[Path], only: Collection[Path] | None = None
+) -> DiscardPlan:
     """Say which checkpoints of a run go: all but those tagged ``keep`` and those protected.
 
     Args:
         run: the run.
         protected: folders that must stay: the published model, the model the run began with.
+        only: checkpoints of the run, of which no other goes; None: all may.
 
     Raises:
         RunError: the tags cannot be read.
@@ -53,6 +56,8 @@ def plan_discard(run: RunFolder, protected: Sequence[Path]) -> DiscardPlan:
     spared: dict[Path, str] = {}
     for path in sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []:
         if step_of(path.name.removesuffix(PARTIAL_SUFFIX)) is None:
+            continue
+        if only is not None and path not in only:
             continue
         if path.is_symlink() or not path.is_dir():
             spared[path] = "is a link or a file"

@@ -7,7 +7,7 @@ is not one.
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -152,28 +152,54 @@ def verify(folder: Path) -> Manifest:
     Raises:
         RunError: the first file that differs.
     """
+    steps = verifying(folder)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            manifest: Manifest = end.value
+            return manifest
+
+
+def verifying(folder: Path) -> Generator[int, None, Manifest]:
+    """Do what ``verify`` does and yield after each piece how many bytes have been read so far.
+
+    Raises:
+        RunError: the first file that differs.
+    """
     manifest = read_manifest(folder)
     for difference in disagreements(folder, manifest):
         raise RunError(difference, where=str(folder), remedy="use another checkpoint")
+    num_before = 0
     for name, written in manifest.files.items():
-        if hash_file(folder / name).sha256 != written.sha256:
+        digest = hashlib.sha256()
+        for num_bytes in _read_into(digest, folder / name):
+            yield num_before + num_bytes
+        if digest.hexdigest() != written.sha256:
             raise RunError(
                 f"{name} has other content than when it was saved",
                 where=str(folder),
                 remedy="use another checkpoint",
             )
+        num_before += written.bytes
     return manifest
 
 
 def hash_file(path: Path) -> WrittenFile:
     """Give size and hash of a file as it lies on disk."""
     digest = hashlib.sha256()
+    num_bytes = max(_read_into(digest, path), default=0)
+    return WrittenFile(num_bytes, digest.hexdigest())
+
+
+def _read_into(digest: "hashlib._Hash", path: Path) -> Iterator[int]:
+    """Feed a file to a digest; yield how many of its bytes have been fed."""
     num_bytes = 0
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
             num_bytes += len(chunk)
-    return WrittenFile(num_bytes, digest.hexdigest())
+            yield num_bytes
 
 
 def write_hashed(path: Path, content: bytes) -> WrittenFile:

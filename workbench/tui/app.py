@@ -60,11 +60,18 @@ def _chat() -> Screen[Any]:
     return ChatScreen()
 
 
+def _checkpoints() -> Screen[Any]:
+    from workbench.tui.screens.checkpoints import CheckpointsScreen
+
+    return CheckpointsScreen()
+
+
 SCREENS: tuple[tuple[str, str, str, str], ...] = (
     # mode, id of its key, name, name at 80 columns
     ("configs", "show_configs", "Configs", "Conf"),
     ("jobs", "show_jobs", "Jobs", "Jobs"),
     ("chat", "show_chat", "Chat", "Chat"),
+    ("checkpoints", "show_checkpoints", "Checkpoints", "Ckpt"),
 )
 
 
@@ -78,6 +85,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         "configs": _configs,
         "jobs": _jobs,
         "chat": _chat,
+        "checkpoints": _checkpoints,
     }
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = keys.BY_ID["palette"].keys[-1]
@@ -296,6 +304,20 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         """Show the chat."""
         self.show("chat")
 
+    def do_show_checkpoints(self) -> None:
+        """Show the checkpoints."""
+        self.show("checkpoints")
+
+    def talk_to(self, path: "Path", name: str) -> None:
+        """Show the chat, and let it load a model."""
+        from workbench.tui.screens.chat import ChatScreen
+
+        self.show("chat")
+        screen = self.screen
+        if isinstance(screen, ChatScreen):
+            # Its own start comes first, where it is shown for the first time.
+            screen.call_after_refresh(screen.load, path, name)
+
     def show(self, mode: str) -> None:
         """Switch to a screen; what lies on top of the present one stays there."""
         if not isinstance(self.screen, Dialog) and mode != self.current_mode:
@@ -388,8 +410,9 @@ class WorkbenchApp(App[None], inherit_bindings=False):
                 )
 
     def _command_line(self, command: str, state: KeyState) -> str:
-        """Name the selected job and config in a row's command line."""
-        for word, name in (("JOB", state.job), ("CONFIG", self.remembered.config)):
+        """Name the selected job, config and checkpoint in a row's command line."""
+        names = {"JOB": state.job, "CONFIG": self.remembered.config, "CHECKPOINT": state.checkpoint}
+        for word, name in names.items():
             if name:
                 command = re.sub(rf"\b{word}\b", shlex.quote(name).replace("\\", r"\\"), command)
         return command

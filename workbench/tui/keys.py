@@ -35,6 +35,11 @@ Scope = Literal[
     "chat",
     "models",
     "transcript",
+    "checkpoints",
+    "form",
+    "choice",
+    "work",
+    "delete",
 ]
 
 
@@ -49,6 +54,7 @@ class KeyState:
         link: why the job cannot be reached, None while its supervisor answers.
         pending: names of commands that are accepted and not done.
         has_checkpoint: a complete checkpoint can be started from or talked to.
+        checkpoint: path of the selected checkpoint as seen from the project, None without one.
         refused: why the screen itself refuses a row, by row id.
     """
 
@@ -58,6 +64,7 @@ class KeyState:
     link: str | None = None
     pending: frozenset[str] = frozenset()
     has_checkpoint: bool = False
+    checkpoint: str | None = None
     refused: tuple[tuple[str, str], ...] = ()
 
 
@@ -72,7 +79,8 @@ class KeyRow:
         label: one or two words for the footer.
         help: one sentence for help and palette.
         danger: 0 reads · 1 undoable · 2 costs work, asks · 3 destroys, the number is typed.
-        command: the command line that does the same, JOB and CONFIG standing for the selected.
+        command: the command line that does the same; JOB, CONFIG and CHECKPOINT stand for the
+            selected one.
         footer: rank in the footer, 1 is dropped last; 0 keeps it out.
         acts: it touches jobs or files, so ``--readonly`` refuses it.
         needs: refuses the row in a state, with the reason.
@@ -109,9 +117,12 @@ class KeyRow:
         return next((shown(key) for key in self.keys if not _types(key)), "")
 
 
+_ARROWS = ("up", "down", "left", "right")
+
+
 def _types(key: str) -> bool:
     """Whether a key puts a character into a text field."""
-    return len(key) == 1 or (key in _SHOWN and len(_SHOWN[key]) == 1 and key not in ("up", "down"))
+    return len(key) == 1 or (key in _SHOWN and len(_SHOWN[key]) == 1 and key not in _ARROWS)
 
 
 def _command(name: str) -> Callable[[KeyState], str | None]:
@@ -311,6 +322,56 @@ TABLE: tuple[KeyRow, ...] = (
         "load_model", ("enter",), "models", "Load", "Start a server for this checkpoint.",
         0, "workbench serve -m CHECKPOINT", 1,
     ),
+    # ---- checkpoints -------------------------------------------------------------------
+    KeyRow(
+        "talk_to", ("enter",), "checkpoints", "Chat",
+        "Load it and talk to it. On the name of a run: fold its checkpoints, or show them.",
+        0, "workbench chat -m CHECKPOINT --interactive", 1,
+    ),
+    KeyRow(
+        "verify_hashes", ("v",), "checkpoints", "Verify",
+        "Read every byte and compare it with the hashes of when it was saved; again stops it. "
+        "On a run: all of its checkpoints.",
+        0, "workbench checkpoints verify CHECKPOINT", 2,
+    ),
+    KeyRow(
+        "finalize", ("F",), "checkpoints", "Finalize…",
+        "Publish it as a model for others, also as GGUF: compared, and asked for one reply.",
+        1, "workbench finalize CHECKPOINT DEST", 1, acts=True,
+    ),
+    KeyRow(
+        "convert", ("x",), "checkpoints", "Convert…",
+        "Make another model folder of it: dtype, longest document, chat template.",
+        1, "workbench convert CHECKPOINT DEST", 2, acts=True,
+    ),
+    KeyRow(
+        "start_from", ("R",), "checkpoints", "Start again…",
+        "Go on training from it, through the preview: its run from the newest one, else a new run.",
+        1, "workbench train -t RUN/config.yaml checkpoints.resume=CHECKPOINT", 1, acts=True,
+    ),
+    KeyRow(
+        "delete_checkpoint", ("D",), "checkpoints", "Delete…",
+        "List its files and bytes; they go once its step is typed. No model is ever touched.",
+        3, "workbench checkpoints delete CHECKPOINT", 1, acts=True,
+    ),
+    KeyRow(
+        "copy_checkpoint", ("y",), "checkpoints", "Copy path", "Copy its path.", 0,
+        "workbench checkpoints list RUN", 3,
+    ),
+    KeyRow("fold", ("left",), "checkpoints", "Fold", "Hide the checkpoints of this run."),
+    KeyRow("unfold", ("right",), "checkpoints", "Unfold", "Show the checkpoints of this run."),
+    KeyRow(
+        "delete_now", ("enter",), "delete", "Delete", "Delete, once the step is typed.",
+        3, "workbench checkpoints delete CHECKPOINT", 1, acts=True,
+    ),
+    KeyRow("next_field", ("tab", "down"), "form", "Next", "Move to the next field."),
+    KeyRow("previous_field", ("shift+tab", "up"), "form", "Back", "Move to the field before."),
+    KeyRow("begin", ("enter",), "form", "Begin", "Begin with what is chosen."),
+    KeyRow("next_choice", ("right", "space"), "choice", "Next choice", "Choose the next."),
+    KeyRow("previous_choice", ("left",), "choice", "Choice before", "Choose the one before."),
+    KeyRow(
+        "copy_work", ("y",), "work", "Copy command", "Copy the command line that does the same."
+    ),
     # ---- everywhere --------------------------------------------------------------------
     KeyRow(
         "filter", ("slash",), "filterable", "Filter", "Filter this list; enter keeps it.", 0, "", 3
@@ -338,6 +399,10 @@ TABLE: tuple[KeyRow, ...] = (
         "show_jobs", ("2",), "global", "Jobs", "Show the jobs.", 0, "workbench control list"
     ),
     KeyRow("show_chat", ("5",), "global", "Chat", "Talk to a checkpoint.", 0, "workbench chat"),
+    KeyRow(
+        "show_checkpoints", ("6",), "global", "Checkpoints", "Show the checkpoints of all runs.",
+        0, "workbench checkpoints list RUN",
+    ),
     KeyRow("next_screen", ("ctrl+pagedown",), "global", "Next screen", "Show the next screen."),
     KeyRow(
         "previous_screen", ("ctrl+pageup",), "global", "Previous screen",
@@ -415,6 +480,8 @@ _SHOWN = {
     "pageup": "PgUp",
     "up": "↑",
     "down": "↓",
+    "left": "←",
+    "right": "→",
 }
 
 

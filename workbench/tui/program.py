@@ -48,6 +48,9 @@ class Program(Protocol):
     def show(self, mode: str) -> None:
         """Switch to a screen."""
 
+    def talk_to(self, path: Path, name: str) -> None:
+        """Show the chat, and let it load a model."""
+
     def refresh_frame(self) -> None:
         """Bring header and footer up to date."""
 

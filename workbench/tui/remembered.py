@@ -18,6 +18,7 @@ class Remembered(msgspec.Struct, kw_only=True):
     config_filter: str = ""
     job: str = ""
     theme: str = ""
+    made_models: list[str] = []
 
 
 def read_remembered(state_folder: Path) -> Remembered:

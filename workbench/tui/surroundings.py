@@ -1,9 +1,10 @@
 """What the program takes from outside itself, in one record, so that a test can set all of it.
 
-Knows nothing of screens. Invariant: reading it opens no file and starts no process.
+Knows nothing of screens. Invariant: making one opens no file and starts no process.
 """
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class Surroundings:
         guard_seconds: how long a new dialog ignores keys.
         poll_seconds: how often the registry is read.
         still: no blinking and no spinner, for pictures.
+        free_bytes: of the disk that a folder lies on.
     """
 
     project: Path = field(default_factory=Path.cwd)
@@ -51,3 +53,4 @@ class Surroundings:
     guard_seconds: float = 0.25
     poll_seconds: float = 1.0
     still: bool = False
+    free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -115,3 +116,9 @@ def _fixed(size: float, digits: int) -> str:
 
 def _trim(number: str) -> str:
     return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+def some(names: Sequence[str], num_shown: int = 3) -> str:
+    """List names, of many the first: a, b, c and 2 more."""
+    rest = len(names) - num_shown
+    return ", ".join(names[:num_shown]) + (f" and {rest} more" if rest > 0 else "")

@@ -180,6 +180,21 @@ class ChatScreen(WorkbenchScreen):
             return
         self._loading = asyncio.create_task(self._load(row), name="load a model")
 
+    def load(self, path: Path, name: str) -> None:
+        """Load a checkpoint or model that another screen has picked; ``name`` is of its run."""
+        if self._loading is not None or self._replying is not None:
+            busy = "loading" if self._loading is not None else "answering"
+            self.workbench.say(f"{path.name} is not loaded: the chat is {busy}", "note")
+            return
+        if self._server is not None and self._served is not None and self._served.path == path:
+            self._is_picking = False
+            self._show_form()
+            return
+        self._is_picking = True
+        self._show_form()
+        row = ModelRow(path, name, path.name, "")
+        self._loading = asyncio.create_task(self._load(row), name="load a model")
+
     async def _load(self, row: ModelRow) -> None:
         from workbench.jobs.chat_client import ChatClient
         from workbench.jobs.conversation import Conversation

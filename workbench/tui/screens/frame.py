@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from textual import events
 from textual.app import ComposeResult
@@ -28,6 +28,24 @@ from workbench.tui.widgets.too_small import TooSmall
 from workbench.tui.widgets.top_bar import TopBar
 
 logger = logging.getLogger(__name__)
+
+
+def call_from_thread(
+    screen: Screen[Any], callback: Callable[..., object], *arguments: object
+) -> None:
+    """Have the program call a function for a worker thread, in the order asked, without a wait.
+
+    A thread that waited would hold up the end of a program that ends meanwhile. Nothing is called
+    when the program has ended or the screen is gone.
+    """
+
+    def call() -> object:
+        # A program that ends takes the widgets of its screens away before the screens.
+        is_here = screen.app.is_running and screen.is_attached
+        return callback(*arguments) if is_here else None
+
+    with contextlib.suppress(RuntimeError):  # its loop is closed
+        screen.app.call_later(call)
 
 
 @dataclass(frozen=True)
@@ -54,19 +72,8 @@ class WorkbenchScreen(Screen[None], inherit_bindings=False):
         return cast(Program, self.app)
 
     def from_thread(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Have the program call a function for a worker thread, in the order asked, without a wait.
-
-        A thread that waited would hold up the end of a program that ends meanwhile. Nothing is
-        called when the program has ended or this screen is gone.
-        """
-
-        def call() -> object:
-            # A program that ends takes the widgets of its screens away before the screens.
-            is_here = self.app.is_running and self.is_attached
-            return callback(*arguments) if is_here else None
-
-        with contextlib.suppress(RuntimeError):  # its loop is closed
-            self.app.call_later(call)
+        """Have the program call a function for a worker thread; see ``call_from_thread``."""
+        call_from_thread(self, callback, *arguments)
 
     @property
     def is_narrow(self) -> bool:
@@ -320,6 +327,10 @@ class Dialog(ModalScreen[object], inherit_bindings=False):
     def key_state(self) -> KeyState:
         """Give what the keys of this box depend on."""
         return KeyState(readonly=self.workbench.surroundings.readonly)
+
+    def from_thread(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Have the program call a function for a worker thread; see ``call_from_thread``."""
+        call_from_thread(self, callback, *arguments)
 
     def do_close(self) -> None:
         """Close and change nothing."""

@@ -122,7 +122,7 @@ class LaunchPreview(WorkbenchScreen):
                 yield Static(id="plan-lines")
         with VerticalScroll(id="flags", classes="pane"):
             yield Static(id="flag-lines")
-            yield FlagsField(id="flag-field", compact=True)
+            yield FlagsField(id="flag-field", compact=True, select_on_focus=False)
         with VerticalScroll(id="command", classes="pane"):
             yield Static(id="command-lines")
 
@@ -442,6 +442,8 @@ class LaunchPreview(WorkbenchScreen):
         field = self.query_one("#flag-field", FlagsField)
         field.display = True
         field.placeholder = "--flag VALUE  section.key=value"
+        # What is there already, a run's folder say, is added to and not typed over.
+        field.cursor_position = len(field.value)
         field.focus()
 
     def do_accept_flags(self) -> None:
