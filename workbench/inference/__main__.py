@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "WORKBENCH_TOKEN"
 BACKLOG = 128
+# transformers imports torchao where it is installed; what that lacks is of no concern to a server.
+_TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     ending = Ending()
     if options.parent_pipe:
         ending.watch_parent_pipe()
