@@ -103,6 +103,14 @@ def test_it_listens_to_this_machine_alone_unless_told_otherwise(
     assert command[len(command) - len(arguments) :] == list(arguments)
 
 
+def test_without_tensorboard_it_says_what_to_install(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert main(["tb", "--output-dir", str(runs), "--", "--port", "0"]) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
 def test_tensorboard_serves_the_curves_and_texts_of_the_run_on_loopback(runs: Path) -> None:
     # A folder with the program's name where the command is typed must not be taken for it.
     process = subprocess.Popen(

@@ -1,5 +1,7 @@
 """Rules between keys, and what this version does not start."""
 
+from dataclasses import replace
+
 import pytest
 
 from workbench.config import checks
@@ -122,3 +124,5 @@ def test_rows_longer_than_the_model_takes_are_refused() -> None:
     (problem,) = checks.check_model(config, facts)
     assert problem.key == "data.max_length"
     assert "2048" in problem.remedy
+    # Scaled positions reach further than the base was made for.
+    assert not list(checks.check_model(config, replace(facts, longest_document=4096)))

@@ -56,6 +56,33 @@ def test_what_is_left_out_has_the_meaning_of_the_families(tmp_path: Path) -> Non
     assert facts.num_key_value_heads == 32
 
 
+@pytest.mark.parametrize(
+    ("scaling", "longest"),
+    [
+        (None, 32768),
+        ({"type": "linear", "factor": 2.0}, 65536),
+        ({"rope_type": "dynamic", "factor": 6.0}, 196608),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}, 32768),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 4096,
+            },
+            32768,
+        ),
+    ],
+)
+def test_scaled_positions_reach_further_than_what_they_were_made_for(
+    scaling: dict[str, object] | None, longest: int
+) -> None:
+    facts = facts_of(MISTRAL_7B | {"rope_scaling": scaling}, where="here")
+    assert (facts.max_positions, facts.longest_document) == (32768, longest)
+
+
 SMALL: dict[str, object] = {
     "attention_dropout": 0.0,
     "residual_dropout": 0.0,

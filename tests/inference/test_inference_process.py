@@ -1,6 +1,7 @@
 """Servers as children: which model they take, how they fail, and that they never stay behind."""
 
 import asyncio
+import json
 import pickle
 import shutil
 import socket
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from tests.inference.tiny_model import CONTEXT, add_checkpoint, write_tiny_model
 from workbench.control.address import serve_address
 from workbench.errors import ConfigError, ControlError, DataError, RefusedError, RunError
-from workbench.inference.__main__ import bind, bind_unix, served_name, suits_vllm
+from workbench.inference.__main__ import bind, bind_unix, read_context, served_name, suits_vllm
 from workbench.inference.vllm_engine import is_installed
 from workbench.jobs.inference_process import (
     InferenceProcess,
@@ -256,3 +257,28 @@ class _Hostile:
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
         return Path.touch, (Path(self._path),)
+
+
+@pytest.mark.parametrize(
+    ("stated", "context"),
+    [
+        ({"model_type": "llama"}, 64),
+        ({"model_type": "llama", "max_position_embeddings": None}, 2048),
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 128),
+        ({"model_type": "of another kind"}, 64),
+        ({"model_type": "of another kind", "max_position_embeddings": None}, None),
+    ],
+)
+def test_a_context_is_what_positions_reach_to(
+    tmp_path: Path, tiny_model: Path, stated: dict[str, object], context: int | None
+) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    del config["rope_parameters"]
+    config |= {"max_position_embeddings": 64} | stated
+    kept = {key: value for key, value in config.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    if context is None:
+        with pytest.raises(RunError, match="says no max_position_embeddings"):
+            read_context(tmp_path)
+    else:
+        assert read_context(tmp_path) == context

@@ -69,6 +69,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         _scaled("yarn", truncate=False, attention_factor=1.3, beta_fast=3.0, beta_slow=0.5),
     ),
     "llama, one odd vocabulary": ("llama", {"vocab_size": 101, "num_hidden_layers": 1}),
+    "llama, uneven sizes": (
+        "llama",
+        {
+            "vocab_size": 103,
+            "hidden_size": 42,
+            "intermediate_size": 58,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+        },
+    ),
     "mistral, whole": ("mistral", {"sliding_window": None}),
     "mistral, window": ("mistral", {"sliding_window": WINDOW}),
     "mistral, window and yarn": ("mistral", {"sliding_window": WINDOW, **_scaled("yarn")}),
@@ -78,6 +89,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": WINDOW, "head_dim": 16, "layer_types": MIXED},
     ),
     "qwen2": ("qwen2", {}),
+    "qwen2, uneven sizes, one key head": (
+        "qwen2",
+        {
+            "vocab_size": 109,
+            "hidden_size": 30,
+            "intermediate_size": 37,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
     "qwen2, tied, yarn": ("qwen2", {"tie_word_embeddings": True, **_scaled("yarn")}),
     "qwen2, last blocks slide": (
         "qwen2",

@@ -121,7 +121,10 @@ def test_a_run_a_checkpoint_and_a_model_folder_name_weights(run: RunFolder, tmp_
     second = save(run, 20)
     assert checkpoint_folder(run.path) == second
     assert checkpoint_folder(first) == first
-    assert checkpoint_folder(run.latest) == run.latest
+    followed = checkpoint_folder(run.latest)
+    assert followed == second
+    save(run, 30)
+    assert followed == second != run.latest.resolve(), "the next save leads nobody elsewhere"
 
 
 def test_weights_that_are_not_complete_are_refused(run: RunFolder) -> None:

@@ -152,8 +152,10 @@ def test_layer_major_steps_of_every_family_equal_autograd(
     assert train(tiny, num_microbatches=num_microbatches) == pytest.approx(expected, rel=1e-6)
     moved = tiny.weights()
     for name, tensor in reference.items():
-        # Adafactor enlarges rounding where a gradient is nearly none, as that of keys' biases is.
-        bound = 1e-4 if name.endswith(K_BIAS) else 2e-6
+        # What a key's bias adds to all scores of a query is taken out by softmax. Only rotation
+        # leaves some of it: 0.001 per token at the lowest frequency, so rounding is 1e-3
+        # of that gradient, and Adafactor steps by a gradient's sign rather than by its size.
+        bound = 3e-5 if name.endswith(K_BIAS) else 2e-6
         torch.testing.assert_close(moved[name], tensor, rtol=1e-5, atol=bound, msg=name)
         assert not torch.equal(moved[name], before[name]), name
 

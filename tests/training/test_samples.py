@@ -496,6 +496,61 @@ def test_a_stop_is_obeyed_within_a_token(tmp_path: Path, model: Path) -> None:
     assert interrupts.num_sweeps == 3
 
 
+class Watched:
+    """Passes on to a report or an engine, and notes what is waited for and what is asked."""
+
+    def __init__(self, watched: Any, notes: list[str]) -> None:  # noqa: ANN401
+        self._watched, self._notes = watched, notes
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._watched, name)
+
+    def step(self, *arguments: Any) -> Any:  # noqa: ANN401
+        self._notes.append("step")
+        return self._watched.step(*arguments)
+
+    def faults(self, *, wait: bool = False) -> Any:  # noqa: ANN401
+        if wait:
+            self._notes.append("wait")
+        return self._watched.faults(wait=wait)
+
+    def evaluate(self, *batches: Batch) -> Any:  # noqa: ANN401
+        self._notes.append("ask")
+        return self._watched.evaluate(*batches)
+
+    def logits(self, *batches: Batch) -> torch.Tensor:
+        self._notes.append("ask")
+        return self._watched.logits(*batches)  # type: ignore[no-any-return]
+
+
+def test_the_time_of_a_step_is_not_taken_for_that_of_a_question(
+    tmp_path: Path, model: Path
+) -> None:
+    """A device is behind: what is asked of it waits for its steps, which are to be told first."""
+    run = run_folder(
+        tmp_path / "run",
+        model,
+        samples={"prompts": ["Hi"], "every_steps": 2, "max_tokens": 2},
+        evaluation={"every_steps": 3, "max_batches": 1},
+        logging={"every_steps": 100},
+        training={"device": "cpu", "max_steps": 4},
+    )
+    training = built(run).training
+    notes: list[str] = []
+    engine: Any = Watched(training.engine, notes)
+    training.engine, training.report = engine, Watched(training.report, notes)  # type: ignore[assignment]
+    assert training.sampler is not None
+    training.sampler._engine = engine
+    training.train()
+    assert notes.count("step") == 4
+    asked = [number for number, note in enumerate(notes) if note == "ask"]
+    assert len(asked) > 3
+    for number in asked:
+        since = notes[:number]
+        last_step = max(at for at, note in enumerate(since) if note == "step")
+        assert "wait" in since[last_step:]
+
+
 def test_a_prompt_that_is_too_long_ends_the_start_and_not_step_one_hundred(
     tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -168,7 +168,7 @@ def check_model(config: Config, facts: ModelFacts) -> Iterator[Problem]:
             remedy="lower pipeline.ranks or pipeline.stages_per_rank",
             others=("pipeline.stages_per_rank", "model.path"),
         )
-    longest = facts.max_positions
+    longest = facts.longest_document or facts.max_positions
     if longest is not None and config.data.max_length > longest:
         yield Problem(
             key="data.max_length",

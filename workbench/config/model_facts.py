@@ -12,7 +12,7 @@ from pathlib import Path
 
 from workbench.config import family_table
 from workbench.config.inherit import is_file, is_folder
-from workbench.config.rotary_scaling import read_rotary
+from workbench.config.rotary_scaling import longest_document, read_rotary
 from workbench.errors import RunError
 
 FAMILIES = tuple(family_table.FAMILIES)
@@ -45,6 +45,7 @@ class ModelFacts:
             ``gate``, ``up``, ``down``.
         query_key_norm: queries and keys are normed per head.
         sliding_blocks: for each block whether its window slides; None where all are alike.
+        longest_document: tokens that scaled positions reach to; None: ``max_positions``.
     """
 
     family: str
@@ -61,6 +62,7 @@ class ModelFacts:
     biased: tuple[str, ...] = ()
     query_key_norm: bool = False
     sliding_blocks: tuple[bool, ...] | None = None
+    longest_document: int | None = None
 
     @property
     def query_size(self) -> int:
@@ -201,6 +203,8 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
     hidden_size, num_heads = number("hidden_size"), number("num_attention_heads")
     num_layers = number("num_hidden_layers")
     window, slides = family_table.sliding_blocks(switches, stated, num_layers, where=where)
+    max_positions = optional("max_position_embeddings")
+    _, rotary = read_rotary(stated, switches, max_positions or switches.max_positions, where=where)
     facts = ModelFacts(
         family=family,
         num_layers=num_layers,
@@ -210,15 +214,15 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         num_key_value_heads=number("num_key_value_heads", num_heads),
         head_size=number("head_dim", max(1, hidden_size // num_heads)),
         vocabulary_size=number("vocab_size"),
-        max_positions=optional("max_position_embeddings"),
+        max_positions=max_positions,
         sliding_window=window,
         tied=stated.get("tie_word_embeddings", switches.tied) is True,
         biased=family_table.biased_projections(switches, stated),
         query_key_norm=switches.query_key_norm,
         sliding_blocks=slides,
+        longest_document=max_positions and longest_document(rotary, max_positions),
     )
     has_own_size = stated.get("head_dim", switches.head_size) is not None
-    read_rotary(stated, switches, facts.max_positions or switches.max_positions, where=where)
     _check_heads(facts, has_own_size=has_own_size, where=where)
     return facts
 

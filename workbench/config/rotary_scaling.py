@@ -89,6 +89,24 @@ def read_rotary(
     )
 
 
+def longest_document(rotary: RotaryScaling, max_positions: int) -> int:
+    """Give the longest document that scaled positions reach to.
+
+    ``max_position_embeddings`` of a folder may be what the base was made for, as it is with
+    ``dynamic`` and in many folders of ``linear`` and ``yarn``; of ``llama3`` it is the whole.
+    64 positions, dynamic by a factor of 2, reach to 128.
+    """
+    numbers = dict(rotary.numbers)
+    match rotary.kind:
+        case "linear" | "dynamic":
+            made_for = float(max_positions)
+        case "yarn":
+            made_for = numbers["original_max_position_embeddings"]
+        case _:
+            return max_positions
+    return max(max_positions, int(made_for * numbers["factor"]))
+
+
 @dataclass(frozen=True)
 class _Stated:
     """What the file says of rotary positions, and under which key."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from workbench.config.model_facts import facts_of
 from workbench.control.address import check_folder, check_length, remove_stale, serve_address
 from workbench.data.tokenizer import Tokenizer, load_tokenizer
 from workbench.errors import ConfigError, RefusedError, RunError, WorkbenchError
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "WORKBENCH_TOKEN"
 BACKLOG = 128
+# transformers imports torchao where it is installed; what that lacks is of no concern to a server.
+_TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     ending = Ending()
     if options.parent_pipe:
         ending.watch_parent_pipe()
@@ -482,7 +487,7 @@ def served_name(folder: Path) -> str:
 
 
 def read_context(folder: Path) -> int:
-    """Give the tokens that prompt and reply may have together.
+    """Give the tokens that prompt and reply may have together: as many as positions reach to.
 
     Raises:
         RunError: config.json is missing or does not say it.
@@ -493,7 +498,10 @@ def read_context(folder: Path) -> int:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(f"cannot be read: {error}", where=str(path), remedy=remedy) from error
-    context = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    stated = config if isinstance(config, dict) else {}
+    context = stated.get("max_position_embeddings")
+    with suppress(RunError):  # a family that is trained here; others transformers alone knows
+        context = facts_of(stated, where=str(path)).longest_document or context
     if not isinstance(context, int) or context < 2:
         raise RunError("says no max_position_embeddings", where=str(path), remedy=remedy)
     return context

@@ -82,6 +82,10 @@ def checkpoint_folder(path: Path) -> Path:
         path: a run folder (its newest complete checkpoint is taken), a checkpoint, or any model
             folder in Hugging Face layout.
 
+    Returns:
+        A folder that stays the same: a link such as ``latest`` may lead to another step between
+        two files that are read, so it is followed once, here.
+
     Raises:
         RunError: nothing complete is there.
     """
@@ -96,6 +100,7 @@ def checkpoint_folder(path: Path) -> Path:
             remedy="name a complete checkpoint or the run folder",
         )
     if step_of(path.resolve()) is not None:
+        path = path.resolve() if path.is_symlink() else path
         if problem := problem_of(path):
             raise RunError(
                 f"the checkpoint is not complete: {problem}",

@@ -190,8 +190,15 @@ class Training:
 
     def _log(self) -> None:
         """End the window of metrics, if a step is in it."""
-        self._judge(self.report.faults(wait=True))
+        self._await_steps()
         self._write_record()
+
+    def _await_steps(self) -> None:
+        """Wait for the steps that were launched: else what comes next waits, and hides their time.
+
+        A device may be a step behind.
+        """
+        self._judge(self.report.faults(wait=True))
 
     def _write_record(self) -> None:
         if self._num_unreported == 0:
@@ -216,6 +223,7 @@ class Training:
         if self.validation is None:
             self._refuse(numbers, "data", "there are no validation rows", "set data.split_at")
             return
+        self._await_steps()
         self._at("evaluating")
         begin = time.perf_counter()
         found = []
@@ -263,6 +271,7 @@ class Training:
 
     def _sample(self, sampler: Sampler) -> None:
         """Let the model answer the prompts, and tell what it said; a stop ends it unsaid."""
+        self._await_steps()
         begin = time.perf_counter()
         replies: list[Reply] = []
         # Sampling looks for commands between tokens as evaluation does between batches.
@@ -308,7 +317,7 @@ class Training:
 
         Training goes on with its older checkpoints.
         """
-        self._judge(self.report.faults(wait=True))
+        self._await_steps()
         self._at("stopping" if self._resting == "stopping" else "saving")
         try:
             self.engine.store.settle()
