@@ -53,7 +53,7 @@ async def test_the_openai_client_completes_a_chat(client: openai.OpenAI, server:
 
 
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, server: Server) -> None:
-    settings: Any = {"model": server.model, "messages": SAY_HELLO, "max_tokens": 60, "seed": 3}
+    settings: Any = {"model": server.model, "messages": SAY_HELLO, "max_tokens": 600, "seed": 3}
     whole = client.chat.completions.create(**settings)
     chunks = list(
         client.chat.completions.create(
@@ -62,7 +62,8 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, server:
     )
     texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(texts) == whole.choices[0].message.content
-    assert len([text for text in texts if text]) > 10
+    # What is made within a hundredth of a second comes together.
+    assert len([text for text in texts if text]) > 5
     assert any(ord(character) > 127 for character in "".join(texts))
     finish_reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
     assert finish_reasons[-1] == whole.choices[0].finish_reason
@@ -136,10 +137,11 @@ async def until(
 
 def test_a_stop_string_across_tokens_ends_the_reply(client: openai.OpenAI, server: Server) -> None:
     settings: Any = {"model": server.model, "messages": SAY_HELLO, "max_tokens": 60, "seed": 3}
-    stream = client.chat.completions.create(**settings, stream=True)
-    texts = [text for chunk in stream if (text := chunk.choices[0].delta.content)]
-    whole = "".join(texts)
-    # The end of one piece and the beginning of the next.
+    reply = client.chat.completions.create(**settings, logprobs=True).choices[0]
+    whole = reply.message.content or ""
+    assert reply.logprobs is not None
+    texts = [entry.token for entry in reply.logprobs.content or ()]
+    # The end of one token and the beginning of the next.
     at = next(at for at in range(8, len(texts)) if texts[at - 1].isascii() and texts[at].isascii())
     stop = texts[at - 1][-1] + texts[at][0]
     for streams in (True, False):
