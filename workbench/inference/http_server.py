@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # For the lines that say what is asked; nobody types them.
 _ASKING_SECONDS = 30.0
+_IDLE_SECONDS = 75
 
 
 class _CheckedProtocol(Protocol):
@@ -69,6 +70,8 @@ class HttpServer(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=2,
+                # Longer than clients keep a connection for: else it may close under a request.
+                timeout_keep_alive=_IDLE_SECONDS,
             )
         )
         self.is_listening = asyncio.Event()

@@ -29,6 +29,7 @@ from workbench.inference.openai_types import (
     ErrorContent,
     ModelEntry,
     ModelList,
+    describe_validation,
 )
 from workbench.inference.prompt import PromptWriter
 from workbench.inference.reply import ReplyMaker
@@ -44,6 +45,10 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Far more than any context holds. From the second on, reading takes longer than a token.
 _MOST_BODY_BYTES = 32 << 20
 _LONG_BODY_BYTES = 32 << 10
+_BODY_SECONDS = 60.0
+# Texts with more characters, and with more of them for each token of the context, are not even
+# turned into tokens: that alone would take minutes.
+_MOST_CHARACTERS, _CHARACTERS_PER_TOKEN = 1 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -184,14 +189,17 @@ async def _body(kind: type[Body], request: Request) -> tuple[Body, bool]:
     """
     content = bytearray()
     try:
-        async for part in request.stream():
-            content += part
-            if len(content) > _MOST_BODY_BYTES:
-                raise _RequestError(
-                    413, f"the body has more than {_MOST_BODY_BYTES >> 20} MiB; shorten it"
-                )
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                content += part
+                if len(content) > _MOST_BODY_BYTES:
+                    raise _RequestError(
+                        413, f"the body has more than {_MOST_BODY_BYTES >> 20} MiB; shorten it"
+                    )
     except ClientDisconnect:
         raise _RequestError(400, "the body ends early") from None
+    except TimeoutError:
+        raise _RequestError(408, "the body takes too long to arrive; send it again") from None
     is_long = len(content) > _LONG_BODY_BYTES
     return await _aside(is_long, _parsed, kind, content), is_long
 
@@ -244,6 +252,7 @@ def _fitted_chat(body: ChatRequest, served: ServedModel) -> _Fitted:
                 400, f"the template refuses these messages: {error.what}", param="messages"
             ) from error
 
+    _check_characters("messages", sum(len(text) for _, text in turns), served)
     num_system = next((at for at, (role, _) in enumerate(turns) if role != "system"), len(turns))
     ids = written(0)
     limit = _longest_prompt(body, body.max_completion_tokens or body.max_tokens, served)
@@ -270,6 +279,7 @@ def _fitted_chat(body: ChatRequest, served: ServedModel) -> _Fitted:
 
 def _fitted_text(prompt: str | list[int], body: CompletionRequest, served: ServedModel) -> _Fitted:
     if isinstance(prompt, str):
+        _check_characters("prompt", len(prompt), served)
         ids = served.prompts.text_ids(prompt)
     else:
         ids = prompt
@@ -304,6 +314,17 @@ def _echo(prompt: str | list[int], fitted: _Fitted, served: ServedModel) -> str:
     if isinstance(prompt, str) and fitted.notice is None:
         return prompt
     return served.prompts.decode(fitted.ids)
+
+
+def _check_characters(param: str, number: int, served: ServedModel) -> None:
+    if number > max(_MOST_CHARACTERS, _CHARACTERS_PER_TOKEN * served.context):
+        raise _RequestError(
+            400,
+            f"the {param} has {number:,} characters, many times what the context of"
+            f" {served.context:,} tokens holds; shorten it",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def is_truncated(body: ChatRequest | CompletionRequest, served: ServedModel) -> bool:
@@ -422,37 +443,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def fail_unforeseen(_: Request, __: Exception) -> Response:
         # Starlette raises it again behind this answer, and the server logs it.
         return _error_response(500, "the server failed; see its log", "server_error")
-
-
-def describe_validation(problems: Sequence[Any]) -> tuple[str, str | None, str | None]:
-    """Say everything that is wrong with a request: sentence, first parameter, code.
-
-    Args:
-        problems: pydantic's errors, with type, loc and msg.
-    """
-    unknown = [_parameter(problem) for problem in problems if problem["type"] == "extra_forbidden"]
-    if unknown:
-        names = ", ".join(unknown)
-        plural = "s" if len(unknown) > 1 else ""
-        return (
-            f"unknown parameter{plural}, not honoured here: {names}",
-            unknown[0],
-            ("unknown_parameter"),
-        )
-    messages = {_parameter(problem): problem["msg"] for problem in problems}
-    sentence = "; ".join(f"{name}: {message}" for name, message in messages.items())
-    return sentence, next(iter(messages), None), "invalid_value"
-
-
-def _parameter(problem: Any) -> str:  # noqa: ANN401 - pydantic's error
-    """Write a place in the body as clients know it: ``messages[0].role``."""
-    name = ""
-    for part in problem["loc"]:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        else:
-            name += f".{part}" if name else part
-    return name or "body"
 
 
 def _error_response(
