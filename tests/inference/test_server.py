@@ -3,19 +3,26 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.inference.conftest import TOKEN, Server
 from tests.inference.tiny_model import CONTEXT
 from workbench.data.tokenizer import load_tokenizer
+from workbench.inference import http_server
+from workbench.inference.openai_types import ChatRequest, CompletionRequest
+from workbench.inference.server import create_app
 
 SAY_HELLO: Any = [{"role": "user", "content": "Hello, what is your name?"}]
 
@@ -53,7 +60,7 @@ async def test_the_openai_client_completes_a_chat(client: openai.OpenAI, server:
 
 
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, server: Server) -> None:
-    settings: Any = {"model": server.model, "messages": SAY_HELLO, "max_tokens": 60, "seed": 3}
+    settings: Any = {"model": server.model, "messages": SAY_HELLO, "max_tokens": 600, "seed": 3}
     whole = client.chat.completions.create(**settings)
     chunks = list(
         client.chat.completions.create(
@@ -62,7 +69,8 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, server:
     )
     texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(texts) == whole.choices[0].message.content
-    assert len([text for text in texts if text]) > 10
+    # What is made within a hundredth of a second comes together.
+    assert len([text for text in texts if text]) > 5
     assert any(ord(character) > 127 for character in "".join(texts))
     finish_reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
     assert finish_reasons[-1] == whole.choices[0].finish_reason
@@ -136,10 +144,11 @@ async def until(
 
 def test_a_stop_string_across_tokens_ends_the_reply(client: openai.OpenAI, server: Server) -> None:
     settings: Any = {"model": server.model, "messages": SAY_HELLO, "max_tokens": 60, "seed": 3}
-    stream = client.chat.completions.create(**settings, stream=True)
-    texts = [text for chunk in stream if (text := chunk.choices[0].delta.content)]
-    whole = "".join(texts)
-    # The end of one piece and the beginning of the next.
+    reply = client.chat.completions.create(**settings, logprobs=True).choices[0]
+    whole = reply.message.content or ""
+    assert reply.logprobs is not None
+    texts = [entry.token for entry in reply.logprobs.content or ()]
+    # The end of one token and the beginning of the next.
     at = next(at for at in range(8, len(texts)) if texts[at - 1].isascii() and texts[at].isascii())
     stop = texts[at - 1][-1] + texts[at][0]
     for streams in (True, False):
@@ -280,6 +289,109 @@ async def test_a_body_that_is_no_request_is_refused(local: httpx.AsyncClient, co
     )
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
+
+
+async def test_a_body_too_large_for_anything_is_refused_as_soon_as_it_is(
+    local: httpx.AsyncClient,
+) -> None:
+    answer = await local.post("/v1/completions", content=b" " * (33 << 20))
+    assert answer.status_code == 413
+    assert "32 MiB" in answer.json()["error"]["message"]
+    for path, body in (
+        ("/v1/completions", {"prompt": "a" * (2 << 20), "truncation": "auto"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * (2 << 20)}]}),
+    ):
+        began = time.monotonic()
+        answer = await local.post(path, json=body)
+        assert time.monotonic() - began < 5
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert (await health(local))["status"] == "ok"
+
+
+async def test_work_on_a_long_conversation_holds_nobody_up(local: httpx.AsyncClient) -> None:
+    turns = [{"role": ("user", "assistant")[at % 2], "content": "hello"} for at in range(10_001)]
+    body = {"messages": turns, "max_tokens": 2, "truncation": "auto"}
+    asking = asyncio.create_task(local.post("/v1/chat/completions", json=body))
+    taken, began = [], time.monotonic()
+    while not asking.done():
+        at = time.monotonic()
+        await health(local)
+        taken.append(time.monotonic() - at)
+    assert (await asking).json()["notice"].startswith("the oldest")
+    assert max(taken) < max(2.0, (time.monotonic() - began) / 2)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["a", "auto", 1, 2, 0.5, [5, 6], {"role": "user", "content": "a"}]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+async def test_null_is_as_if_a_parameter_were_not_there(local: httpx.AsyncClient) -> None:
+    names = sorted({*CompletionRequest.model_fields} - {"prompt", "max_tokens", "echo", "stream"})
+    body = {"prompt": "a", "max_tokens": 3, "temperature": 0}
+    plain = await local.post("/v1/completions", json=body)
+    nulls = await local.post("/v1/completions", json={**dict.fromkeys(names), **body})
+    assert nulls.status_code == 200, nulls.text
+    assert nulls.json()["choices"] == plain.json()["choices"]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    path=st.sampled_from(["/v1/completions", "/v1/chat/completions"]),
+    begin=st.sampled_from(
+        [{"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}, {"prompt": [5]}, {}]
+    ),
+    more=st.dictionaries(
+        st.sampled_from(sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})),
+        json_values,
+        max_size=4,
+    ),
+)
+def test_any_body_is_answered_or_refused(
+    server: Server, path: str, begin: dict[str, Any], more: dict[str, Any]
+) -> None:
+    transport = httpx.HTTPTransport(uds=str(server.socket))
+    with httpx.Client(transport=transport, base_url="http://x", timeout=60) as local:
+        answer = local.post(path, content=json.dumps({**begin, "max_tokens": 2, **more}))
+    assert answer.status_code in (200, 400, 404), (answer.status_code, answer.text)
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
+
+
+async def test_who_connects_and_asks_nothing_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "_ASKING_SECONDS", 0.3)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    serving = http_server.HttpServer(create_app([], None))
+    task = asyncio.create_task(serving.serve(sockets=[listener]))
+    await serving.is_listening.wait()
+    reader, silent = await asyncio.open_unix_connection(tmp_path / "s")
+    silent.write(b"GET /hea")
+    other, asking = await asyncio.open_unix_connection(tmp_path / "s")
+    asking.write(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await other.readline()).startswith(b"HTTP/1.1 404")
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    # Whoever has asked may ask again.
+    asking.write(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert b"HTTP/1.1 404" in await other.readuntil(b"HTTP/1.1 404")
+    silent.close()
+    asking.close()
+    serving.should_exit = True
+    await task
+    listener.close()
 
 
 def test_a_prompt_longer_than_the_context_is_refused(client: openai.OpenAI, server: Server) -> None:

@@ -21,8 +21,11 @@ CHATML = (
 )
 
 
-def write_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Write config, weights, tokenizer and template; the same seed gives the same model."""
+def write_tiny_model(folder: Path, seed: int = 0, *, hidden_size: int = 32) -> Path:
+    """Write config, weights, tokenizer and template; the same seed gives the same model.
+
+    The four heads are a quarter as wide as ``hidden_size``: vLLM has kernels from 32 on.
+    """
     folder.mkdir(parents=True)
     tokenizer = _make_tokenizer()
     vocabulary_size = tokenizer.get_vocab_size()
@@ -36,8 +39,8 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

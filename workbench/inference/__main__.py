@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from workbench.config.model_facts import facts_of
 from workbench.control.address import check_folder, check_length, remove_stale, serve_address
@@ -435,7 +435,8 @@ async def answer_requests(loads: Sequence[_Load], bound: BoundSockets, ending: E
     Raises:
         WorkbenchError: a model cannot be loaded.
     """
-    from workbench.inference.server import HttpServer, create_app
+    from workbench.inference.http_server import HttpServer
+    from workbench.inference.server import create_app
 
     ending.watch_signals()
     told_to_end = asyncio.create_task(ending.wait())
@@ -523,11 +524,24 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
+class _News:
+    """Where lines for whoever started this process go."""
+
+    stream: TextIO = sys.stdout
+
+
+def keep_stdout_for_news() -> None:
+    """Let libraries, and processes that they start, print to stderr: vLLM logs to stdout."""
+    _News.stream = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+
 def say(type_: str, **fields: object) -> None:
     """Write one line of news for whoever started this process."""
-    sys.stdout.write(json.dumps({"type": type_, **fields}) + "\n")
-    sys.stdout.flush()
+    _News.stream.write(json.dumps({"type": type_, **fields}) + "\n")
+    _News.stream.flush()
 
 
 if __name__ == "__main__":
+    keep_stdout_for_news()
     sys.exit(main(sys.argv[1:]))

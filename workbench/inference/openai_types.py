@@ -6,7 +6,8 @@ with ``top_k``, ``min_p``, ``repetition_penalty`` and ``stop_token_ids`` as othe
 and ``truncation`` as OpenAI has it elsewhere.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +33,7 @@ def check_unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(check_unicode)]
 StopString = Annotated[Text, Field(min_length=1, max_length=200)]
+StopStrings = Annotated[list[StopString], Field(max_length=16)]
 
 
 class _Strict(BaseModel):
@@ -91,11 +93,11 @@ class _SamplingRequest(_Strict):
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
-    stop: Annotated[list[StopString] | None, BeforeValidator(list_of), Field(max_length=16)] = None
+    stop: Annotated[StopStrings | None, BeforeValidator(list_of)] = None
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     truncation: Literal["auto", "disabled"] | None = None
 
@@ -306,3 +308,34 @@ class ErrorAnswer(BaseModel):
     """Body of every answer that is an error."""
 
     error: ErrorContent
+
+
+def describe_validation(problems: Sequence[Any]) -> tuple[str, str | None, str | None]:
+    """Say everything that is wrong with a request: sentence, first parameter, code.
+
+    Args:
+        problems: pydantic's errors, with type, loc and msg.
+    """
+    unknown = [_parameter(problem) for problem in problems if problem["type"] == "extra_forbidden"]
+    if unknown:
+        names = ", ".join(unknown)
+        plural = "s" if len(unknown) > 1 else ""
+        return (
+            f"unknown parameter{plural}, not honoured here: {names}",
+            unknown[0],
+            ("unknown_parameter"),
+        )
+    messages = {_parameter(problem): problem["msg"] for problem in problems}
+    sentence = "; ".join(f"{name}: {message}" for name, message in messages.items())
+    return sentence, next(iter(messages), None), "invalid_value"
+
+
+def _parameter(problem: Any) -> str:  # noqa: ANN401 - pydantic's error
+    """Write a place in the body as clients know it: ``messages[0].role``."""
+    name = ""
+    for part in problem["loc"]:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        else:
+            name += f".{part}" if name else part
+    return name or "body"

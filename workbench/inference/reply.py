@@ -6,7 +6,9 @@ or a part of what may become a stop, and a token's log probability comes with th
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,6 +18,9 @@ from workbench.inference.sampling import Sampling, TokenLogprob
 from workbench.inference.stop import StopDetector, TextPart
 
 FinishReason = Literal["stop", "length"]
+
+# No eye sees more pieces than a hundred in a second, and each costs an event of HTTP.
+_SECONDS_BETWEEN = 0.01
 
 
 @dataclass(frozen=True)
@@ -47,40 +52,77 @@ class Generation:
         self.prompt_logprobs: list[TokenLogprob] = []
         """Of the prompt from its second token on, where asked for; there with the first piece."""
         self._is_cancelled = threading.Event()
+        self._when_cancelled: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[Piece | WorkbenchError | None] = asyncio.Queue()
+        self._arrived: deque[Piece | WorkbenchError] = deque()
+        self._news = asyncio.Event()
+        self._is_waited_for = False
 
     @property
     def is_cancelled(self) -> bool:
         """Nobody waits for this reply any more."""
         return self._is_cancelled.is_set()
 
+    def when_cancelled(self, act: Callable[[], None]) -> None:
+        """Say what to do at the first ``cancel``, where nobody looks at every token."""
+        self._when_cancelled = act
+
     def cancel(self) -> None:
         """Stop within one token; ``pieces`` ends. Call it from the event loop, also twice."""
+        if self.is_cancelled:
+            return
         self._is_cancelled.set()
-        self._pieces.put_nowait(None)
+        self._news.set()
+        if self._when_cancelled is not None:
+            self._when_cancelled()
 
     def put(self, piece: Piece | WorkbenchError) -> None:
         """Hand a piece, or what went wrong, to the event loop; called by the engine's thread."""
-        self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+        self._arrived.append(piece)
+        is_last = isinstance(piece, WorkbenchError) or piece.finish_reason is not None
+        # Waking the loop costs as much as a small model's token does: not for each of them.
+        if self._is_waited_for or is_last:
+            self._is_waited_for = False
+            self._loop.call_soon_threadsafe(self._news.set)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Give the pieces as they come, the last one with a finish reason.
 
-        After ``cancel`` it ends without one.
+        The first comes at once; what is made faster than ``_SECONDS_BETWEEN`` comes together.
+        After ``cancel`` it ends without a last one.
 
         Raises:
             GenerationError: the model failed, or the server is ending.
         """
-        while True:
-            piece = await self._pieces.get()
-            if piece is None:
+        while not self.is_cancelled:
+            self._is_waited_for = True
+            if not self._arrived:
+                await self._news.wait()
+            self._is_waited_for = False
+            self._news.clear()
+            arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]
+            pieces = [piece for piece in arrived if isinstance(piece, Piece)]
+            if self.is_cancelled:
                 return
-            if isinstance(piece, WorkbenchError):
-                raise piece
-            yield piece
-            if piece.finish_reason is not None:
-                return
+            if pieces:
+                yield _joined(pieces)
+                if pieces[-1].finish_reason is not None:
+                    return
+            if len(pieces) < len(arrived):
+                raise next(piece for piece in arrived if isinstance(piece, WorkbenchError))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), _SECONDS_BETWEEN)
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    if len(pieces) == 1:
+        return pieces[0]
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        pieces[-1].num_tokens,
+        pieces[-1].finish_reason,
+        tuple(entry for piece in pieces for entry in piece.logprobs),
+    )
 
 
 class ReplyMaker(Protocol):

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+# Below it logits of a few hundred become too large for float32, and all other shares are 0 anyway.
+_LEAST_TEMPERATURE = 1e-4
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -33,6 +36,11 @@ class Sampling:
     stop_strings: tuple[str, ...] = ()
     num_top: int | None = None
     of_prompt: bool = False
+
+    @property
+    def is_greedy(self) -> bool:
+        """The likeliest token is taken: at 0, and where dividing by it leaves no numbers."""
+        return self.temperature < _LEAST_TEMPERATURE
 
     @property
     def is_narrowed(self) -> bool:
@@ -74,14 +82,14 @@ def choose_tokens(
     Returns:
         (R,) int64 on the device of the logits.
     """
-    if all(rule.temperature == 0 for rule in rules):
+    if all(rule.is_greedy for rule in rules):
         return logits_RV.argmax(-1)
     chosen_R = logits_RV.argmax(-1)
     for is_narrowed in (False, True):
         rows = [
             row
             for row, rule in enumerate(rules)
-            if rule.temperature > 0 and rule.is_narrowed is is_narrowed
+            if not rule.is_greedy and rule.is_narrowed is is_narrowed
         ]
         if not rows:
             continue

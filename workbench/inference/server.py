@@ -1,29 +1,25 @@
-"""OpenAI's protocol over HTTP: a Unix socket for this user, TCP for holders of the token.
+"""OpenAI's protocol: what may be asked, and who may ask it.
 
-Knows how to speak, not how to generate. Invariants: ``/health`` always answers; a reply whose
-client has gone is cancelled; a prompt is never logged, only its length.
+Knows how to speak, not how to generate, nor the sockets it speaks on. Invariants: ``/health``
+always answers; a reply whose client has gone is cancelled; a prompt is never logged, only its
+length.
 """
 
 import asyncio
 import bisect
 import hmac
-import logging
-import os
-import socket
-from collections.abc import Awaitable, Callable, Generator, MutableMapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
-import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.requests import ClientDisconnect
 
 from workbench import __version__
-from workbench.control.address import peer_uid
 from workbench.errors import DataError, RefusedError, WorkbenchError
 from workbench.inference.answers import Answer, ChatAnswer, Receive, TextAnswer
 from workbench.inference.openai_types import (
@@ -33,16 +29,26 @@ from workbench.inference.openai_types import (
     ErrorContent,
     ModelEntry,
     ModelList,
+    describe_validation,
 )
 from workbench.inference.prompt import PromptWriter
 from workbench.inference.reply import ReplyMaker
 from workbench.inference.sampling import Sampling
 
-logger = logging.getLogger(__name__)
-
+Body = TypeVar("Body", ChatRequest, CompletionRequest)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Far more than any context holds. From the second on, reading takes longer than a token.
+_MOST_BODY_BYTES = 32 << 20
+_LONG_BODY_BYTES = 32 << 10
+_BODY_SECONDS = 60.0
+# Texts with more characters, and with more of them for each token of the context, are not even
+# turned into tokens: that alone would take minutes.
+_MOST_CHARACTERS, _CHARACTERS_PER_TOKEN = 1 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -109,10 +115,11 @@ def create_app(models: Sequence[ServedModel], token: str | None) -> AsgiApp:
     async def look_up_model(name: str) -> ModelEntry:
         return _model_entry(_model_named(name, models))
 
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body, is_long = await _body(ChatRequest, request)
         served = _model_named(body.model, models)
-        fitted = _fitted_chat(body, served)
+        fitted = await _aside(is_long, _fitted_chat, body, served)
         sampling = _chat_sampling(body, len(fitted.ids), served)
         generations = served.engine.submit_all(
             [(fitted.ids, rules) for rules in _copies(sampling, body.n or 1)]
@@ -122,21 +129,19 @@ def create_app(models: Sequence[ServedModel], token: str | None) -> AsgiApp:
         )
         return await _responded(answer, body, request)
 
-    @app.post("/v1/completions", response_model=None)
-    async def complete(body: CompletionRequest, request: Request) -> Response:
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Response:
+        body, is_long = await _body(CompletionRequest, request)
         served = _model_named(body.model, models)
         wanted: list[tuple[list[int], Sampling]] = []
         echoes, notices, num_prompt_tokens = [], [], 0
         for prompt in body.prompt:
-            fitted = _fitted_text(prompt, body, served)
+            fitted = await _aside(is_long, _fitted_text, prompt, body, served)
             num_prompt_tokens += len(fitted.ids)
             sampling = _text_sampling(body, len(fitted.ids), served)
             rules = _copies(sampling, body.n or 1)
             wanted += [(fitted.ids, rule) for rule in rules]
-            text = served.prompts.decode(fitted.ids)
-            if isinstance(prompt, str) and fitted.notice is None:
-                text = prompt
-            echoes += [text if body.echo else ""] * len(rules)
+            echoes += [_echo(prompt, fitted, served) if body.echo else ""] * len(rules)
             notices += [fitted.notice] if fitted.notice else []
         answer = TextAnswer(
             served.engine.submit_all(wanted),
@@ -171,6 +176,59 @@ def _model_named(name: str | None, models: Sequence[ServedModel]) -> ServedModel
     return found
 
 
+# ---- bodies --------------------------------------------------------------------------------------
+
+
+async def _body(kind: type[Body], request: Request) -> tuple[Body, bool]:
+    """Read the body; say beside it whether it is so long that work on it would hold others up.
+
+    FastAPI would read it too, with three times the code on the way to a first token.
+
+    Raises:
+        _RequestError: it is too large, no JSON, or not what may be asked.
+    """
+    content = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                content += part
+                if len(content) > _MOST_BODY_BYTES:
+                    raise _RequestError(
+                        413, f"the body has more than {_MOST_BODY_BYTES >> 20} MiB; shorten it"
+                    )
+    except ClientDisconnect:
+        raise _RequestError(400, "the body ends early") from None
+    except TimeoutError:
+        raise _RequestError(408, "the body takes too long to arrive; send it again") from None
+    is_long = len(content) > _LONG_BODY_BYTES
+    return await _aside(is_long, _parsed, kind, content), is_long
+
+
+def _parsed(kind: type[Body], content: bytearray) -> Body:
+    try:
+        return kind.model_validate(json.loads(content))
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        message, param, code = describe_validation(problems)
+        raise _RequestError(400, message, param=param, code=code) from error
+    except (ValueError, RecursionError) as error:
+        raise _RequestError(
+            400, f"the body is no JSON that can be read: {error}", code="invalid_json"
+        ) from error
+
+
+async def _aside(
+    is_long: bool,
+    work: Callable[Arguments, Result],
+    *arguments: Arguments.args,
+    **named: Arguments.kwargs,
+) -> Result:
+    """Do what may take seconds in a thread, and what takes none where we are."""
+    if is_long:
+        return await asyncio.to_thread(work, *arguments, **named)
+    return work(*arguments, **named)
+
+
 # ---- prompts -------------------------------------------------------------------------------------
 
 
@@ -194,6 +252,7 @@ def _fitted_chat(body: ChatRequest, served: ServedModel) -> _Fitted:
                 400, f"the template refuses these messages: {error.what}", param="messages"
             ) from error
 
+    _check_characters("messages", sum(len(text) for _, text in turns), served)
     num_system = next((at for at, (role, _) in enumerate(turns) if role != "system"), len(turns))
     ids = written(0)
     limit = _longest_prompt(body, body.max_completion_tokens or body.max_tokens, served)
@@ -220,6 +279,7 @@ def _fitted_chat(body: ChatRequest, served: ServedModel) -> _Fitted:
 
 def _fitted_text(prompt: str | list[int], body: CompletionRequest, served: ServedModel) -> _Fitted:
     if isinstance(prompt, str):
+        _check_characters("prompt", len(prompt), served)
         ids = served.prompts.text_ids(prompt)
     else:
         ids = prompt
@@ -247,6 +307,24 @@ def _fitted_text(prompt: str | list[int], body: CompletionRequest, served: Serve
             f" {served.context:,} tokens with the reply",
         )
     raise _too_long("prompt", len(ids), served, "shorten it")
+
+
+def _echo(prompt: str | list[int], fitted: _Fitted, served: ServedModel) -> str:
+    """Give the prompt as it was written, or what is left of it."""
+    if isinstance(prompt, str) and fitted.notice is None:
+        return prompt
+    return served.prompts.decode(fitted.ids)
+
+
+def _check_characters(param: str, number: int, served: ServedModel) -> None:
+    if number > max(_MOST_CHARACTERS, _CHARACTERS_PER_TOKEN * served.context):
+        raise _RequestError(
+            400,
+            f"the {param} has {number:,} characters, many times what the context of"
+            f" {served.context:,} tokens holds; shorten it",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def is_truncated(body: ChatRequest | CompletionRequest, served: ServedModel) -> bool:
@@ -351,11 +429,6 @@ def _add_error_handlers(app: FastAPI) -> None:
             error.status, error.message, "invalid_request_error", error.param, error.code
         )
 
-    @app.exception_handler(RequestValidationError)
-    async def refuse_invalid(_: Request, error: RequestValidationError) -> Response:
-        message, param, code = describe_validation(error.errors())
-        return _error_response(400, message, "invalid_request_error", param, code)
-
     @app.exception_handler(HTTPException)
     async def refuse_http(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
@@ -370,37 +443,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def fail_unforeseen(_: Request, __: Exception) -> Response:
         # Starlette raises it again behind this answer, and the server logs it.
         return _error_response(500, "the server failed; see its log", "server_error")
-
-
-def describe_validation(problems: Sequence[Any]) -> tuple[str, str | None, str | None]:
-    """Say everything that is wrong with a request: sentence, first parameter, code.
-
-    Args:
-        problems: pydantic's errors, with type, loc and msg.
-    """
-    unknown = [_parameter(problem) for problem in problems if problem["type"] == "extra_forbidden"]
-    if unknown:
-        names = ", ".join(unknown)
-        plural = "s" if len(unknown) > 1 else ""
-        return (
-            f"unknown parameter{plural}, not honoured here: {names}",
-            unknown[0],
-            ("unknown_parameter"),
-        )
-    messages = {_parameter(problem): problem["msg"] for problem in problems}
-    sentence = "; ".join(f"{name}: {message}" for name, message in messages.items())
-    return sentence, next(iter(messages), None), "invalid_value"
-
-
-def _parameter(problem: Any) -> str:  # noqa: ANN401 - pydantic's error
-    """Write a place in the body as clients know it: ``messages[0].role``."""
-    name = ""
-    for part in problem["loc"][1:]:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        else:
-            name += f".{part}" if name else part
-    return name or "body"
 
 
 def _error_response(
@@ -445,51 +487,3 @@ def is_admitted(scope: Scope, token: str | None) -> bool:
         return False
     given = dict(scope["headers"]).get(b"authorization", b"")
     return hmac.compare_digest(given, b"Bearer " + token.encode())
-
-
-class _CheckedProtocol(H11Protocol):
-    """HTTP that hangs up on peers of a Unix socket that are other users."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Look at the peer before a byte is read."""
-        connection = transport.get_extra_info("socket")
-        if connection.family == socket.AF_UNIX and (uid := peer_uid(connection)) != os.getuid():
-            logger.warning("refused a connection of user %d", uid)
-            transport.abort()
-            return
-        super().connection_made(transport)
-
-
-class HttpServer(uvicorn.Server):
-    """Serves an application on sockets that are already bound; signals are the caller's business.
-
-    Args:
-        app: what answers.
-    """
-
-    def __init__(self, app: AsgiApp) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=_CheckedProtocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=2,
-            )
-        )
-        self.is_listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept, and say so."""
-        await super().startup(sockets)
-        self.is_listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Leave signals alone."""
-        yield

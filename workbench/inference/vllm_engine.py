@@ -1,27 +1,38 @@
-"""The same replies by vLLM, where that is installed: for many clients at once on a GPU.
+"""The same replies by vLLM, where that is installed: for many clients at once.
 
 vLLM makes tokens; texts, stops and what is logged are those of the other engine. Nothing of vLLM is
-imported before ``start``. Invariant: a generation that is cancelled is aborted within one token.
+imported before ``start``. Invariant: a generation that is cancelled is aborted within one token,
+also while it waits.
 """
 
 import asyncio
 import importlib.util
+import json
 import logging
+import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from workbench.data.tokenizer import Tokenizer
 from workbench.errors import RefusedError, RunError
+from workbench.inference.guard import post_guard
 from workbench.inference.load import DtypeName
 from workbench.inference.reply import Generation, GenerationError, ReplyText
 from workbench.inference.sampling import Sampling, TokenLogprob
+from workbench.runs.host_memory import available_host_memory
 
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 1024
+# As many likeliest tokens as a request may ask for.
+_MOST_TOP = 20
+_GPU_NAMES = ("auto", "cuda", "cuda:0")
+# On a CPU a training run may go on beside us: keys and values take no more of what is free.
+_HOST_SHARE = 0.25
 
 
 def is_installed() -> bool:
@@ -30,16 +41,18 @@ def is_installed() -> bool:
 
 
 class VllmEngine:
-    """A model that vLLM runs.
+    """A model that vLLM runs, in processes of its own.
 
     Args:
         folder: model in Hugging Face layout; remote code is never run.
         tokenizer: the folder's tokenizer.
         device: ``auto``, ``cuda`` or ``cuda:0``; another GPU is chosen with CUDA_VISIBLE_DEVICES.
+            ``auto`` and ``cpu`` where the vLLM that is installed is one for the CPU.
         dtype: precision of the weights; ``auto`` takes what config.json says.
         context: tokens that prompt and reply may have together.
         most_rows: replies that are made at the same time.
-        memory_gib: of the device, for weights, keys and values together; None: nine tenths of it.
+        memory_gib: of the device, for weights, keys and values together; None: nine tenths of a
+            GPU, on a CPU a quarter of what is free for keys and values.
     """
 
     def __init__(
@@ -66,7 +79,9 @@ class VllmEngine:
             for text, encoded in zip(texts, tokenizer.encode(texts), strict=True)
         }
         self._engine: Any = None
+        self._device = ""
         self._running: dict[Generation, asyncio.Task[None]] = {}
+        self._aborting: set[asyncio.Task[None]] = set()
         self._num_tokens_before = 0
         self._is_closing = False
 
@@ -92,8 +107,9 @@ class VllmEngine:
 
     @property
     def device(self) -> str:
-        """Where the model is."""
-        return "cuda:0"
+        """Where the model is, once loaded."""
+        assert self._engine is not None, "the model is not loaded"
+        return self._device
 
     @property
     def dtype(self) -> str:
@@ -109,63 +125,159 @@ class VllmEngine:
             RunError: vLLM cannot load the model.
         """
         require_vllm()
-        if self._device_name not in ("auto", "cuda", "cuda:0"):
-            raise RefusedError(
-                f"vLLM is not started on {self._device_name}",
-                where="--device",
-                remedy="choose a GPU with CUDA_VISIBLE_DEVICES, or --engine transformers",
-            )
         self._engine = await asyncio.to_thread(self._load)
 
     def _load(self) -> Any:  # noqa: ANN401 - vLLM's
-        import torch
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        share = 0.9
-        if self._memory_gib is not None:
-            _, total = torch.cuda.mem_get_info()
-            share = min(share, self._memory_gib * (1 << 30) / total)
+        # Read when vLLM is imported: it would tell its makers what is served where.
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+        # A fork would hold the guard's pipe open.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        post_guard()
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise RefusedError(
+                f"vLLM is installed but cannot be imported: {error}",
+                where="--engine vllm",
+                remedy="install it anew, or serve with --engine transformers",
+            ) from error
+        is_cpu = current_platform.is_cpu()
+        self._check_device(is_cpu)
+        memory = self._host_memory() if is_cpu else self._gpu_memory()
         try:
             return AsyncLLM.from_engine_args(
                 AsyncEngineArgs(
                     model=str(self._folder),
                     skip_tokenizer_init=True,
                     trust_remote_code=False,
-                    dtype=self._dtype_name,
-                    max_model_len=self._context,
+                    dtype=self._dtype(),
+                    # Beside a prompt as long as the context it still wants room for one token,
+                    # which is made but never read.
+                    max_model_len=self._context + 1,
                     max_num_seqs=self._most_rows,
-                    gpu_memory_utilization=share,
+                    max_logprobs=_MOST_TOP,
                     # What a model's own file suggests is not applied: as in the other engine.
                     generation_config="vllm",
+                    # On a CPU a compiler would be wanted, and a minute of it at each start.
+                    enforce_eager=is_cpu,
+                    disable_log_stats=True,
+                    **memory,
                 )
             )
         except Exception as error:
             raise RunError(
-                f"vLLM cannot load it: {error}",
+                f"vLLM cannot load it: {_told(error)}",
                 where=str(self._folder),
                 remedy="see the log above, or serve with --engine transformers",
             ) from error
+
+    def _check_device(self, is_cpu: bool) -> None:
+        names = ("auto", "cpu") if is_cpu else _GPU_NAMES
+        if self._device_name not in names:
+            remedy = "choose a GPU with CUDA_VISIBLE_DEVICES, or --engine transformers"
+            if is_cpu:
+                remedy = "it is one for the CPU: --device cpu, or --engine transformers"
+            raise RefusedError(
+                f"the vLLM that is installed is not started on {self._device_name}",
+                where="--device",
+                remedy=remedy,
+            )
+        self._device = "cpu" if is_cpu else "cuda:0"
+
+    def _dtype(self) -> str:
+        """Give the precision as the files have it: left to itself, vLLM halves float32."""
+        if self._dtype_name != "auto":
+            return self._dtype_name
+        config = json.loads((self._folder / "config.json").read_bytes())
+        return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+    def _gpu_memory(self) -> dict[str, Any]:
+        import torch
+
+        share = 0.9
+        if self._memory_gib is not None:
+            _, total = torch.cuda.mem_get_info()
+            share = min(share, self._memory_gib * (1 << 30) / total)
+        return {"gpu_memory_utilization": share}
+
+    def _host_memory(self) -> dict[str, Any]:
+        """Take what all replies at their longest need, and no more than there should be."""
+        import torch
+        from transformers import AutoConfig
+
+        from workbench.inference.batch import bytes_per_place
+
+        config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False)
+        per_place = bytes_per_place(config, getattr(torch, self._dtype()))
+        # Keys and values lie in blocks of 128 tokens, and one block is kept empty.
+        wanted = (self._most_rows * (self._context + 128) + 128) * per_place
+        available = available_host_memory()
+        if self._memory_gib is not None:
+            weights = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
+            wanted = min(wanted, max(0, int(self._memory_gib * (1 << 30)) - weights))
+        elif available is not None:
+            wanted = min(wanted, int(available.available_bytes * _HOST_SHARE))
+        return {"kv_cache_memory_bytes": wanted}
 
     def submit_all(self, requests: Sequence[tuple[Sequence[int], Sampling]]) -> list[Generation]:
         """Queue several replies; call from the event loop that reads them.
 
         Raises:
             RefusedError: too many requests wait already.
-            GenerationError: the server is ending.
+            GenerationError: the server is ending, or vLLM has ended.
         """
         if self._is_closing:
             raise _server_is_ending()
+        if self._engine.errored:
+            raise _vllm_has_ended()
         if len(self._running) + len(requests) > self._most_rows + MOST_WAITING:
             raise RefusedError(
                 f"{self.num_waiting} requests are waiting already",
                 where="the server",
                 remedy="try again when they are answered",
             )
-        generations = [Generation(ids, sampling) for ids, sampling in requests]
-        for generation in generations:
-            self._running[generation] = asyncio.create_task(self._make(generation))
-        return generations
+        return [self._begun(Generation(ids, sampling)) for ids, sampling in requests]
+
+    def _begun(self, generation: Generation) -> Generation:
+        text = ReplyText(generation, self._decode, self._special_texts)
+        request_id = uuid.uuid4().hex
+        begin = time.monotonic()
+        task = asyncio.create_task(self._make(generation, text, request_id))
+        self._running[generation] = task
+
+        def stop() -> None:
+            # What has ended by itself is aborted by its own task, which must not be disturbed.
+            if not text.has_ended:
+                task.cancel()
+
+        def note_end(task: asyncio.Task[None]) -> None:
+            del self._running[generation]
+            self._num_tokens_before += generation.num_tokens
+            if task.cancelled():
+                if self._is_closing:
+                    text.fail(_server_is_ending())
+                else:
+                    # It may have been cancelled before it knew that vLLM has taken it.
+                    self._in_background(self._engine.abort(request_id))
+            logger.info(
+                "%d prompt tokens, %d tokens made, %s, %.1f s",
+                len(generation.prompt_ids),
+                generation.num_tokens,
+                text.how_it_ended or "cancelled",
+                time.monotonic() - begin,
+            )
+
+        task.add_done_callback(note_end)
+        generation.when_cancelled(stop)
+        return generation
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._aborting.add(task)
+        task.add_done_callback(self._aborting.discard)
 
     def cancel_all(self) -> None:
         """End all replies, each with an error; take no more."""
@@ -178,65 +290,50 @@ class VllmEngine:
         self.cancel_all()
         if self._engine is not None:
             self._engine.shutdown()
+            self._engine = None
         return True
 
-    async def _make(self, generation: Generation) -> None:
+    async def _make(self, generation: Generation, text: ReplyText, request_id: str) -> None:
         """Make one reply, or hand over why not; never raises but when it is cancelled."""
-        text = ReplyText(generation, self._decode, self._special_texts)
-        begin = time.monotonic()
-        request_id = uuid.uuid4().hex
         try:
             await self._follow(generation, text, request_id)
-        except asyncio.CancelledError:
-            text.fail(_server_is_ending())
-            raise
+            if not text.has_ended:
+                # vLLM counts to the limit as we do; an end that we did not see is its own.
+                text.fail(_model_failed())
         except Exception:
             # One reply has failed; the server lives on, and the log has the traceback.
             logger.exception("a reply failed")
-            text.fail(
-                GenerationError(
-                    "the model failed", where="the server", remedy="see the server's log"
-                )
-            )
-        finally:
-            self._running.pop(generation, None)
-            self._num_tokens_before += generation.num_tokens
-        logger.info(
-            "%d prompt tokens, %d tokens made, %s, %.1f s",
-            len(generation.prompt_ids),
-            generation.num_tokens,
-            text.how_it_ended or "cancelled",
-            time.monotonic() - begin,
-        )
+            if not text.has_ended:
+                text.fail(_vllm_has_ended() if self._engine.errored else _model_failed())
 
     async def _follow(self, generation: Generation, text: ReplyText, request_id: str) -> None:
         parameters = self._parameters(generation.sampling)
         num_top = generation.sampling.num_top or 0
-        outputs = self._engine.generate(
-            {"prompt_token_ids": generation.prompt_ids}, parameters, request_id
-        )
+        prompt = {"prompt_token_ids": generation.prompt_ids}
         has_begun = False
-        async for output in outputs:
-            if not has_begun:
-                has_begun = True
-                if output.prompt_logprobs:
-                    generation.prompt_logprobs = [
-                        _logprob_of(token_id, some, num_top)
-                        for token_id, some in zip(
-                            generation.prompt_ids[1:], output.prompt_logprobs[1:], strict=True
-                        )
-                    ]
-                text.begin()
-            made = output.outputs[0]
-            for at, token_id in enumerate(made.token_ids):
-                if generation.is_cancelled or text.has_ended:
+        # Stops are ours: vLLM goes on until it is told, by the end of this block.
+        async with aclosing(self._engine.generate(prompt, parameters, request_id)) as outputs:
+            async for output in outputs:
+                if not has_begun:
+                    has_begun = True
+                    if output.prompt_logprobs:
+                        generation.prompt_logprobs = [
+                            _logprob_of(token_id, some, num_top)
+                            for token_id, some in zip(
+                                generation.prompt_ids[1:], output.prompt_logprobs[1:], strict=True
+                            )
+                        ]
+                    text.begin()
+                made = output.outputs[0]
+                for at, token_id in enumerate(made.token_ids):
+                    if text.has_ended:
+                        break
+                    some = made.logprobs[at] if made.logprobs else None
+                    text.take(
+                        token_id, None if some is None else _logprob_of(token_id, some, num_top)
+                    )
+                if text.has_ended:
                     break
-                some = made.logprobs[at] if made.logprobs else None
-                text.take(token_id, None if some is None else _logprob_of(token_id, some, num_top))
-            if generation.is_cancelled or text.has_ended:
-                break
-        # Stops are ours: vLLM would go on until it is told.
-        await self._engine.abort(request_id)
 
     def _parameters(self, sampling: Sampling) -> Any:  # noqa: ANN401 - vLLM's
         from vllm import SamplingParams
@@ -245,7 +342,7 @@ class VllmEngine:
         return SamplingParams(
             # One token is the least it makes; where none is wanted, none is taken.
             max_tokens=max(1, sampling.max_tokens),
-            temperature=sampling.temperature,
+            temperature=0 if sampling.is_greedy else sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k or -1,
             min_p=sampling.min_p,
@@ -283,6 +380,22 @@ def _logprob_of(token_id: int, entries: Mapping[int, Any], num_top: int) -> Toke
         token_id,
         entries[token_id].logprob,
         tuple((number, entry.logprob) for number, entry in ranked),
+    )
+
+
+def _told(error: Exception) -> str:
+    """Give what vLLM says, on one line; pydantic's errors have it behind a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or type(error).__name__
+
+
+def _model_failed() -> GenerationError:
+    return GenerationError("the model failed", where="the server", remedy="see the server's log")
+
+
+def _vllm_has_ended() -> GenerationError:
+    return GenerationError(
+        "vLLM has ended", where="the server", remedy="see the server's log, and start it again"
     )
 
 
