@@ -12,7 +12,7 @@ from textual.screen import Screen
 from tests.tui.conftest import screen_text, wait_until
 from tests.tui.scripted_server import ScriptedServer
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor, write_checkpoint
-from workbench.jobs.chat_client import SUGGESTED_TEMPERATURE
+from workbench.jobs.chat_settings import SUGGESTED_TEMPERATURE
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import Outcome
 from workbench.tui.app import WorkbenchApp
@@ -235,7 +235,7 @@ async def test_the_system_prompt_is_written_in_the_field_and_the_draft_comes_bac
         await pilot.press("f3", *"Be kind", "enter")
         assert prompt.text == "draft"
         assert server.requests == []
-        await wait_until(pilot, lambda: "system   Be kind" in screen_text(pilot))
+        await wait_until(pilot, lambda: "system       Be kind" in screen_text(pilot))
         server.go_on.release()
         await pilot.press("enter")
         await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
@@ -291,7 +291,7 @@ async def test_a_dropped_exchange_is_neither_shown_nor_told(surroundings: Surrou
 
 async def test_a_chat_is_saved_with_its_branches(surroundings: Surroundings) -> None:
     server = ScriptedServer("yes")
-    async with talking(surroundings, server) as (pilot, screen):
+    async with talking(surroundings, server) as (pilot, _):
         server.go_on.release()
         await pilot.press("a", "enter")
         await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
@@ -300,7 +300,7 @@ async def test_a_chat_is_saved_with_its_branches(surroundings: Surroundings) -> 
         await pilot.press("f5")
         await wait_until(pilot, lambda: "‹ 2/2 ›" in screen_text(pilot))
         await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
-        screen.do_save_chat()
+        pilot.app.action_press("save_chat")  # type: ignore[attr-defined]
         await wait_until(pilot, lambda: "2 conversations saved" in screen_text(pilot))
         lines = (surroundings.project / "output" / "chat.jsonl").read_text().splitlines()
         for line, answer in zip(lines, ("yes", "no"), strict=True):

@@ -11,7 +11,7 @@ from workbench.tui import words
 if TYPE_CHECKING:
     from workbench.jobs.conversation import Conversation, Turn
 
-_STOP_WORDS = {"stop": "ended by itself", "length": "length limit", "stopped": "stopped by you"}
+STOP_WORDS = {"stop": "ended by itself", "length": "length limit", "stopped": "stopped by you"}
 
 
 class ExchangeView(Static):
@@ -29,6 +29,17 @@ class ExchangeView(Static):
     def on_resize(self) -> None:
         """Draw the lines anew at their width."""
         self.draw()
+
+    @property
+    def num_lines(self) -> int:
+        """How many lines the exchange takes at its width, whatever stands beside it."""
+        width = self.size.width
+        return self.visual.get_height({}, width) if width else 0
+
+    def be_as_long_as(self, num_lines: int) -> None:
+        """Take so many lines at least: what stands beside it takes them."""
+        if self.styles.min_height is None or self.styles.min_height.value != num_lines:
+            self.styles.min_height = num_lines
 
     def draw(self) -> None:
         """Draw both turns."""
@@ -73,7 +84,7 @@ class ExchangeView(Static):
         if len(self._question.after) > 1:
             parts.append(f"‹ {self._question.shown + 1}/{len(self._question.after)} ›")
         if answer.ended:
-            parts.append(_STOP_WORDS.get(answer.ended, answer.ended))
+            parts.append(STOP_WORDS.get(answer.ended, answer.ended))
         else:
             parts.append("generating")
         return parts
@@ -113,6 +124,17 @@ class Transcript(VerticalScroll, can_focus=True):
         views[-1].draw()
         if self._follows or self.scroll_y >= self.max_scroll_y:
             self._go_to_end()
+
+    @property
+    def exchanges(self) -> list[ExchangeView]:
+        """The exchanges that are shown."""
+        return list(self.query(ExchangeView))
+
+    def move_with(self, other: "Transcript") -> None:
+        """Show the lines that another one shows, and follow the end where that one does."""
+        if self.scroll_y != other.scroll_y:
+            self.scroll_to(y=other.scroll_y, animate=False, immediate=True)
+        self._follows = other._follows
 
     def release_anchor(self) -> None:
         """Cease to follow: the reader moves."""

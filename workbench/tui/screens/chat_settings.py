@@ -1,0 +1,45 @@
+"""The settings of the next answers in a box, for windows without room for them at the side."""
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+
+from workbench.jobs.chat_settings import ChatSettings
+from workbench.tui import keys
+from workbench.tui.screens.frame import Dialog
+from workbench.tui.widgets.settings_form import SettingsForm
+
+
+class ChatSettingsDialog(Dialog):
+    """Gives back the settings, with what was typed and is not taken."""
+
+    SCOPES = ("settings",)
+    DEFAULT_CSS = """
+    Dialog > .settings { width: 60; max-width: 96%; height: auto; padding: 1 1 0 1; }
+    Dialog > .settings SettingsForm { height: auto; }
+    Dialog > .settings SettingsForm .fields { max-height: 12; }
+    Dialog > .settings SettingsForm .about-field { width: 100%; min-height: 3; }
+    """
+
+    def __init__(self, settings: ChatSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def compose(self) -> ComposeResult:
+        """Draw the fields."""
+        with Vertical(classes="box settings") as box:
+            box.border_title = Content("Settings of the next answers")
+            box.border_subtitle = (
+                f"{keys.hint('next_setting')} next · {keys.hint('leave_settings')} close"
+            )
+            yield SettingsForm(self._settings)
+
+    def on_mount(self) -> None:
+        """Begin to count, and take the typing."""
+        super().on_mount()
+        self.query_one(SettingsForm).begin(self._settings)
+
+    @on(SettingsForm.Left)
+    def _left(self, event: SettingsForm.Left) -> None:
+        self.dismiss((self.query_one(SettingsForm).settings, event.wrong))
