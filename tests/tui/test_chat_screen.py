@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 
 from tests.tui.conftest import screen_text, wait_until
-from tests.tui.scripted_server import ScriptedServer
+from tests.tui.scripted_server import ScriptedServer, ScriptedServers
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor, write_checkpoint
 from workbench.jobs.chat_settings import SUGGESTED_TEMPERATURE
 from workbench.runs.layout import RunFolder
@@ -22,21 +22,26 @@ from workbench.tui.widgets.prompt import Prompt
 from workbench.tui.widgets.transcript import Transcript
 
 
-async def finished_run(surroundings: Surroundings, name: str = "quick-1") -> None:
-    """Leave a run with a complete checkpoint behind."""
+async def finished_run(
+    surroundings: Surroundings,
+    name: str = "quick-1",
+    steps: tuple[int, ...] = (10,),
+    *,
+    with_weights: bool = False,
+) -> None:
+    """Leave a run with complete checkpoints behind."""
     job = ScriptedSupervisor(RunFolder(surroundings.project / "output" / name))
-    job.log_metrics(10, 2.0)
-    write_checkpoint(job.run, 10)
-    job.end(
-        Outcome(
-            attempt=1, state="finished", step=10, time=NOW, checkpoint="checkpoints/checkpoint-10"
-        )
-    )
+    last = steps[-1]
+    job.log_metrics(last, 2.0)
+    for step in steps:
+        write_checkpoint(job.run, step, with_weights=with_weights)
+    checkpoint = f"checkpoints/checkpoint-{last}"
+    job.end(Outcome(attempt=1, state="finished", step=last, time=NOW, checkpoint=checkpoint))
     await job.close_files()
 
 
-def app_with(server: ScriptedServer, surroundings: Surroundings) -> WorkbenchApp:
-    """Make a program whose chat talks to a scripted server."""
+def app_with(server: ScriptedServer | ScriptedServers, surroundings: Surroundings) -> WorkbenchApp:
+    """Make a program whose chat talks to scripted servers."""
 
     def chat() -> Screen[Any]:
         return ChatScreen(server.start)

@@ -1,7 +1,7 @@
 """Chat: pick a model, load it into a server of this window's own, talk to it, or to two at once.
 
 The server is a child that ends with this program; closing a reply's stream is what stops its
-generation. The conversation is ``widgets.talk``, the comparison ``widgets.compare``; this module
+generation. The conversation is ``chat.talk``, the comparison ``chat.compare``; this module
 decides which of them is shown. Invariants: a model is loaded once, whoever talks to it; what has
 been said with one model is still there after a comparison.
 """
@@ -17,17 +17,17 @@ from textual.app import ComposeResult
 from workbench.errors import WorkbenchError
 from workbench.jobs.chat_settings import ChatSettings
 from workbench.tui import keys
-from workbench.tui.chosen_settings import ChosenSettings
+from workbench.tui.chat.chosen_settings import ChosenSettings
+from workbench.tui.chat.compare import Compare
+from workbench.tui.chat.model_server import ModelServer, spawn
+from workbench.tui.chat.picker import Picker
+from workbench.tui.chat.settings_form import SettingsForm
+from workbench.tui.chat.talk import Talk
 from workbench.tui.job_events import RunsListed
 from workbench.tui.keys import KeyRow, KeyState, Scope
-from workbench.tui.model_server import ModelServer, spawn
 from workbench.tui.screens.frame import WorkbenchScreen
-from workbench.tui.widgets.compare import Compare
 from workbench.tui.widgets.line_list import LineList
 from workbench.tui.widgets.model_list import ModelRow
-from workbench.tui.widgets.picker import Picker
-from workbench.tui.widgets.settings_form import SettingsForm
-from workbench.tui.widgets.talk import Talk
 
 if TYPE_CHECKING:
     from workbench.jobs.conversation import Conversation
@@ -97,7 +97,7 @@ class ChatScreen(WorkbenchScreen):
     @property
     def pair(self) -> "SideBySide | None":
         """The two models that are, or were, compared."""
-        return self._compare.pair
+        return None if self._compare.sides is None else self._compare.sides.pair
 
     @property
     def settings(self) -> ChatSettings:
@@ -355,7 +355,7 @@ class ChatScreen(WorkbenchScreen):
     async def _compare_with(self, second: ModelRow) -> None:
         conversation = self._talk.conversation
         question = None if conversation is None else conversation.question
-        asked = "" if question is None or self._compare.pair is not None else question.text
+        asked = "" if question is None or self.pair is not None else question.text
         await self._compare.begin(
             self._model,
             second,

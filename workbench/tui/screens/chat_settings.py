@@ -7,8 +7,8 @@ from textual.content import Content
 
 from workbench.jobs.chat_settings import ChatSettings
 from workbench.tui import keys
+from workbench.tui.chat.settings_form import SettingsForm
 from workbench.tui.screens.frame import Dialog
-from workbench.tui.widgets.settings_form import SettingsForm
 
 
 class ChatSettingsDialog(Dialog):

@@ -1,5 +1,6 @@
 """The pane in which a model is picked: what every run offers, and how far loading is."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,9 +13,8 @@ from textual.widgets import Static
 
 from workbench.control.states import END_STATES
 from workbench.tui import keys, words
-from workbench.tui.model_choices import ModelChoices, RunModels
+from workbench.tui.chat.model_choices import ModelChoices, RunModels
 from workbench.tui.program import Program
-from workbench.tui.screens.frame import WorkbenchScreen
 from workbench.tui.widgets.model_list import ModelList, ModelRow
 
 if TYPE_CHECKING:
@@ -88,10 +88,11 @@ class Picker(Vertical):
         if self._workbench.index.read_at is None:
             return  # nobody has looked for runs yet
         offered = self._choices.read(runs, frozenset(self._open))
-        cast(WorkbenchScreen, self.screen).from_thread(self._take, offered)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program has ended
+            self.app.call_later(self._take, offered)
 
     def _take(self, offered: tuple[RunModels, ...]) -> None:
-        if not self.is_attached:
+        if not (self.app.is_running and self.is_attached):
             return
         self._offered = offered
         self._fill()

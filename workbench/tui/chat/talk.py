@@ -18,16 +18,16 @@ from textual.widgets import Static
 
 from workbench.errors import WorkbenchError
 from workbench.tui import keys, words
-from workbench.tui.chosen_settings import ChosenSettings
+from workbench.tui.chat.chosen_settings import ChosenSettings
+from workbench.tui.chat.settings_form import SettingsForm
 from workbench.tui.keys import KeyRow
 from workbench.tui.program import Program
 from workbench.tui.widgets.prompt import Prompt
-from workbench.tui.widgets.settings_form import SettingsForm
 from workbench.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from workbench.jobs.conversation import Conversation, Turn
-    from workbench.tui.model_server import ModelServer
+    from workbench.tui.chat.model_server import ModelServer
 
 # What enter in the field does: send a message, set the instruction, or say a message otherwise.
 Aim = Literal["message", "system prompt", "edit message"]
