@@ -170,7 +170,7 @@ async def test_votes_are_written_and_follow_the_models_when_they_are_swapped(
         await at.pilot.press("f5")
         await wait_until(at.pilot, lambda: at.text.count("‹ 2/2 ›") == 2)
         await wait_until(at.pilot, lambda: at.heads().count("✓ ended by itself") == 2)
-        await wait_until(at.pilot, lambda: "Back to one" in at.text)
+        await wait_until(at.pilot, lambda: "esc Back" in at.text)
         await at.pilot.press("equals_sign")
         await at.until("a tie, noted", "A 1 – 0 B, 1 tied")
         assert [vote["vote"] for vote in at.votes()] == ["a", "tie"]

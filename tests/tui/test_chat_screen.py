@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from textual.pilot import Pilot
@@ -40,11 +41,19 @@ async def finished_run(
     await job.close_files()
 
 
-def app_with(server: ScriptedServer | ScriptedServers, surroundings: Surroundings) -> WorkbenchApp:
-    """Make a program whose chat talks to scripted servers."""
+def app_with(
+    server: ScriptedServer | ScriptedServers,
+    surroundings: Surroundings,
+    *,
+    wanted: Path | None = None,
+) -> WorkbenchApp:
+    """Make a program whose chat talks to scripted servers; ``wanted`` is loaded at once."""
 
     def chat() -> Screen[Any]:
-        return ChatScreen(server.start)
+        screen = ChatScreen(server.start)
+        if wanted is not None:
+            screen.load(wanted)
+        return screen
 
     class AppWithServer(WorkbenchApp):
         MODES = {**WorkbenchApp.MODES, "chat": chat}  # noqa: RUF012

@@ -1,6 +1,5 @@
 """Settings of the chat's answers: typed, checked, sent, remembered; the seed that is locked."""
 
-
 from tests.tui.conftest import screen_text, wait_until
 from tests.tui.scripted_server import ScriptedServer, ScriptedServers
 from tests.tui.test_chat_screen import app_with, finished_run, talking
@@ -152,10 +151,8 @@ async def test_a_checkpoint_is_loaded_by_its_path_before_the_screen_is_there(
 ) -> None:
     server = ScriptedServer("yes")
     await finished_run(surroundings)
-    screen = ChatScreen(server.start)
-    screen.load(surroundings.project / "output" / "quick-1" / "checkpoints" / "checkpoint-10")
-    app = app_with(server, surroundings)
-    app.MODES["chat"] = lambda: screen
+    wanted = surroundings.project / "output" / "quick-1" / "checkpoints" / "checkpoint-10"
+    app = app_with(server, surroundings, wanted=wanted)
     async with app.run_test(size=(120, 36)) as pilot:
         await wait_until(pilot, lambda: "quick-1/checkpoint-10 is loaded" in screen_text(pilot))
     assert server.num_stopped == 1

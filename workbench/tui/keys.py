@@ -269,21 +269,21 @@ TABLE: tuple[KeyRow, ...] = (
     KeyRow(
         "regenerate", ("f5",), "conversation", "Regenerate",
         "Answer the last message again: with a new seed, or with the same where it is locked.",
-        0, "", 2,
+        0, "", 1,
     ),
     KeyRow(
         "compare", ("f6",), "conversation", "Compare…",
-        "Tell this model and another one the same, side by side; then back to one.", 0, "", 3,
+        "Tell this model and another one the same, side by side; then back to one.", 0, "", 1,
     ),
     KeyRow(
         "chat_settings", ("f7",), "conversation", "Settings",
         "Set how answers are made: temperature, what is drawn among, longest answer, seed, stops.",
-        0, "workbench chat -m CHECKPOINT --temperature T --top-p P --max-tokens N", 3,
+        0, "workbench chat -m CHECKPOINT --temperature T --top-p P --max-tokens N", 1,
     ),
     KeyRow(
         "lock_seed", ("f8",), "conversation", "Lock seed",
         "Keep the seed of the last answer for every next one, or draw seeds anew again.",
-        0, "workbench chat -m CHECKPOINT --seed N --message TEXT", 4,
+        0, "workbench chat -m CHECKPOINT --seed N --message TEXT", 3,
     ),
     KeyRow(
         "stop_reply", ("escape",), "transcript", "Stop",
@@ -336,7 +336,7 @@ TABLE: tuple[KeyRow, ...] = (
     ),
     KeyRow(
         "other_side", ("right_square_bracket", "left_square_bracket"), "compare", "Other side",
-        "Go to the other side; where one is shown at a time, show it.", 0, "", 2,
+        "Go to the other side; where one is shown at a time, show it.", 0, "", 1,
     ),
     KeyRow(
         "vote_left", ("less_than_sign",), "compare", "A is better",

@@ -71,8 +71,9 @@ class Compare(Vertical):
 
     def on_mount(self) -> None:
         """Let both sides scroll together."""
-        for at, pane in enumerate(self._panes):
-            self.watch(pane.transcript, "scroll_y", lambda at=at: self._moved(at), init=False)
+        left, right = self._panes
+        self.watch(left.transcript, "scroll_y", lambda: self._moved(0), init=False)
+        self.watch(right.transcript, "scroll_y", lambda: self._moved(1), init=False)
         self.query_one("#message-both").border_title = "message to both"
 
     async def on_unmount(self) -> None:
@@ -180,7 +181,7 @@ class Compare(Vertical):
             place = None if self._sides is None else self._sides.busy_place(self._picked)
             if place is not None:
                 return f"Stop {LETTERS[place]}"
-            return "Leave" if self.query_one("#prompt-both").has_focus else "Back to one"
+            return "Leave" if self.query_one("#prompt-both").has_focus else "Back"
         if row.id == "compare":
             return "Back to one"
         if row.id == "other_side":

@@ -23,8 +23,12 @@ from workbench.tui import keys
 class SettingInput(Input, inherit_bindings=False):
     """Where one setting is typed."""
 
+    KEY_SCOPES = ("settings",)
     TAKES_TEXT = True
-    BINDINGS: ClassVar[list[BindingType]] = keys.without_banned(Input.BINDINGS)
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *keys.bindings("settings"),
+        *keys.without_banned(Input.BINDINGS),
+    ]
 
     def __init__(self, field: SettingsField, settings: ChatSettings) -> None:
         super().__init__(
@@ -37,17 +41,10 @@ class SettingInput(Input, inherit_bindings=False):
         self.field = field
         self.cursor_blink = False
 
-    async def _on_key(self, event: events.Key) -> None:
-        """Leave the key that goes to the next field to the table; a field would take it."""
-        if event.key in keys.BY_ID["next_setting"].keys:
-            event.prevent_default()
-
 
 class SettingsForm(Vertical):
     """A field for each setting; below them what the focused one does."""
 
-    KEY_SCOPES = ("settings",)
-    BINDINGS = keys.bindings("settings")
     DEFAULT_CSS = """
     SettingsForm { height: 1fr; }
     SettingsForm .fields {

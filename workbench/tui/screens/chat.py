@@ -55,6 +55,7 @@ class ChatScreen(WorkbenchScreen):
         self._loading: asyncio.Task[None] | None = None
         self._stage = ""
         self._wanted: Path | None = None
+        self._is_composed = False
 
     def compose_body(self) -> ComposeResult:
         """Lay out the models, the conversation, and the comparison."""
@@ -66,6 +67,7 @@ class ChatScreen(WorkbenchScreen):
         """Offer models."""
         self._show_part()
         self._picker.look()
+        self._is_composed = True
         if self._wanted is not None:
             self.load(self._wanted)
 
@@ -148,6 +150,8 @@ class ChatScreen(WorkbenchScreen):
         label = None
         if row.id == "lock_seed" and self._chosen.is_locked:
             label = "Unlock seed"
+        elif row.id == "regenerate" and self.is_narrow:
+            label = "Regen"
         elif row.id == "load_model" and self._part == "second models":
             label = "Compare"
         elif row.id == "leave_models" and self._loading is not None:
@@ -198,7 +202,7 @@ class ChatScreen(WorkbenchScreen):
         Args:
             path: a checkpoint of a run.
         """
-        if not self.is_mounted:
+        if not self._is_composed:
             self._wanted = path
             return
         self._wanted = None

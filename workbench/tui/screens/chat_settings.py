@@ -15,7 +15,7 @@ class ChatSettingsDialog(Dialog):
     """Gives back the settings, with what was typed and is not taken."""
 
     SCOPES = ("settings",)
-    DEFAULT_CSS = """
+    CSS = """
     Dialog > .settings { width: 60; max-width: 96%; height: auto; padding: 1 1 0 1; }
     Dialog > .settings SettingsForm { height: auto; }
     Dialog > .settings SettingsForm .fields { max-height: 12; }
