@@ -151,7 +151,8 @@ class SettingsForm(Vertical):
     def _move(self, by: int) -> None:
         fields = list(self.query(SettingInput))
         at = next((index for index, each in enumerate(fields) if each.has_focus), 0)
-        fields[(at + by) % len(fields)].focus()
+        # At once: what is typed behind this key is for the next field already.
+        self.screen.set_focus(fields[(at + by) % len(fields)])
 
     def do_leave_settings(self) -> None:
         """Give the focus back."""

@@ -15,12 +15,6 @@ class ChatSettingsDialog(Dialog):
     """Gives back the settings, with what was typed and is not taken."""
 
     SCOPES = ("settings",)
-    CSS = """
-    Dialog > .settings { width: 60; max-width: 96%; height: auto; padding: 1 1 0 1; }
-    Dialog > .settings SettingsForm { height: auto; }
-    Dialog > .settings SettingsForm .fields { max-height: 12; }
-    Dialog > .settings SettingsForm .about-field { width: 100%; min-height: 3; }
-    """
 
     def __init__(self, settings: ChatSettings) -> None:
         super().__init__()
