@@ -347,7 +347,7 @@ def test_chat_compare(
             return (
                 left.state.doing == "ended"
                 and right.state.num_tokens == 3
-                and "slow mornings" in str(right.transcript.exchanges[-1].visual)
+                and "slow mornings" in str(right.transcript.exchanges[-1].render())
             )
 
         await wait_until(pilot, is_half_way)

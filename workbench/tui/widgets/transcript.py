@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.widgets import Static
+from textual.geometry import Size
+from textual.widget import Widget
 
 from workbench.tui import words
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 STOP_WORDS = {"stop": "ended by itself", "length": "length limit", "stopped": "stopped by you"}
 
 
-class ExchangeView(Static):
+class ExchangeView(Widget):
     """One exchange: both turns with a line above each."""
 
     DEFAULT_CSS = """
@@ -25,16 +26,13 @@ class ExchangeView(Static):
         super().__init__()
         self._conversation = conversation
         self._question = question
-
-    def on_resize(self) -> None:
-        """Draw the lines anew at their width."""
-        self.draw()
+        self._content: tuple[int, Content] | None = None
 
     @property
     def num_lines(self) -> int:
         """How many lines the exchange takes at its width, whatever stands beside it."""
         width = self.size.width
-        return self.visual.get_height({}, width) if width else 0
+        return self._content_at(width).get_height({}, width) if width else 0
 
     def be_as_long_as(self, num_lines: int) -> None:
         """Take so many lines at least: what stands beside it takes them."""
@@ -42,8 +40,23 @@ class ExchangeView(Static):
             self.styles.min_height = num_lines
 
     def draw(self) -> None:
-        """Draw both turns."""
-        width = max(self.size.width, 20)
+        """Draw both turns as they stand."""
+        self._content = None
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Give the lines that the exchange takes at a width."""
+        del container, viewport
+        return self._content_at(width).get_height({}, width)
+
+    def render(self) -> Content:
+        """Give both turns at the width that there is."""
+        return self._content_at(self.size.width)
+
+    def _content_at(self, width: int) -> Content:
+        """Give both turns, each under a line as wide as the exchange; kept until one changes."""
+        if self._content is not None and self._content[0] == width:
+            return self._content[1]
         question, answer = self._question, self._question.next
         lines = [
             _rule("you", self._said(), width, "$secondary"),
@@ -54,7 +67,8 @@ class ExchangeView(Static):
             lines += [Content(""), _rule("model", about, width, "$accent")]
             text = answer.text if answer.ended else answer.text + "▌"
             lines.append(Content(text))
-        self.update(Content("\n").join(lines))
+        self._content = (width, Content("\n").join(lines))
+        return self._content[1]
 
     def _said(self) -> str:
         """Say when a message was sent, and which of its versions it is."""
