@@ -248,17 +248,21 @@ async def test_both_sides_scroll_together(surroundings: Surroundings) -> None:
     async with comparing(surroundings, a, b) as at:
         await at.both_answer()
         left, right = at.screen.query_one("#compare").query(Transcript)
+        # Each keeps to its own end: the short answer is not scrolled away by the long one.
         await wait_until(at.pilot, lambda: left.scroll_y == left.max_scroll_y > 20)
-        await wait_until(at.pilot, lambda: right.scroll_y == left.scroll_y)
+        await at.until("line 59", "short")
+        await at.both_answer("And?")
+        await wait_until(at.pilot, lambda: left.scroll_y == left.max_scroll_y > 80)
+        await at.until("line 59", "short")
+        # The second exchange begins at the same line on both sides.
+        tops = [side.exchanges[1].virtual_region.y for side in (left, right)]
+        assert tops[0] == tops[1] > 60
         await at.pilot.press("escape", "home")
         await wait_until(at.pilot, lambda: left.scroll_y == right.scroll_y == 0)
         await at.pilot.press("tab", "pagedown")
         await wait_until(at.pilot, lambda: left.scroll_y == right.scroll_y > 0)
-        # The next exchange begins at the same line on both sides.
-        at.screen.query_one("#prompt-both").focus()
-        await at.both_answer("And?")
-        tops = [side.exchanges[1].virtual_region.y for side in (left, right)]
-        assert tops[0] == tops[1] > 60
+        await at.pilot.press("end")
+        await wait_until(at.pilot, lambda: left.scroll_y == right.scroll_y == right.max_scroll_y)
 
 
 async def test_the_narrow_form_shows_one_side_at_a_time(surroundings: Surroundings) -> None:

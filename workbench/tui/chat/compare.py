@@ -256,19 +256,21 @@ class Compare(Vertical):
     def _align(self) -> None:
         """Give both sides of an exchange the room of the longer one, so that they scroll alike.
 
-        Where one side is shown at a time, each has its own length.
+        The last exchange has its own length on either side, so that the end of the shorter answer
+        stays in view beside the end of the longer one. So has each where one side is shown.
         """
         left, right = (pane.transcript.exchanges for pane in self._panes)
-        for ours, theirs in zip(left, right, strict=False):
-            longer = 0 if self._is_narrow else max(ours.num_lines, theirs.num_lines)
+        for number, (ours, theirs) in enumerate(zip(left, right, strict=False), start=1):
+            has_own_length = self._is_narrow or number == len(left)
+            longer = 0 if has_own_length else max(ours.num_lines, theirs.num_lines)
             ours.be_as_long_as(longer)
             theirs.be_as_long_as(longer)
 
     def _moved(self, place: int) -> None:
-        """Move the other side along."""
-        if self._is_moving or self._is_narrow:
-            return
+        """Move the other side along with the reader, not with an answer that grows."""
         panes = self._panes
+        if self._is_moving or self._is_narrow or panes[place].transcript.follows:
+            return
         self._is_moving = True
         try:
             panes[1 - place].transcript.move_with(panes[place].transcript)

@@ -239,14 +239,19 @@ class ChatScreen(WorkbenchScreen):
         """Do what takes a while; what is being loaded meanwhile is said, and can be stopped."""
         before = self._loading
         task = asyncio.create_task(self._guarded(work, before), name="load a model")
+        task.add_done_callback(self._work_ended)
         self._loading = task
+
+    def _work_ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self.worker_failed(task.get_name(), f"{type(fault).__name__}: {fault}")
 
     async def _guarded(
         self, work: Coroutine[Any, Any, None], before: "asyncio.Task[None] | None"
     ) -> None:
-        if before is not None:
-            await asyncio.wait([before])
         try:
+            if before is not None:
+                await asyncio.wait([before])
             await work
         except (WorkbenchError, OSError) as error:
             await self._model.stop()
@@ -255,6 +260,7 @@ class ChatScreen(WorkbenchScreen):
             await self._model.stop()
             raise
         finally:
+            work.close()  # where it was cancelled before it had begun
             if self._loading is asyncio.current_task():
                 self._loading = None
             if self.is_mounted and self.is_attached:

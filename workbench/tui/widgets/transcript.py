@@ -144,6 +144,11 @@ class Transcript(VerticalScroll, can_focus=True):
         """The exchanges that are shown."""
         return list(self.query(ExchangeView))
 
+    @property
+    def follows(self) -> bool:
+        """The view keeps to the end: the reader has not moved away from it."""
+        return self._follows
+
     def move_with(self, other: "Transcript") -> None:
         """Show the lines that another one shows, and follow the end where that one does."""
         if self.scroll_y != other.scroll_y:
