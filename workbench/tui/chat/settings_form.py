@@ -52,11 +52,11 @@ class SettingsForm(Vertical):
     }
     SettingsForm .line { height: 1; }
     SettingsForm .label { width: 14; color: $quiet; }
-    SettingsForm .line:focus-within .label { color: $heading; text-style: bold; }
-    SettingsForm Input, SettingsForm Input:focus {
+    SettingsForm .line.-here .label { color: $heading; text-style: bold; }
+    SettingsForm Input.-textual-compact, SettingsForm Input.-textual-compact:focus {
         width: 1fr; border: none; height: 1; padding: 0 1; background: $panel;
     }
-    SettingsForm Input:focus { background: $cursor-row; }
+    SettingsForm Input.-textual-compact:focus { background: $cursor-row; }
     SettingsForm .wrong { height: auto; display: none; color: $bad; }
     SettingsForm .wrong.-shown { display: block; }
     SettingsForm .about-field {
@@ -135,10 +135,16 @@ class SettingsForm(Vertical):
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """Say what the field under the cursor does, and what it takes."""
         field = event.widget
+        for line in self.query(".line"):
+            line.set_class(line is field.parent, "-here")
         if isinstance(field, SettingInput):
             self.query_one(".about-field", Static).update(
                 f"{field.field.help} Takes {field.field.limits}."
             )
+
+    def on_descendant_blur(self) -> None:
+        """No field is the one that is typed into."""
+        self.query(".line").remove_class("-here")
 
     def do_next_setting(self) -> None:
         """Go to the next field."""

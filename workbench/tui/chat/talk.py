@@ -77,7 +77,7 @@ class Talk(Container):
         self.query_one("#about").border_title = "model"
         pane = self.query_one("#settings")
         pane.border_title = "settings"
-        pane.border_subtitle = keys.hint("chat_settings")
+        pane.border_subtitle = f"{keys.hint('chat_settings')} close"
         pane.display = False
 
     async def on_unmount(self) -> None:
