@@ -58,6 +58,7 @@ class Compare(Vertical):
         self._tally = Tally()
         self._replying: asyncio.Task[None] | None = None
         self._drawing: Timer | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._is_moving = False
 
     def compose(self) -> ComposeResult:
@@ -80,6 +81,8 @@ class Compare(Vertical):
         """Leave no server behind."""
         if self._replying is not None:
             self._replying.cancel()
+        if self._ending is not None:
+            await self._ending
         if self._sides is not None:
             await self._sides.pair.close()
 
@@ -114,6 +117,8 @@ class Compare(Vertical):
         from workbench.jobs.side_by_side import SideBySide
 
         assert model.row is not None
+        if self._ending is not None:
+            await self._ending
         if self._sides is None or not self._sides.is_of(model.row, second):
             if self._sides is not None:
                 await self._sides.pair.close()
@@ -146,10 +151,13 @@ class Compare(Vertical):
             await asyncio.wait([self._replying])
         assert self._sides is not None
         server = self._sides.pair.release(0)
-        await self._sides.pair.close()
-        if server is not None:
-            model.take(server, self._sides.rows[0])
-        return server is not None
+        self._ending = asyncio.create_task(self._sides.pair.close(), name="close the other model")
+        if server is None:
+            # The first one is about to be loaded, into the memory that the other one has.
+            await self._ending
+            return False
+        model.take(server, self._sides.rows[0])
+        return True
 
     def take_focus(self) -> None:
         """Let the field be written into."""

@@ -134,7 +134,8 @@ class ChatScreen(WorkbenchScreen):
         refused = []
         if self._loading is not None:
             loading = ("load_model", "send", *_IN_A_CONVERSATION)
-            refused += [(row, f"loading: {self._stage}") for row in loading]
+            what = f"loading: {self._stage}" if self._stage else "one moment"
+            refused += [(row, what) for row in loading]
         elif self._picker.current is None:
             refused.append(("load_model", "there is no checkpoint"))
         if self._part == "compare":
