@@ -11,7 +11,8 @@ import pytest
 
 from tests.inference.conftest import TOKEN, Server
 from workbench.errors import ControlError
-from workbench.jobs.chat_client import ChatClient, ChatError, ChatSettings, ChatTurn, Piece
+from workbench.jobs.chat_client import ChatClient, ChatError, ChatTurn, Piece
+from workbench.jobs.chat_settings import ChatSettings
 
 HELLO = [ChatTurn("system", "Be kind."), ChatTurn("user", "Hello")]
 SHORT = ChatSettings(max_tokens=20, temperature=0.8, top_p=0.9, top_k=50, seed=3)

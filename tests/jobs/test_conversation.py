@@ -8,7 +8,8 @@ from contextlib import aclosing
 import pytest
 
 from workbench.errors import ControlError
-from workbench.jobs.chat_client import ChatSettings, ChatTurn, Piece, Usage
+from workbench.jobs.chat_client import ChatTurn, Piece, Usage
+from workbench.jobs.chat_settings import ChatSettings
 from workbench.jobs.conversation import BROKEN_OFF, EDITED, STOPPED, Conversation, Turn
 
 SETTINGS = ChatSettings(seed=7)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.inference.tiny_model import write_tiny_model
 from workbench.errors import ControlError, RunError
-from workbench.jobs.chat_client import ChatSettings
-from workbench.jobs.inference_process import InferenceProcess, start_server
+from workbench.jobs.chat_settings import ChatSettings
+from workbench.jobs.inference_process import InferenceProcess, ServerOptions, start_server
 from workbench.jobs.side_by_side import SideBySide, fit_together
 
 GREEDY = ChatSettings(max_tokens=8, temperature=0)
@@ -36,7 +36,7 @@ class Starter:
         if model == self.refuses:
             raise ControlError("out of memory", where=str(model), remedy="free some")
         self.started.append(model)
-        server = await start_server(model, device="cpu")
+        server = await InferenceProcess.spawn(ServerOptions(model, device="cpu"))
         self.running = [each for each in self.running if not each.has_ended] + [server]
         self.most = max(self.most, len(self.running))
         return server
@@ -139,6 +139,92 @@ async def test_closing_stops_both_and_what_came_stays(
     finally:
         async with asyncio.timeout(30):
             await pair.close()
+
+
+async def test_what_runs_is_not_loaded_again_and_only_the_rest_has_to_fit(
+    models: tuple[Path, Path], starter: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Path]] = []
+
+    def fit(models: list[Path]) -> bool:
+        asked.append(models)
+        return fit_together(models, free_bytes=3 << 30)
+
+    monkeypatch.setattr("workbench.jobs.side_by_side.fit_together", fit)
+    running = await start_server(models[0], device="cpu")
+    starter.running.append(running)
+    pair = SideBySide(models, start=starter)
+    pair.adopt(0, running)
+    try:
+        stages: dict[int, list[str]] = {0: [], 1: []}
+        async with aclosing(pair.say("Hello", GREEDY)) as news:
+            async for each in news:
+                if each.progress is not None:
+                    stages[each.side].append(each.progress.stage)
+        assert starter.started == [models[1]]
+        assert stages[0] == []
+        assert stages[1][0] == "starting a server"
+        assert len(stages[1]) > 1
+        assert asked == [[models[1]]]
+        assert pair.answers_at_once is True
+        assert pair.release(0) is running
+        assert pair.release(0) is None
+    finally:
+        await pair.close()
+    assert not running.has_ended
+    await running.stop()
+
+
+async def test_one_side_is_stopped_and_the_other_goes_on(
+    models: tuple[Path, Path], starter: Starter
+) -> None:
+    side = 1  # the one that talks longer
+    pair = SideBySide(models, at_once=True, start=starter)
+    try:
+        async with aclosing(pair.say("Hello", LONG)) as news:
+            async for each in news:
+                is_text = each.piece is not None and each.piece.text
+                # Pieces that came before the stop are still told after it.
+                if each.side == side and is_text and pair.is_busy(side):
+                    pair.stop(side)
+                    assert not pair.is_busy(side)
+        stopped, other = (pair.conversations[each].last for each in (side, 1 - side))
+        assert stopped is not None
+        assert other is not None
+        assert stopped.ended == "stopped"
+        assert stopped.text
+        assert other.ended in ("stop", "length")
+    finally:
+        await pair.close()
+
+
+async def test_a_side_that_is_stopped_before_its_turn_is_not_loaded(
+    models: tuple[Path, Path], starter: Starter
+) -> None:
+    pair = SideBySide(models, at_once=False, start=starter)
+    try:
+        async with aclosing(pair.say("Hello", GREEDY)) as news:
+            async for each in news:
+                assert each.side == 0
+                pair.stop(1)
+        assert starter.started == [models[0]]
+        assert [len(side) for side in texts(pair)] == [2, 1]
+    finally:
+        await pair.close()
+
+
+async def test_a_load_that_is_stopped_leaves_no_server(
+    models: tuple[Path, Path], starter: Starter
+) -> None:
+    pair = SideBySide(models, at_once=True, start=starter)
+    try:
+        async with aclosing(pair.say("Hello", GREEDY)) as news:
+            async for each in news:
+                # Stopped while it loads, or while it waits for the other one to be loaded.
+                pair.stop(each.side)
+        assert [len(side) for side in texts(pair)] in ([1, 2], [2, 1], [1, 1])
+    finally:
+        await pair.close()
 
 
 def test_whether_two_fit_is_a_matter_of_their_weights(models: tuple[Path, Path]) -> None:

@@ -24,6 +24,7 @@ class ScriptedServer:
         self.go_on = asyncio.Semaphore(0)
         self.num_closed = 0
         self.fails = False
+        self.num_started = 0
         self.num_stopped = 0
         self._address = new_address()
         self._server: asyncio.Server | None = None
@@ -33,6 +34,7 @@ class ScriptedServer:
     async def start(self, path: Path) -> "ScriptedServer":
         """Take the place of ``spawn``."""
         self.path = path
+        self.num_started += 1
         self._server = await asyncio.start_unix_server(self._serve, self._address)
         return self
 
@@ -120,3 +122,14 @@ class ScriptedServer:
     @staticmethod
     def _say(writer: asyncio.StreamWriter, event: dict[str, object]) -> None:
         writer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+
+class ScriptedServers:
+    """A server for each checkpoint, by its name."""
+
+    def __init__(self, **servers: ScriptedServer) -> None:
+        self._servers = servers
+
+    async def start(self, path: Path) -> ScriptedServer:
+        """Take the place of ``spawn``."""
+        return await self._servers[path.name.replace("-", "_")].start(path)

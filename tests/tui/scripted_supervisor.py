@@ -263,8 +263,8 @@ class ScriptedSupervisor:
         write_outcome(self.run.outcome, outcome)
 
 
-def write_checkpoint(run: RunFolder, step: int) -> Path:
-    """Make a complete checkpoint that holds one small file."""
+def write_checkpoint(run: RunFolder, step: int, *, with_weights: bool = False) -> Path:
+    """Make a complete checkpoint that holds one small file, or two: nobody reads the weights."""
     import hashlib
 
     from workbench.runs.manifest import WrittenFile, write_manifest
@@ -272,7 +272,17 @@ def write_checkpoint(run: RunFolder, step: int) -> Path:
     folder = run.checkpoint(step)
     folder.mkdir(parents=True)
     content = b'{"model_type": "llama"}\n'
-    (folder / "config.json").write_bytes(content)
-    written = WrittenFile(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    write_manifest(folder, {"config.json": written}, step=step, num_ranks=1)
+    files = {"config.json": content}
+    if with_weights:
+        files["model.safetensors"] = bytes(100)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    written = {
+        name: WrittenFile(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for name, content in files.items()
+    }
+    manifest = write_manifest(folder, written, step=step, num_ranks=1)
+    assert manifest.step == step
+    for path in folder.iterdir():
+        os.utime(path, (NOW - 1000 + step, NOW - 1000 + step))
     return folder

@@ -4,15 +4,16 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from textual.pilot import Pilot
 from textual.screen import Screen
 
 from tests.tui.conftest import screen_text, wait_until
-from tests.tui.scripted_server import ScriptedServer
+from tests.tui.scripted_server import ScriptedServer, ScriptedServers
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor, write_checkpoint
-from workbench.jobs.chat_client import SUGGESTED_TEMPERATURE
+from workbench.jobs.chat_settings import SUGGESTED_TEMPERATURE
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import Outcome
 from workbench.tui.app import WorkbenchApp
@@ -22,24 +23,37 @@ from workbench.tui.widgets.prompt import Prompt
 from workbench.tui.widgets.transcript import Transcript
 
 
-async def finished_run(surroundings: Surroundings, name: str = "quick-1") -> None:
-    """Leave a run with a complete checkpoint behind."""
+async def finished_run(
+    surroundings: Surroundings,
+    name: str = "quick-1",
+    steps: tuple[int, ...] = (10,),
+    *,
+    with_weights: bool = False,
+) -> None:
+    """Leave a run with complete checkpoints behind."""
     job = ScriptedSupervisor(RunFolder(surroundings.project / "output" / name))
-    job.log_metrics(10, 2.0)
-    write_checkpoint(job.run, 10)
-    job.end(
-        Outcome(
-            attempt=1, state="finished", step=10, time=NOW, checkpoint="checkpoints/checkpoint-10"
-        )
-    )
+    last = steps[-1]
+    job.log_metrics(last, 2.0)
+    for step in steps:
+        write_checkpoint(job.run, step, with_weights=with_weights)
+    checkpoint = f"checkpoints/checkpoint-{last}"
+    job.end(Outcome(attempt=1, state="finished", step=last, time=NOW, checkpoint=checkpoint))
     await job.close_files()
 
 
-def app_with(server: ScriptedServer, surroundings: Surroundings) -> WorkbenchApp:
-    """Make a program whose chat talks to a scripted server."""
+def app_with(
+    server: ScriptedServer | ScriptedServers,
+    surroundings: Surroundings,
+    *,
+    wanted: Path | None = None,
+) -> WorkbenchApp:
+    """Make a program whose chat talks to scripted servers; ``wanted`` is loaded at once."""
 
     def chat() -> Screen[Any]:
-        return ChatScreen(server.start)
+        screen = ChatScreen(server.start)
+        if wanted is not None:
+            screen.load(wanted, "quick-1")
+        return screen
 
     class AppWithServer(WorkbenchApp):
         MODES = {**WorkbenchApp.MODES, "chat": chat}  # noqa: RUF012
@@ -235,7 +249,7 @@ async def test_the_system_prompt_is_written_in_the_field_and_the_draft_comes_bac
         await pilot.press("f3", *"Be kind", "enter")
         assert prompt.text == "draft"
         assert server.requests == []
-        await wait_until(pilot, lambda: "system   Be kind" in screen_text(pilot))
+        await wait_until(pilot, lambda: "system       Be kind" in screen_text(pilot))
         server.go_on.release()
         await pilot.press("enter")
         await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
@@ -291,7 +305,7 @@ async def test_a_dropped_exchange_is_neither_shown_nor_told(surroundings: Surrou
 
 async def test_a_chat_is_saved_with_its_branches(surroundings: Surroundings) -> None:
     server = ScriptedServer("yes")
-    async with talking(surroundings, server) as (pilot, screen):
+    async with talking(surroundings, server) as (pilot, _):
         server.go_on.release()
         await pilot.press("a", "enter")
         await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
@@ -300,7 +314,7 @@ async def test_a_chat_is_saved_with_its_branches(surroundings: Surroundings) -> 
         await pilot.press("f5")
         await wait_until(pilot, lambda: "‹ 2/2 ›" in screen_text(pilot))
         await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
-        screen.do_save_chat()
+        pilot.app.action_press("save_chat")  # type: ignore[attr-defined]
         await wait_until(pilot, lambda: "2 conversations saved" in screen_text(pilot))
         lines = (surroundings.project / "output" / "chat.jsonl").read_text().splitlines()
         for line, answer in zip(lines, ("yes", "no"), strict=True):

@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.tui.conftest import screen_text, type_into, wait_until
-from tests.tui.scripted_server import ScriptedServer
+from tests.tui.scripted_server import ScriptedServer, ScriptedServers
 from tests.tui.scripted_supervisor import NOW, ScriptedSupervisor
 from tests.tui.test_chat_screen import app_with, finished_run
 from tests.tui.test_checkpoints_screen import ended_run
@@ -23,6 +23,7 @@ from workbench.runs.events import CheckpointEvent, EvaluationEvent
 from workbench.runs.layout import RunFolder
 from workbench.runs.outcome import Outcome
 from workbench.tui.app import WorkbenchApp
+from workbench.tui.chat.side_pane import SidePane
 from workbench.tui.screens.jobs import JobsScreen
 from workbench.tui.screens.launch_preview import LaunchPreview
 from workbench.tui.surroundings import Surroundings
@@ -364,6 +365,91 @@ def test_the_delete_prompt(
         await wait_until(pilot, lambda: "Type its step" in screen_text(pilot))
 
     shows(WorkbenchApp(_with_checkpoints(surroundings), screen="checkpoints"), prepare)
+
+
+def _talking(pilot: Pilot[None], server: ScriptedServer) -> Awaitable[None]:
+    async def talk() -> None:
+        await wait_until(pilot, lambda: "checkpoint-20" in screen_text(pilot))
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: "is loaded" in screen_text(pilot))
+        for _ in server.pieces:
+            server.go_on.release()
+        await type_into(pilot, "#prompt", "What is your name?")
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: "ended by itself" in screen_text(pilot))
+        pilot.app.clear_said()  # type: ignore[attr-defined]
+
+    return talk()
+
+
+def test_chat_settings(
+    surroundings: Surroundings,
+    shows: Callable[[WorkbenchApp, Prepare], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asyncio.run(finished_run(surroundings, steps=(10, 20)))
+    monkeypatch.setattr(random, "randrange", lambda _: 7)
+    server = ScriptedServer("My name is ", "Samantha. ", "I keep you company.")
+
+    async def prepare(pilot: Pilot[None]) -> None:
+        await _talking(pilot, server)
+        await pilot.press("f8", "f7", *"0.9", "enter", "3")
+        await wait_until(pilot, lambda: "✗ 3 is too large" in screen_text(pilot))
+        pilot.app.clear_said()  # type: ignore[attr-defined]
+
+    shows(app_with(server, replace(surroundings, stopwatch=lambda: 0.0)), prepare)
+
+
+def test_chat_compare(
+    surroundings: Surroundings,
+    shows: Callable[[WorkbenchApp, Prepare], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One side has answered, the other is at it; the answers before have a vote."""
+    asyncio.run(finished_run(surroundings, steps=(10, 20), with_weights=True))
+    monkeypatch.setattr(random, "randrange", lambda _: 7)
+    a = ScriptedServer("My name is ", "Samantha. ", "I keep you company.")
+    b = ScriptedServer(
+        "I am ", "your friend, ", "and I like long walks, slow mornings ", "and tea."
+    )
+
+    async def prepare(pilot: Pilot[None]) -> None:
+        await _talking(pilot, a)
+        await pilot.press("f6")
+        await wait_until(pilot, lambda: "Compare quick-1" in screen_text(pilot))
+        await wait_until(pilot, lambda: "checkpoint-10" in screen_text(pilot))
+        await pilot.press("down", "enter")
+        screen = pilot.app.screen
+        await wait_until(pilot, lambda: screen.query_one("#prompt-both").has_focus)
+        for server in (a, b):
+            for _ in server.pieces:
+                server.go_on.release()
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: not screen.key_state().refused)  # type: ignore[attr-defined]
+        await pilot.press("escape", "less_than_sign")
+        await wait_until(pilot, lambda: "A 1 – 0 B" in screen_text(pilot))
+        screen.query_one("#prompt-both").focus()
+        await type_into(pilot, "#prompt-both", "And what do you like?")
+        for _ in a.pieces:
+            a.go_on.release()
+        for _ in b.pieces[:3]:
+            b.go_on.release()
+        await pilot.press("enter")
+
+        def is_half_way() -> bool:
+            left, right = screen.query(SidePane)
+            return (
+                left.state.doing == "ended"
+                and right.state.num_tokens == 3
+                and "slow mornings" in str(right.transcript.exchanges[-1].render())
+            )
+
+        await wait_until(pilot, is_half_way)
+        await wait_until(pilot, lambda: "esc Stop B" in screen_text(pilot))
+        pilot.app.clear_said()  # type: ignore[attr-defined]
+
+    servers = ScriptedServers(checkpoint_20=a, checkpoint_10=b)
+    shows(app_with(servers, replace(surroundings, stopwatch=lambda: 0.0)), prepare)
 
 
 async def _nothing(pilot: Pilot[None]) -> None:

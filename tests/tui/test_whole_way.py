@@ -113,3 +113,58 @@ async def test_a_checkpoint_of_the_demo_is_published_from_its_screen(
     assert not (made / "training_state").exists()
     assert (made / "demo-1-2-f16.gguf").read_bytes()[:4] == b"GGUF"
     assert [each.step for each in list_checkpoints(run)] == [2]
+
+
+async def test_two_checkpoints_are_asked_the_same_by_real_servers(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    """Load, lock the seed, answer twice alike, compare, vote, go back: nothing is played here."""
+    from tests.inference.tiny_model import add_checkpoint, write_tiny_model
+    from workbench.tui.screens.chat import ChatScreen
+
+    run = RunFolder(surroundings.project / "output" / "quick-1")
+    run.path.mkdir(parents=True)
+    run.config.write_text("description: made by hand\n")
+    run.origins.write_text("{}\n")
+    run.checkpoints.mkdir()
+    for seed, step in ((1, 10), (2, 20)):
+        add_checkpoint(run, write_tiny_model(tmp_path / f"model-{seed}", seed=seed), step)
+    app = WorkbenchApp(surroundings, screen="chat")
+    async with app.run_test(size=(120, 36)) as pilot:
+        screen = app.screen
+        assert isinstance(screen, ChatScreen)
+        await wait_until(pilot, lambda: "checkpoint-20" in screen_text(pilot))
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: screen.query_one("#prompt").has_focus, seconds=120)
+        await pilot.press("f7", "1", *(["down"] * 5), "1", "2", "f7", *"Hello", "enter")
+        await wait_until(pilot, lambda: "12 tok" in screen_text(pilot), seconds=60)
+        await wait_until(pilot, lambda: not screen.key_state().refused)
+        await pilot.press("f8", "f5")
+        await wait_until(pilot, lambda: "‹ 2/2 ›" in screen_text(pilot))
+        await wait_until(pilot, lambda: not screen.key_state().refused, seconds=60)
+        conversation = screen.conversation
+        assert conversation is not None
+        first, second = conversation.path[0].after
+        assert first.seed == second.seed
+        assert first.text == second.text != ""
+
+        await pilot.press("f6")
+        await wait_until(pilot, lambda: "Compare quick-1/checkpoint-20 with" in screen_text(pilot))
+        await wait_until(pilot, lambda: "checkpoint-10" in screen_text(pilot))
+        await pilot.press("down", "enter")
+        await wait_until(pilot, lambda: screen.query_one("#prompt-both").has_focus)
+        await pilot.press("enter")  # the message of before stands in the field
+        await wait_until(pilot, lambda: screen_text(pilot).count("12 tok ·") >= 2, seconds=120)
+        await wait_until(pilot, lambda: not screen.key_state().refused, seconds=60)
+        pair = screen.pair
+        assert pair is not None
+        ours, theirs = (each.path[1] for each in pair.conversations)
+        assert ours.seed == theirs.seed == first.seed
+        assert ours.settings == theirs.settings
+        assert ours.text == first.text, "the same model, prompt, settings and seed"
+        assert theirs.text not in ("", ours.text)
+        await pilot.press("escape", "greater_than_sign")
+        await wait_until(pilot, lambda: "checkpoint-10 is better" in screen_text(pilot))
+        assert '"vote":"b"' in (surroundings.project / "output" / "votes.jsonl").read_text()
+        await pilot.press("f6")
+        await wait_until(pilot, lambda: screen.query_one("#prompt").has_focus, seconds=120)

@@ -17,13 +17,12 @@ from workbench.cli.config_arguments import examples_text, typed_model
 from workbench.cli.talk import Talk
 from workbench.errors import ConfigError
 from workbench.jobs.chat_client import (
-    SUGGESTED_TEMPERATURE,
     ChatClient,
-    ChatSettings,
     ChatTurn,
     Reply,
     running_server,
 )
+from workbench.jobs.chat_settings import SUGGESTED_TEMPERATURE, ChatSettings
 from workbench.jobs.inference_process import start_server
 
 # A base model ends by nothing but its context, and a text has no turn that would be over.

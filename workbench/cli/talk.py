@@ -15,7 +15,8 @@ from workbench.cli import output
 from workbench.cli.config_arguments import typed_path
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import transcripts
-from workbench.jobs.chat_client import ChatClient, ChatSettings
+from workbench.jobs.chat_client import ChatClient
+from workbench.jobs.chat_settings import ChatSettings
 from workbench.jobs.conversation import Conversation, Turn
 
 HELP = """\

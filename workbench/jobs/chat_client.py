@@ -16,6 +16,7 @@ import msgspec
 
 from workbench.control.address import check_folder, serve_address
 from workbench.errors import ConfigError, ControlError, WorkbenchError
+from workbench.jobs.chat_settings import ChatSettings
 
 # A reply may wait long for its turn, but whoever listens accepts at once.
 _TIMEOUT = httpx.Timeout(None, connect=10.0)
@@ -24,9 +25,6 @@ _TIMEOUT = httpx.Timeout(None, connect=10.0)
 DEFAULT_PORT = 8000
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-# At 1.0, the servers' usual default, small models lose their thread.
-SUGGESTED_TEMPERATURE = 0.7
 
 
 class ChatError(WorkbenchError):
@@ -39,20 +37,6 @@ class ChatTurn:
 
     role: Literal["system", "user", "assistant"]
     content: str
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """How the reply is made; what is None is not sent, and the server decides."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from workbench.errors import WorkbenchError
-from workbench.jobs.chat_client import ChatSettings, ChatTurn, Piece, Usage
+from workbench.jobs.chat_client import ChatTurn, Piece, Usage
+from workbench.jobs.chat_settings import ChatSettings
 
 Role = Literal["user", "assistant"]
 
@@ -48,6 +49,7 @@ class Turn:
         shown: which of ``after`` counts.
         model: name of what answered; "" of a message.
         seed: with which it was asked for, None where the server chose.
+        settings: how it was asked for; None of a message.
         num_tokens: of an answer, as far as known.
         seconds: how long the answer took.
         ended: why the answer ended; "" of a message, and of an answer that is being made.
@@ -61,6 +63,7 @@ class Turn:
     shown: int = 0
     model: str = ""
     seed: int | None = None
+    settings: ChatSettings | None = None
     num_tokens: int = 0
     seconds: float = 0.0
     ended: str = ""
@@ -217,6 +220,7 @@ class Conversation:
         for each in self.way_to(turn):
             copy = Turn(each.role, each.text, each.time)
             copy.model, copy.seed, copy.ended = each.model, each.seed, each.ended
+            copy.settings = each.settings
             copy.num_tokens, copy.seconds = each.num_tokens, each.seconds
             end = other._grow(end, copy)
         return other
@@ -256,6 +260,7 @@ class Conversation:
         """
         told = self.told(question)
         answer = self.begin_answer(question, model=model, seed=settings.seed)
+        answer.settings = settings
         began = stopwatch()
         reason: str | None = None
         try:

@@ -256,6 +256,15 @@ class InferenceProcess:
             self._last_lines.append(line.decode(errors="replace").rstrip())
 
 
+async def spawn_server(model: Path) -> InferenceProcess:
+    """Begin to serve a model; whoever reads ``updates`` to their end has it ready.
+
+    Raises:
+        ControlError: the folder for its socket is not safe.
+    """
+    return await InferenceProcess.spawn(ServerOptions(model))
+
+
 async def start_server(
     model: Path | str,
     *,

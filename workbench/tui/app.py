@@ -315,8 +315,7 @@ class WorkbenchApp(App[None], inherit_bindings=False):
         self.show("chat")
         screen = self.screen
         if isinstance(screen, ChatScreen):
-            # Its own start comes first, where it is shown for the first time.
-            screen.call_after_refresh(screen.load, path, name)
+            screen.load(path, name)
 
     def show(self, mode: str) -> None:
         """Switch to a screen; what lies on top of the present one stays there."""

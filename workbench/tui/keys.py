@@ -34,12 +34,15 @@ Scope = Literal[
     "confirm",
     "chat",
     "models",
+    "conversation",
     "transcript",
     "checkpoints",
     "form",
     "choice",
     "work",
     "delete",
+    "compare",
+    "settings",
 ]
 
 
@@ -273,10 +276,25 @@ TABLE: tuple[KeyRow, ...] = (
         "send", ("enter",), "chat", "Send", "Send the message.",
         0, "workbench chat -m CHECKPOINT --message TEXT", 1,
     ),
-    KeyRow("newline", ("ctrl+j", "shift+enter"), "chat", "New line", "Begin a new line.", 0, "", 2),
+    KeyRow("newline", ("ctrl+j", "shift+enter"), "chat", "New line", "Begin a new line.", 0, "", 5),
     KeyRow(
-        "regenerate", ("f5",), "transcript", "Regenerate",
-        "Answer the last message again with a new seed.", 0, "", 2,
+        "regenerate", ("f5",), "conversation", "Regenerate",
+        "Answer the last message again: with a new seed, or with the same where it is locked.",
+        0, "", 1,
+    ),
+    KeyRow(
+        "compare", ("f6",), "conversation", "Compare…",
+        "Tell this model and another one the same, side by side; then back to one.", 0, "", 1,
+    ),
+    KeyRow(
+        "chat_settings", ("f7",), "conversation", "Settings",
+        "Set how answers are made: temperature, what is drawn among, longest answer, seed, stops.",
+        0, "workbench chat -m CHECKPOINT --temperature T --top-p P --max-tokens N", 1,
+    ),
+    KeyRow(
+        "lock_seed", ("f8",), "conversation", "Lock seed",
+        "Keep the seed of the last answer for every next one, or draw seeds anew again.",
+        0, "workbench chat -m CHECKPOINT --seed N --message TEXT", 3,
     ),
     KeyRow(
         "stop_reply", ("escape",), "transcript", "Stop",
@@ -317,6 +335,41 @@ TABLE: tuple[KeyRow, ...] = (
     KeyRow(
         "previous_answer", ("left_square_bracket",), "transcript", "Previous answer",
         "Show the answer before this one.", 0, "", 4,
+    ),
+    KeyRow(
+        "stop_side", ("escape",), "compare", "Stop",
+        "Stop one side, pressed again the other; else leave the field, then go back to one model.",
+        0, "", 1,
+    ),
+    KeyRow(
+        "swap_sides", ("f9",), "compare", "Swap sides",
+        "Put the left model to the right and the right one to the left.", 0, "", 4,
+    ),
+    KeyRow(
+        "other_side", ("right_square_bracket", "left_square_bracket"), "compare", "Other side",
+        "Go to the other side; where one is shown at a time, show it.", 0, "", 1,
+    ),
+    KeyRow(
+        "vote_left", ("less_than_sign",), "compare", "A is better",
+        "Note in output/votes.jsonl that the left answer is the better one.", 1, "", 5,
+    ),
+    KeyRow(
+        "vote_right", ("greater_than_sign",), "compare", "B is better",
+        "Note in output/votes.jsonl that the right answer is the better one.", 1, "", 5,
+    ),
+    KeyRow(
+        "vote_tie", ("equals_sign",), "compare", "Tie",
+        "Note in output/votes.jsonl that neither answer is better.", 1, "", 5,
+    ),
+    KeyRow(
+        "leave_settings", ("escape", "f7"), "settings", "Leave",
+        "Go back to the conversation; what was typed holds from the next answer on.", 0, "", 1,
+    ),
+    KeyRow(
+        "next_setting", ("enter", "down"), "settings", "Next", "Go to the next setting.", 0, "", 2
+    ),
+    KeyRow(
+        "previous_setting", ("up",), "settings", "Previous", "Go to the setting before.", 0, "", 3
     ),
     KeyRow(
         "load_model", ("enter",), "models", "Load", "Start a server for this checkpoint.",
@@ -371,6 +424,14 @@ TABLE: tuple[KeyRow, ...] = (
     KeyRow("previous_choice", ("left",), "choice", "Choice before", "Choose the one before."),
     KeyRow(
         "copy_work", ("y",), "work", "Copy command", "Copy the command line that does the same."
+    ),
+    KeyRow(
+        "older_models", ("space",), "models", "Older",
+        "Show the run's older checkpoints and the model it began with, or hide them.", 0, "", 2,
+    ),
+    KeyRow(
+        "leave_models", ("escape",), "models", "Back",
+        "Stop loading; else go back to the conversation.", 0, "", 1,
     ),
     # ---- everywhere --------------------------------------------------------------------
     KeyRow(
@@ -476,6 +537,8 @@ _SHOWN = {
     "plus": "+",
     "equals_sign": "=",
     "minus": "-",
+    "less_than_sign": "<",
+    "greater_than_sign": ">",
     "pagedown": "PgDn",
     "pageup": "PgUp",
     "up": "↑",

@@ -1,577 +1,390 @@
-"""Chat: pick a checkpoint, load it into a server of this window's own, talk to it.
+"""Chat: pick a model, load it into a server of this window's own, talk to it, or to two at once.
 
 The server is a child that ends with this program; closing a reply's stream is what stops its
-generation. Invariants: one server at a time; a message that could not be sent is back in the
-field; a reply that was stopped keeps what came; what was being written is back in the field once
-something else has been written there.
+generation. The conversation is ``chat.talk``, the comparison ``chat.compare``; this module
+decides which of them is shown. Invariants: a model is loaded once, whoever talks to it; what has
+been said with one model is still there after a comparison.
 """
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
-from textual.containers import Container, Vertical
-from textual.content import Content
-from textual.timer import Timer
-from textual.widgets import Static
 
-from workbench.control.states import END_STATES
 from workbench.errors import WorkbenchError
-from workbench.tui import keys, words
+from workbench.jobs.chat_settings import ChatSettings
+from workbench.tui import keys
+from workbench.tui.chat.chosen_settings import ChosenSettings
+from workbench.tui.chat.compare import Compare
+from workbench.tui.chat.model_server import ModelServer, spawn
+from workbench.tui.chat.picker import Picker
+from workbench.tui.chat.settings_form import SettingsForm
+from workbench.tui.chat.talk import Talk
 from workbench.tui.job_events import RunsListed
 from workbench.tui.keys import KeyRow, KeyState, Scope
 from workbench.tui.screens.frame import WorkbenchScreen
 from workbench.tui.widgets.line_list import LineList
-from workbench.tui.widgets.model_list import ModelList, ModelRow
-from workbench.tui.widgets.prompt import Prompt
-from workbench.tui.widgets.transcript import Transcript
+from workbench.tui.widgets.model_list import ModelRow
 
 if TYPE_CHECKING:
-    from workbench.jobs.chat_client import ChatClient
-    from workbench.jobs.conversation import Conversation, Turn
-    from workbench.jobs.inference_process import Progress, Ready
-    from workbench.runs.catalog import RunSummary
+    from workbench.jobs.conversation import Conversation
+    from workbench.jobs.side_by_side import SideBySide, Start
 
-# What enter in the field does: send a message, set the instruction, or say a message otherwise.
-Aim = Literal["message", "system prompt", "edit message"]
-_SEEDS = 10_000  # short enough to be read aloud and typed again
-# What is done to the last message, and so needs one that is not being answered.
-_OF_LAST = ("regenerate", "edit_message", "drop_exchange", "save_chat")
+# What is shown: models to talk to, one conversation, models to compare it with, two conversations.
+Part = Literal["models", "talk", "second models", "compare"]
 
-
-class Server(Protocol):
-    """What a conversation needs of a server: ``jobs.inference_process.InferenceProcess``."""
-
-    @property
-    def ready(self) -> "Ready":
-        """What it serves, once it is ready."""
-
-    @property
-    def socket(self) -> Path:
-        """Where it answers."""
-
-    @property
-    def model(self) -> str:
-        """The name of what it serves."""
-
-    @property
-    def has_ended(self) -> bool:
-        """The process is gone."""
-
-    def updates(self) -> "AsyncIterator[Progress]":
-        """Give what it does until it is ready."""
-
-    async def stop(self) -> None:
-        """End it."""
-
-
-async def spawn(path: Path) -> Server:
-    """Start a server of this program's own for a checkpoint."""
-    from workbench.jobs.inference_process import InferenceProcess, ServerOptions
-
-    return await InferenceProcess.spawn(ServerOptions(path))
+_ROOM_FOR_SETTINGS = 110
+_IN_A_CONVERSATION = ("compare", "chat_settings", "lock_seed", "regenerate")
 
 
 class ChatScreen(WorkbenchScreen):
-    """Checkpoints to choose from, then transcript and field."""
+    """Models to choose from, then one conversation or two."""
 
     CSS_PATH = "chat.tcss"
-    SCOPES = ("transcript",)
-    BINDINGS = keys.bindings("transcript")
+    SCOPES = ("conversation",)
+    BINDINGS = keys.bindings("conversation")
 
-    def __init__(self, start: Callable[[Path], Awaitable[Server]] = spawn) -> None:
+    def __init__(self, start: "Start" = spawn) -> None:
         super().__init__()
-        self._start = start
-        self._server: Server | None = None
-        self._client: ChatClient | None = None
-        self._served: ModelRow | None = None
+        self._model = ModelServer(start)
+        self._chosen = ChosenSettings()
+        self._part: Part = "models"
         self._loading: asyncio.Task[None] | None = None
-        self._replying: asyncio.Task[None] | None = None
-        self._drawing: Timer | None = None
-        self._is_picking = True
         self._stage = ""
-        self._conversation: Conversation | None = None
-        self._aim: Aim = "message"
-        self._draft = ""
+        self._wanted: tuple[Path, str] | None = None
+        self._is_composed = False
 
     def compose_body(self) -> ComposeResult:
-        """Lay out the list of checkpoints, and the conversation."""
-        with Vertical(id="picker", classes="pane"):
-            yield ModelList(id="models")
-            yield Static(id="stage")
-        with Container(id="conversation"):
-            with Container(id="talk"):
-                yield Transcript(id="transcript", classes="pane")
-                yield Static(id="about", classes="pane")
-            with Vertical(id="message", classes="pane"):
-                yield Prompt(id="prompt")
+        """Lay out the models, the conversation, and the comparison."""
+        yield Picker(id="picker")
+        yield Talk(self._model, self._chosen, id="conversation")
+        yield Compare(self._chosen, id="compare")
 
     def on_mount(self) -> None:
-        """Offer checkpoints."""
-        self.query_one("#message").border_title = "message"
-        self.query_one("#about").border_title = "model"
-        self._show_form()
-        self._fill_models()
+        """Offer models."""
+        self._show_part()
+        self._picker.look()
+        self._is_composed = True
+        if self._wanted is not None:
+            self.load(*self._wanted)
 
     async def on_unmount(self) -> None:
         """Leave no server behind."""
-        for task in (self._replying, self._loading):
-            if task is not None:
-                task.cancel()
-        if self._server is not None:
-            await self._server.stop()
+        if self._loading is not None:
+            self._loading.cancel()
+        await self._model.stop()
 
-    # ---- checkpoints -------------------------------------------------------------------
+    # ---- parts -------------------------------------------------------------------------
 
-    @on(RunsListed)
-    def _runs_listed(self) -> None:
-        self._fill_models()
+    @property
+    def _picker(self) -> Picker:
+        return self.query_one("#picker", Picker)
 
-    def came_back(self) -> None:
-        """Offer the checkpoints of the job that was looked at last."""
-        self._fill_models()
+    @property
+    def _talk(self) -> Talk:
+        return self.query_one("#conversation", Talk)
 
-    def _fill_models(self) -> None:
-        if not self.is_mounted:
-            return
-        now = self.workbench.surroundings.clock()
-        rows = []
-        for run in self.workbench.index.runs:
-            summary = run.summary
-            if summary is None or summary.checkpoint is None:
-                continue
-            path = run.path / summary.checkpoint
-            rows.append(ModelRow(path, run.name, path.name, _said_of(summary, now)))
-        models = self.query_one("#models", ModelList)
-        jobs = keys.hint("show_jobs")
-        models.empty_text = Content(
-            f"No checkpoint yet: nothing has been saved. {jobs} shows the jobs; "
-            f"{keys.hint('save')} there saves one now."
-        )
-        was_empty = not models.rows
-        models.set_rows(rows)
-        if was_empty and self.workbench.remembered.job:
-            looked_at = self.workbench.remembered.job
-            for row in rows:
-                if str(row.path).startswith(f"{looked_at}/"):
-                    models.choose(row.path)
-        self.query_one("#picker").border_title = Content(
-            f"Talk to · {words.number_of(len(rows), 'checkpoint')}"
-        )
+    @property
+    def _compare(self) -> Compare:
+        return self.query_one("#compare", Compare)
 
-    @on(LineList.Opened, "#models")
-    def _model_opened(self) -> None:
-        self.do_load_model()
+    @property
+    def conversation(self) -> "Conversation | None":
+        """What has been said with the model that is loaded."""
+        return self._talk.conversation
 
-    def do_load_model(self) -> None:
-        """Load the checkpoint under the cursor, or go on talking to it where it is loaded."""
-        row = self.query_one("#models", ModelList).current
-        if row is None or self._loading is not None:
-            return
-        is_served = self._served is not None and self._served.path == row.path
-        if self._server is not None and is_served and not self._server.has_ended:
-            self._is_picking = False
-            self._show_form()
-            return
-        self._loading = asyncio.create_task(self._load(row), name="load a model")
+    @property
+    def pair(self) -> "SideBySide | None":
+        """The two models that are, or were, compared."""
+        return None if self._compare.sides is None else self._compare.sides.pair
 
-    def load(self, path: Path, name: str) -> None:
-        """Load a checkpoint or model that another screen has picked; ``name`` is of its run."""
-        if self._loading is not None or self._replying is not None:
-            busy = "loading" if self._loading is not None else "answering"
-            self.workbench.say(f"{path.name} is not loaded: the chat is {busy}", "note")
-            return
-        if self._server is not None and self._served is not None and self._served.path == path:
-            self._is_picking = False
-            self._show_form()
-            return
-        self._is_picking = True
-        self._show_form()
-        row = ModelRow(path, name, path.name, "")
-        self._loading = asyncio.create_task(self._load(row), name="load a model")
+    @property
+    def settings(self) -> ChatSettings:
+        """How the next answers are made."""
+        return self._chosen.settings
 
-    async def _load(self, row: ModelRow) -> None:
-        from workbench.jobs.chat_client import ChatClient
-        from workbench.jobs.conversation import Conversation
+    def _show(self, part: Part) -> None:
+        self._part = part
+        self._show_part()
 
-        try:
-            await self._stop_server()
-            self._say_stage(f"starting a server for {row.run}/{row.checkpoint}…")
-            self._server = await self._start(row.path)
-            async for progress in self._server.updates():
-                amount = f" {words.size(progress.bytes)}" if progress.bytes else ""
-                self._say_stage(f"{progress.stage}{amount}…")
-            self._client = ChatClient(self._server.socket, model=self._server.model)
-            self._served = row
-            system = "" if self._conversation is None else self._conversation.system
-            self._conversation = Conversation(system, clock=self.workbench.surroundings.clock)
-            await self.query_one("#transcript", Transcript).show(self._conversation)
-            self._is_picking = False
-            self.workbench.say(f"{row.run}/{row.checkpoint} is loaded")
-        except (WorkbenchError, OSError) as error:
-            await self._stop_server()
-            self.workbench.say_error("not loaded: ", error)
-        except asyncio.CancelledError:
-            await self._stop_server()
-            raise
-        finally:
-            self._loading = None
-            self._say_stage("")
-            if self.is_mounted:
-                self._show_form()
-
-    async def _stop_server(self) -> None:
-        server, self._server, self._client, self._served = self._server, None, None, None
-        if server is not None:
-            await server.stop()
-
-    def _say_stage(self, text: str) -> None:
-        self._stage = text
-        if self.is_mounted:
-            mark = Content.assemble(("◌ ", "$busy"), text) if text else Content("")
-            self.query_one("#stage", Static).update(mark)
-            self.refresh_keys()
-
-    # ---- form --------------------------------------------------------------------------
-
-    def _show_form(self) -> None:
-        self.query_one("#picker").display = self._is_picking
-        self.query_one("#conversation").display = not self._is_picking
-        if self._is_picking:
-            self.query_one("#models").focus()
+    def _show_part(self) -> None:
+        self._picker.display = self._part in ("models", "second models")
+        self._talk.display = self._part == "talk"
+        self._compare.display = self._part == "compare"
+        if self._part == "talk":
+            self._talk.take_focus()
+        elif self._part == "compare":
+            self._compare.take_focus()
         else:
-            self.query_one("#prompt").focus()
-            self._show_about()
-        self.refresh_keys()
-
-    def _show_about(self) -> None:
-        """Name what is talked to, above the transcript and, where there is room, beside it."""
-        if self._server is None or self._served is None:
-            return
-        ready = self._server.ready
-        row = self._served
-        transcript = self.query_one("#transcript", Transcript)
-        transcript.border_title = Content(f"{row.run}/{row.checkpoint}")
-        usage = None if self._conversation is None else self._conversation.usage
-        used = 0 if usage is None else usage.prompt_tokens + usage.completion_tokens
-        transcript.border_subtitle = f"context {used:,} / {ready.context:,}"
-        self._show_aim()
-        system = "" if self._conversation is None else self._conversation.system
-        self.query_one("#about", Static).update(
-            Content("\n").join(
-                Content.assemble((f"{name:<9}", "$quiet"), value)
-                for name, value in _about(row, ready, used, system)
-            )
-        )
-
-    def _show_aim(self) -> None:
-        """Say above the field what is written there, and below it what enter does."""
-        pane = self.query_one("#message")
-        pane.border_title = self._aim
-        does = "set" if self._aim == "system prompt" else "send"
-        pane.border_subtitle = f"{keys.hint('send')} {does} · {keys.hint('newline')} new line"
-
-    def _write(self, aim: Aim, text: str) -> None:
-        """Let the field take something else than the next message, which is kept meanwhile."""
-        prompt = self.query_one("#prompt", Prompt)
-        if self._aim == "message":
-            self._draft = prompt.text
-        self._aim = aim
-        prompt.text = text
-        prompt.move_cursor(prompt.document.end)
-        prompt.focus()
-        self._show_aim()
-        self.refresh_keys()
-
-    def _write_message(self) -> None:
-        """Give the field back to the next message."""
-        self._aim = "message"
-        prompt = self.query_one("#prompt", Prompt)
-        prompt.text, self._draft = self._draft, ""
-        prompt.move_cursor(prompt.document.end)
-        self._show_aim()
+            self.query_one("#models").focus()
         self.refresh_keys()
 
     def key_scopes(self) -> tuple[Scope, ...]:
-        """While a checkpoint is picked, the keys of the conversation are not shown."""
+        """While a model is picked, the keys of a conversation are not shown."""
         scopes = super().key_scopes()
-        if self._is_picking:
-            return tuple(scope for scope in scopes if scope != "transcript")
+        if self._part in ("models", "second models"):
+            return tuple(scope for scope in scopes if scope != "conversation")
         return scopes
 
     def key_state(self) -> KeyState:
         """Say what can be done now."""
         refused = []
         if self._loading is not None:
-            refused.append(("load_model", f"loading: {self._stage}"))
-        elif self.query_one("#models", ModelList).current is None:
+            loading = ("load_model", "send", *_IN_A_CONVERSATION)
+            what = f"loading: {self._stage}" if self._stage else "one moment"
+            refused += [(row, what) for row in loading]
+        elif self._picker.current is None:
             refused.append(("load_model", "there is no checkpoint"))
-        if self._conversation is None:
-            refused.append(("set_system", "no checkpoint is loaded"))
-        if self._replying is not None:
-            refused += [(row, "the model is answering") for row in ("send", *_OF_LAST)]
-        elif self._question is None:
-            refused += [(row, "nothing was asked yet") for row in _OF_LAST]
+        if self._part == "compare":
+            refused += self._compare.refused()
+        elif self._part == "talk":
+            refused += self._talk.refused()
+        else:
+            refused += [(row, "pick a model first") for row in _IN_A_CONVERSATION]
         return KeyState(readonly=self.workbench.surroundings.readonly, refused=tuple(refused))
 
     def label_of(self, row: KeyRow) -> str:
-        """Esc stops a reply, and else goes back."""
-        if row.id == "stop_reply" and self._aim != "message":
-            return "Cancel"
-        if row.id == "stop_reply":
-            return "Stop" if self._replying is not None else "Models"
-        if row.id == "send" and self._aim == "system prompt":
-            return "Set"
-        return row.label
+        """Give the footer's word for a row, where it depends on the state."""
+        label = None
+        if row.id == "lock_seed" and self._chosen.is_locked:
+            label = "Unlock seed"
+        elif row.id == "regenerate" and self.is_narrow:
+            label = "Regen"
+        elif row.id == "load_model" and self._part == "second models":
+            label = "Compare"
+        elif row.id == "leave_models" and self._loading is not None:
+            label = "Stop loading"
+        elif self._part == "compare":
+            label = self._compare.label_of(row)
+        elif self._part == "talk":
+            label = self._talk.label_of(row)
+        return label or super().label_of(row)
 
-    # ---- talking -----------------------------------------------------------------------
-
-    @property
-    def conversation(self) -> "Conversation | None":
-        """What has been said with the checkpoint that is loaded."""
-        return self._conversation
-
-    @property
-    def _question(self) -> "Turn | None":
-        return None if self._conversation is None else self._conversation.question
-
-    async def _send(self, message: str) -> None:
-        assert self._conversation is not None
-        question = self._conversation.say(message)
-        await self.query_one("#transcript", Transcript).add(self._conversation, question)
-        await self._answer(question)
-
-    async def _send_edited(self, question: "Turn", message: str) -> None:
-        assert self._conversation is not None
-        edited = self._conversation.edit(question, message)
-        await self.query_one("#transcript", Transcript).show(self._conversation)
-        await self._answer(edited)
-
-    def do_send(self) -> None:
-        """Send what is written; or set the system prompt, where that was written."""
-        prompt = self.query_one("#prompt", Prompt)
-        text = prompt.text.strip()
-        question = self._question
-        if self._client is None or self._conversation is None or self._replying is not None:
-            return
-        if self._aim == "system prompt":
-            self._conversation.system = text
-            self._write_message()
-            self._show_about()
-            self.workbench.say("the next answer is told the system prompt" if text else "no system")
-        elif not text:
-            return
-        elif self._aim == "edit message" and question is not None:
-            self._write_message()
-            self._reply(self._send_edited(question, text))
-        else:
-            prompt.text = ""
-            self._reply(self._send(text))
-
-    def do_set_system(self) -> None:
-        """Write the instruction before the conversation."""
-        if self._conversation is not None and not self._is_picking:
-            self._write("system prompt", self._conversation.system)
-
-    def do_edit_message(self) -> None:
-        """Write the last message anew; sent, it is a branch beside the one before."""
-        if self._question is not None and self._replying is None:
-            self._write("edit message", self._question.text)
-
-    def do_regenerate(self) -> None:
-        """Answer the last message again; the answers before stay beside it."""
-        if self._question is not None and self._replying is None:
-            self._reply(self._answer(self._question))
-
-    def _reply(self, work: Coroutine[Any, Any, None]) -> None:
-        self._replying = asyncio.create_task(work, name="reply")
-        self._replying.add_done_callback(self._reply_ended)
-        rate = 10.0 if self.workbench.surroundings.frames_per_second > 1 else 5.0
-        self._drawing = self.set_interval(
-            1 / rate, self.query_one("#transcript", Transcript).redraw_last
-        )
+    @on(Picker.Changed)
+    @on(Talk.Changed)
+    @on(Compare.Changed)
+    def _keys_changed(self) -> None:
         self.refresh_keys()
 
-    def _reply_ended(self, task: asyncio.Task[None]) -> None:
-        self._replying = None
-        if self._drawing is not None:
-            self._drawing.stop()
-            self._drawing = None
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self.workbench.say(f"{type(fault).__name__}: {fault}", "error")
+    # ---- models ------------------------------------------------------------------------
+
+    @on(RunsListed)
+    def _runs_listed(self) -> None:
         if self.is_mounted:
-            self.query_one("#transcript", Transcript).redraw_last()
-            self._show_about()
-            self.refresh_keys()
+            self._picker.look()
 
-    async def _answer(self, question: "Turn") -> None:
-        """Stream one answer; a stop keeps what came, a failure gives the message back."""
-        from workbench.jobs.chat_client import SUGGESTED_TEMPERATURE, ChatSettings
+    def came_back(self) -> None:
+        """Read what can be picked anew."""
+        if self.is_mounted:
+            self._picker.look()
 
-        assert self._client is not None
-        assert self._conversation is not None
-        settings = ChatSettings(seed=random.randrange(_SEEDS), temperature=SUGGESTED_TEMPERATURE)
-        pieces = self._conversation.answer(
-            question,
-            self._client,
-            settings,
-            model="" if self._server is None else self._server.model,
-            stopwatch=self.workbench.surroundings.stopwatch,
-        )
+    @on(LineList.Opened, "#models")
+    def _model_opened(self) -> None:
+        self.do_load_model()
+
+    def do_load_model(self) -> None:
+        """Load the model under the cursor, or go on talking to it; or compare with it."""
+        row = self._picker.current
+        if row is None or self._loading is not None:
+            return
+        if self._part == "second models":
+            self._begin(self._compare_with(row))
+        else:
+            self._open(row)
+
+    def load(self, path: Path, run: str) -> None:
+        """Load this model as if its row had been opened, whatever is shown.
+
+        A reply that is being made is stopped; the conversation with another model ends.
+
+        Args:
+            path: a checkpoint of a run, or a model.
+            run: name of the run, or of what else it stands under.
+        """
+        if not self._is_composed:
+            self._wanted = path, run
+            return
+        self._wanted = None
+        if self._loading is not None:
+            self._loading.cancel()
+        self._talk.stop()
+        self._picker.choose(path)
+        self._open(self._picker.row_of(path, run))
+
+    def _open(self, row: ModelRow) -> None:
+        if self._part == "compare":
+            self._begin(self._leave_comparison_for(row))
+        elif self._model.serves(row.path):
+            self._show("talk")
+        else:
+            self._begin(self._load(row))
+
+    async def _leave_comparison_for(self, row: ModelRow) -> None:
+        await self._compare.end(self._model)
+        if self._model.serves(row.path):
+            self._show("talk")
+        else:
+            await self._load(row)
+
+    async def _load(self, row: ModelRow) -> None:
+        self._picker.offer("Talk to")
+        self._show("models")
+        await self._model.load(row, self._say_stage)
+        await self._talk.begin()
+        self._show("talk")
+        self.workbench.say(f"{row.name} is loaded")
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what takes a while; what is being loaded meanwhile is said, and can be stopped."""
+        before = self._loading
+        task = asyncio.create_task(self._guarded(work, before), name="load a model")
+        task.add_done_callback(self._work_ended)
+        self._loading = task
+
+    def _work_ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self.worker_failed(task.get_name(), f"{type(fault).__name__}: {fault}")
+
+    async def _guarded(
+        self, work: Coroutine[Any, Any, None], before: "asyncio.Task[None] | None"
+    ) -> None:
         try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    if piece.notice is not None:
-                        self.workbench.say(piece.notice)
+            if before is not None:
+                await asyncio.wait([before])
+            await work
+        except (WorkbenchError, OSError) as error:
+            await self._model.stop()
+            self.workbench.say_error("not loaded: ", error)
         except asyncio.CancelledError:
-            pass  # by esc or ctrl+c: what came is in the transcript
-        except (WorkbenchError, OSError) as error:
-            await self._give_back(question)
-            if self._server is not None and self._server.has_ended:
-                back = keys.hint("stop_reply")
-                self.workbench.say(
-                    f"no answer: the server has ended; {back}, load it again", "error"
-                )
-            else:
-                self.workbench.say_error("no answer: ", error)
+            await self._model.stop()
+            raise
+        finally:
+            work.close()  # where it was cancelled before it had begun
+            if self._loading is asyncio.current_task():
+                self._loading = None
+            if self.is_mounted and self.is_attached:
+                if self._model.client is None and self._part == "talk":
+                    self._show("models")
+                self._say_stage("")
 
-    async def _give_back(self, question: "Turn") -> None:
-        """Have a message that got no answer at all in the field again."""
-        if question.after or self._conversation is None:
-            return
-        self._conversation.drop(question)
-        prompt = self.query_one("#prompt", Prompt)
-        prompt.text = question.text + (f"\n{prompt.text}" if prompt.text else "")
-        prompt.move_cursor(prompt.document.end)
-        await self.query_one("#transcript", Transcript).show(self._conversation)
-
-    def do_stop_reply(self) -> object:
-        """Stop the reply; else leave the field; else go to the checkpoints."""
-        if self._replying is not None:
-            self._replying.cancel()
-            return None
-        if self._aim != "message" and not self._is_picking:
-            self._write_message()
-            return None
-        if self._is_picking:
-            if self._loading is not None:
-                self._loading.cancel()
-            elif self._server is not None:
-                self._is_picking = False
-                self._show_form()
-            else:
-                self.workbench.clear_said()
-            return None
-        if self.query_one("#prompt").has_focus:
-            self.query_one("#transcript").focus()
+    def _say_stage(self, text: str) -> None:
+        self._stage = text
+        if self.is_mounted and self.is_attached:
+            self._picker.say_stage(text)
             self.refresh_keys()
+
+    def do_leave_models(self) -> None:
+        """Stop loading; else go back to the conversation that there is."""
+        if self._loading is not None:
+            self._loading.cancel()
+        elif self._model.client is not None:
+            self._show("talk")
         else:
-            self._is_picking = True
-            self._show_form()
-        return None
+            self.workbench.clear_said()
 
-    def do_interrupt(self) -> object:
-        """Stop the reply where one is made; else this key is the program's."""
-        if self._replying is not None and not self.get_selected_text():
-            self._replying.cancel()
-            return None
-        return NotImplemented
+    def do_stop_reply(self) -> None:
+        """Go to the models: nothing is being said, and the field has been left."""
+        self._picker.offer("Talk to")
+        self._show("models")
 
-    def do_clear_chat(self) -> None:
-        """Begin a new conversation."""
-        if self._replying is None and self._conversation is not None:
-            self._conversation.clear()
-            self._show_path()
+    # ---- settings ----------------------------------------------------------------------
 
-    def do_next_answer(self) -> None:
-        """Show the next answer to the last message."""
-        self._show_beside(1, of_answer=True)
-
-    def do_previous_answer(self) -> None:
-        """Show the answer before."""
-        self._show_beside(-1, of_answer=True)
-
-    def do_next_version(self) -> None:
-        """Show the next version of the last message that has several."""
-        self._show_beside(1, of_answer=False)
-
-    def do_previous_version(self) -> None:
-        """Show the version before."""
-        self._show_beside(-1, of_answer=False)
-
-    def _show_beside(self, by: int, *, of_answer: bool) -> None:
-        conversation, question = self._conversation, self._question
-        if conversation is None or question is None or self._replying is not None:
+    def do_chat_settings(self) -> None:
+        """Set how answers are made: at the side where there is room, else in a box."""
+        if self._part == "talk" and self.app.size.width >= _ROOM_FOR_SETTINGS:
+            self._talk.open_settings()
+            self.refresh_keys()
             return
-        if of_answer:
-            if question.next is not None:
-                conversation.show_beside(question.next, by)
-                self.query_one("#transcript", Transcript).redraw_last()
-                if question.next.after:
-                    self._show_path()
-            return
-        for turn in reversed(conversation.path):
-            if turn.role == "user" and len(conversation.siblings(turn)) > 1:
-                conversation.show_beside(turn, by)
-                self._show_path()
-                return
-        self.workbench.say("no message has been edited")
+        from workbench.tui.screens.chat_settings import ChatSettingsDialog
 
-    def do_drop_exchange(self) -> None:
-        """Forget the last message with its answers."""
-        conversation, question = self._conversation, self._question
-        if conversation is not None and question is not None and self._replying is None:
-            conversation.drop(question)
-            self._show_path()
+        self.app.push_screen(ChatSettingsDialog(self._chosen.settings), self._dialog_closed)
 
-    def do_save_chat(self) -> None:
-        """Save the conversation beside the runs, a row for each branch."""
-        from workbench.jobs import transcripts
+    def _dialog_closed(self, result: object) -> None:
+        if isinstance(result, tuple):
+            settings, wrong = result
+            self._settings_changed(SettingsForm.Changed(settings))
+            self._say_wrong(wrong)
 
-        if self._conversation is None:
-            return
-        folder = self.workbench.surroundings.project / "output"
-        path = folder / "chat.jsonl"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            num_rows = transcripts.save(self._conversation, path, all_branches=True)
-        except (WorkbenchError, OSError) as error:
-            self.workbench.say_error("not saved: ", error)
-        else:
-            self.workbench.say(f"{words.number_of(num_rows, 'conversation')} saved in {path}")
+    @on(SettingsForm.Changed)
+    def _settings_changed(self, event: SettingsForm.Changed) -> None:
+        self._chosen.settings = event.settings
+        self._show_settings()
 
-    def _show_path(self) -> None:
-        assert self._conversation is not None
-        transcript = self.query_one("#transcript", Transcript)
-        self.run_worker(transcript.show(self._conversation), exit_on_error=False)
-        self._show_about()
+    @on(SettingsForm.Left)
+    def _settings_left(self, event: SettingsForm.Left) -> None:
+        self._talk.close_settings()
+        self._say_wrong(event.wrong)
         self.refresh_keys()
 
+    def _say_wrong(self, wrong: tuple[str, ...]) -> None:
+        if wrong:
+            self.workbench.say(" · ".join(wrong), "note")
 
-def _said_of(summary: "RunSummary", now: float) -> str:
-    """Say where the run of a checkpoint stands: the loss is the run's newest, with its step."""
-    state: str = summary.state or "never started"
-    if summary.state in END_STATES:
-        state += f" {words.brief(max(now - summary.since, 0))} ago"
-    if summary.loss is None:
-        return state
-    return f"{state} · loss {words.loss(summary.loss)} at step {summary.step}"
+    def _show_settings(self) -> None:
+        self._talk.show_settings()
+        self._compare.show_panes()
+        self.refresh_keys()
 
+    def on_resize(self, event: events.Resize) -> None:
+        """Close the settings at the side where there is no more room for them."""
+        super().on_resize(event)
+        if not self.is_mounted:
+            return
+        if self._talk.is_setting and event.size.width < _ROOM_FOR_SETTINGS:
+            self._talk.close_settings()
+        if self._part == "talk":
+            self._talk.show_about()
 
-def _about(
-    row: ModelRow, ready: "Ready", num_context_tokens: int, system: str
-) -> list[tuple[str, str]]:
-    return [
-        ("run", row.run),
-        ("weights", row.checkpoint),
-        ("device", ready.device),
-        ("numbers", ready.dtype),
-        ("context", f"{num_context_tokens:,} of {ready.context:,}"),
-        *(("stops at" if number == 0 else "", text) for number, text in enumerate(ready.stop)),
-        *([("system", system)] if system else []),
-    ]
+    def do_lock_seed(self) -> None:
+        """Keep the seed of the last answer, or draw seeds anew again."""
+        if self._chosen.is_locked:
+            self._chosen.unlock()
+            self.workbench.say("each answer has a seed of its own again")
+        else:
+            part = self._compare if self._part == "compare" else self._talk
+            seed = self._chosen.lock(part.last_seed)
+            self.workbench.say(f"the next answers are made with seed {seed}")
+        self._show_settings()
+
+    # ---- comparing ---------------------------------------------------------------------
+
+    def do_compare(self) -> None:
+        """Pick a model to compare with; in a comparison, go back to one model."""
+        if self._part == "compare":
+            self._begin(self._leave_comparison())
+        elif self._part == "talk" and self._model.row is not None:
+            first = self._model.row
+            self._picker.offer(f"Compare {first.name} with", open_run=first.run_path)
+            self._show("second models")
+
+    def do_stop_side(self) -> None:
+        """Go back to one model: neither answers, and the field has been left."""
+        self.do_compare()
+
+    async def _compare_with(self, second: ModelRow) -> None:
+        conversation = self._talk.conversation
+        question = None if conversation is None else conversation.question
+        asked = "" if question is None or self.pair is not None else question.text
+        await self._compare.begin(
+            self._model,
+            second,
+            system="" if conversation is None else conversation.system,
+            message=self._talk.draft or asked,
+        )
+        self._talk.draft = ""
+        self._show("compare")
+
+    async def _leave_comparison(self) -> None:
+        draft = self._compare.draft
+        first = self._model.row
+        is_loaded = await self._compare.end(self._model)
+        self._talk.draft = draft
+        if not is_loaded and first is not None:
+            # Memory held one model at a time, and the other one was the last to answer.
+            self._picker.offer("Talk to")
+            self._show("models")
+            await self._model.load(first, self._say_stage)
+        self._show("talk")

@@ -4,17 +4,18 @@ from typing import TYPE_CHECKING
 
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.widgets import Static
+from textual.geometry import Size
+from textual.widget import Widget
 
 from workbench.tui import words
 
 if TYPE_CHECKING:
     from workbench.jobs.conversation import Conversation, Turn
 
-_STOP_WORDS = {"stop": "ended by itself", "length": "length limit", "stopped": "stopped by you"}
+STOP_WORDS = {"stop": "ended by itself", "length": "length limit", "stopped": "stopped by you"}
 
 
-class ExchangeView(Static):
+class ExchangeView(Widget):
     """One exchange: both turns with a line above each."""
 
     DEFAULT_CSS = """
@@ -25,14 +26,37 @@ class ExchangeView(Static):
         super().__init__()
         self._conversation = conversation
         self._question = question
+        self._content: tuple[int, Content] | None = None
 
-    def on_resize(self) -> None:
-        """Draw the lines anew at their width."""
-        self.draw()
+    @property
+    def num_lines(self) -> int:
+        """How many lines the exchange takes at its width, whatever stands beside it."""
+        width = self.size.width
+        return self._content_at(width).get_height({}, width) if width else 0
+
+    def be_as_long_as(self, num_lines: int) -> None:
+        """Take so many lines at least: what stands beside it takes them."""
+        if self.styles.min_height is None or self.styles.min_height.value != num_lines:
+            self.styles.min_height = num_lines
 
     def draw(self) -> None:
-        """Draw both turns."""
-        width = max(self.size.width, 20)
+        """Draw both turns as they stand."""
+        self._content = None
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Give the lines that the exchange takes at a width."""
+        del container, viewport
+        return self._content_at(width).get_height({}, width)
+
+    def render(self) -> Content:
+        """Give both turns at the width that there is."""
+        return self._content_at(self.size.width)
+
+    def _content_at(self, width: int) -> Content:
+        """Give both turns, each under a line as wide as the exchange; kept until one changes."""
+        if self._content is not None and self._content[0] == width:
+            return self._content[1]
         question, answer = self._question, self._question.next
         lines = [
             _rule("you", self._said(), width, "$secondary"),
@@ -43,7 +67,8 @@ class ExchangeView(Static):
             lines += [Content(""), _rule("model", about, width, "$accent")]
             text = answer.text if answer.ended else answer.text + "▌"
             lines.append(Content(text))
-        self.update(Content("\n").join(lines))
+        self._content = (width, Content("\n").join(lines))
+        return self._content[1]
 
     def _said(self) -> str:
         """Say when a message was sent, and which of its versions it is."""
@@ -73,7 +98,7 @@ class ExchangeView(Static):
         if len(self._question.after) > 1:
             parts.append(f"‹ {self._question.shown + 1}/{len(self._question.after)} ›")
         if answer.ended:
-            parts.append(_STOP_WORDS.get(answer.ended, answer.ended))
+            parts.append(STOP_WORDS.get(answer.ended, answer.ended))
         else:
             parts.append("generating")
         return parts
@@ -113,6 +138,22 @@ class Transcript(VerticalScroll, can_focus=True):
         views[-1].draw()
         if self._follows or self.scroll_y >= self.max_scroll_y:
             self._go_to_end()
+
+    @property
+    def exchanges(self) -> list[ExchangeView]:
+        """The exchanges that are shown."""
+        return list(self.query(ExchangeView))
+
+    @property
+    def follows(self) -> bool:
+        """The view keeps to the end: the reader has not moved away from it."""
+        return self._follows
+
+    def move_with(self, other: "Transcript") -> None:
+        """Show the lines that another one shows, and follow the end where that one does."""
+        if self.scroll_y != other.scroll_y:
+            self.scroll_to(y=other.scroll_y, animate=False, immediate=True)
+        self._follows = other._follows
 
     def release_anchor(self) -> None:
         """Cease to follow: the reader moves."""
