@@ -272,7 +272,7 @@ def test_prepared_data_says_how_long_rows_are_and_how_many_steps() -> None:
     assert not unknown.row_is_certain
     assert unknown.steps_per_epoch is None
     assert any("rows taken to be" in note for note in unknown.fit.notes)
-    counts = Counts(longest_row=700, steps_per_epoch=100, mean_document=350.0)
+    counts = Counts(longest_row=700, steps_per_epoch=100, seen_tokens=350.0)
     known = estimate(config, MISTRAL, counts=counts)
     assert known.row_is_certain
     assert (known.fit.form.row_length, known.steps_per_epoch) == (700, 100)

@@ -7,7 +7,7 @@ status 4 means that it would not fit.
 import argparse
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from workbench.cli import output
@@ -16,8 +16,11 @@ from workbench.cli.config_arguments import (
     project_folder,
     read_config_arguments,
 )
+from workbench.cli.estimate_json import estimate_json
+from workbench.cli.known_names import known_lines
 from workbench.cli.narration import size
 from workbench.config.inherit import is_folder
+from workbench.config.known_models import near_names
 from workbench.config.load import ResolvedConfig, key_value_words, typed_words
 from workbench.config.memory_fit import VERDICT_WORDS, Counts
 from workbench.config.memory_levers import Lever, Proposal
@@ -34,7 +37,8 @@ from workbench.config.memory_plan import (
 from workbench.config.model_facts import ModelFacts
 from workbench.config.out_of_memory import host_remedies
 from workbench.config.rank_fit import RankFit
-from workbench.config.rates import CARDS, card_of
+from workbench.config.rates import CARDS, card_typed
+from workbench.config.run_time import occasion_words, run_words, seconds_words
 from workbench.errors import WorkbenchError
 from workbench.jobs.fit import (
     estimate_here,
@@ -48,11 +52,12 @@ from workbench.jobs.preflight import output_root
 
 EXAMPLES = (
     ("estimate -t 1gpu_llama_7b/packed -M mistral-7b", "a model by name, without any file"),
-    ("estimate -t demo --gpu-gib 7.2 data.max_length=2048", "another budget, other values"),
     (
-        "estimate -t 1gpu_llama_7b/8gb -M mistral-7b --host-gib 32",
-        "the machine that is meant has 32 GiB of host memory",
+        "estimate -t 1gpu_llama_7b/packed -M mistral-7b --gpu 3090 --host-gib 64",
+        "on another machine",
     ),
+    ("estimate --known", "the cards and models that are known by name"),
+    ("estimate -t demo --gpu-gib 7.2 data.max_length=2048", "another budget, other values"),
 )
 
 # GiB, TFLOP/s or GB/s: beyond any machine, and small enough to be counted in bytes.
@@ -126,13 +131,34 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--link-gbps", type=_above_0, metavar="B", help="GB/s between host and GPU, one direction"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--known", action=_ShowKnown, help="list the cards and models that are known by name"
+    )
+
+
+class _ShowKnown(argparse.Action):
+    """Lists what is known by name, and ends: no config is needed for that."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, *_: object) -> None:
+        """Print the lists."""
+        for line in known_lines():
+            output.result(line)
+        raise SystemExit(0)
 
 
 def _card_name(text: str) -> str:
-    if card_of(text) is None:
-        names = ", ".join(CARDS)
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {names}; say --tflops instead")
-    return text
+    name = card_typed(text)
+    if name is None:
+        near = near_names(text, CARDS)
+        guess = f"did you mean {near}? " if near else ""
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not in the table: {guess}--known lists the cards; for another one say "
+            f"--gpu-gib, --tflops and --link-gbps"
+        )
+    return name
 
 
 def _above_0(text: str) -> float:
@@ -294,16 +320,26 @@ def _facts(found: Estimate, resolved: ResolvedConfig, host_is_stated: bool) -> I
     speed = fit.step_tokens / found.seconds_per_step
     yield [
         "time",
-        f"{_seconds(found.seconds_per_step)} per step of {fit.step_tokens:,} tokens, "
+        f"{seconds_words(found.seconds_per_step)} per step of {fit.step_tokens:,} tokens, "
         f"{speed:,.0f} tokens/s",
     ]
     if found.steps_per_epoch is None:
         yield ["epoch", f"prepare the data first: {_prepare_command(resolved)}"]
     else:
-        epoch = _seconds(found.steps_per_epoch * found.seconds_per_step)
+        epoch = seconds_words(found.steps_per_epoch * found.seconds_per_step)
         yield ["epoch", f"{found.steps_per_epoch:,} steps, {epoch}"]
+    yield from time_rows(found)
     yield ["basis", basis_words(found)]
     yield ["rates", found.rates.basis]
+
+
+def time_rows(found: Estimate) -> Iterator[list[str]]:
+    """Give the whole run's time, and what happens between steps, as names and words."""
+    whole = run_words(found.run_time)
+    if whole is not None:
+        yield ["whole run", whole]
+    for each in found.run_time.occasions:
+        yield [each.kind, occasion_words(each)]
 
 
 def _host_words(rank: RankFit, each: str) -> str:
@@ -379,98 +415,3 @@ def _gib(num_bytes: float) -> str:
 
 def _in_gib(num_bytes: float) -> str:
     return f"{_gib(num_bytes)} GiB"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
-# ---- for machines --------------------------------------------------------------------------------
-
-
-def estimate_json(found: Estimate, name: str, facts: ModelFacts) -> dict[str, object]:
-    """Give an estimate for machines: bytes and seconds as numbers."""
-    fit = found.fit
-    return {
-        "model": {
-            "name": name,
-            "family": facts.family,
-            "parameters": facts.num_parameters,
-            "is_trainable": facts.is_trainable,
-        },
-        "verdict": found.verdict,
-        "total_bytes": found.total,
-        "budget_bytes": fit.budget_bytes,
-        "budget_source": fit.budget_source,
-        "margin_bytes": found.margin_bytes,
-        "peak_phase": fit.worst.peak_phase,
-        "worst_rank": fit.worst.rank,
-        "basis": basis_words(found),
-        "is_measured_form": fit.is_measured_form,
-        "device": "cuda" if fit.is_gpu else "cpu",
-        "microbatches": fit.form.microbatches,
-        "least_budget_bytes": fit.least,
-        "plan": asdict(fit.form),
-        "ranks": [
-            {
-                "rank": rank.rank,
-                "blocks": rank.blocks,
-                "alive": rank.alive,
-                "total_bytes": rank.total,
-                "peak_phase": rank.peak_phase,
-                "parts": [{"label": part.label, "bytes": part.num_bytes} for part in rank.parts],
-                "host_bytes": rank.host.total,
-            }
-            for rank in fit.ranks
-        ],
-        "host": {"needed_bytes": fit.host_needed, "available_bytes": fit.host_available},
-        "disk": {
-            "checkpoint_bytes": found.checkpoint_bytes,
-            "num_checkpoints": found.num_checkpoints,
-        },
-        "time": {
-            "seconds_per_step": found.seconds_per_step,
-            "tokens_per_step": fit.step_tokens,
-            "steps_per_epoch": found.steps_per_epoch,
-            "predicted_parts": None if fit.step_parts is None else asdict(fit.step_parts),
-            "rates": found.rates.basis,
-        },
-        "measured": None
-        if found.measured is None
-        else {
-            "run": found.measured.name,
-            "gpu_reserved_bytes": found.measured.gpu_reserved_bytes,
-            "predicted_bytes": found.measured.predicted_bytes,
-            "host_peak_bytes": found.measured.host_peak_bytes,
-            "tokens_per_second": found.measured.tokens_per_second,
-        },
-        "notes": list(fit.notes),
-        "levers": [
-            {
-                "words": lever.words,
-                "overrides": dict(lever.overrides),
-                "saved_bytes": lever.saved_bytes,
-                "time_ratio": lever.time_ratio,
-                "changes_training": lever.changes_training,
-                "can_start": lever.can_start,
-                "verdict": lever.verdict,
-            }
-            for lever in found.levers
-        ],
-        "proposals": [
-            {
-                "overrides": dict(proposal.overrides),
-                "total_bytes": proposal.total,
-                "verdict": proposal.verdict,
-                "time_ratio": proposal.time_ratio,
-                "changes_training": proposal.changes_training,
-                "can_start": proposal.can_start,
-            }
-            for proposal in found.proposals
-        ],
-    }

@@ -29,6 +29,7 @@ from workbench.config.memory_parts import (
 )
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rates import Rates
+from workbench.config.run_time import RunTime, run_time
 from workbench.config.schema.config import Config
 
 # Predictions of one plan differ by no more, whatever the rows of the data came to.
@@ -68,6 +69,7 @@ class Estimate:
         measured: the run whose peaks count; None without one.
         seconds_per_step: by that run's speed, else by ``rates``.
         steps_per_epoch: None before the data is prepared.
+        run_time: of the whole run, with what happens between steps.
         checkpoint_bytes: of one checkpoint.
         num_checkpoints: that lie there at once: those kept, the best, and the one being written.
         rates: what the seconds rest on.
@@ -83,6 +85,7 @@ class Estimate:
     measured: MeasuredRun | None
     seconds_per_step: float
     steps_per_epoch: int | None
+    run_time: RunTime
     checkpoint_bytes: int
     num_checkpoints: int
     rates: Rates
@@ -168,6 +171,7 @@ def estimate(
     machine: Machine | None = None,
     counts: Counts | None = None,
     measured: MeasuredRun | None = None,
+    first_step: int = 0,
 ) -> Estimate:
     """Estimate what a config takes, and find what makes it fit.
 
@@ -178,6 +182,7 @@ def estimate(
         counts: of its prepared data.
         measured: a run of the same settings; left out where it was on another kind of device, or
             where another budget cuts the step otherwise.
+        first_step: of the checkpoint that a run goes on from.
     """
     machine = machine or Machine()
     found = fit(config, facts, machine, counts)
@@ -193,6 +198,8 @@ def estimate(
     seconds = found.seconds
     if measured is not None and measured.tokens_per_second:
         seconds = found.step_tokens / measured.tokens_per_second
+    rates = rates_for(machine, is_gpu=found.is_gpu)
+    one_checkpoint = bytes_of_a_checkpoint(config, facts)
     needs_help = verdict in ("tight", "will_not_fit")
     return Estimate(
         fit=found,
@@ -201,9 +208,19 @@ def estimate(
         measured=measured,
         seconds_per_step=seconds,
         steps_per_epoch=counts.steps_per_epoch if counts else None,
-        checkpoint_bytes=bytes_of_a_checkpoint(config, facts),
+        run_time=run_time(
+            config,
+            facts,
+            found,
+            rates,
+            step_seconds=seconds,
+            checkpoint_bytes=one_checkpoint,
+            counts=counts,
+            first_step=first_step,
+        ),
+        checkpoint_bytes=one_checkpoint,
         num_checkpoints=checkpoints_at_once(config),
-        rates=rates_for(machine, is_gpu=found.is_gpu),
+        rates=rates,
         row_is_certain=counts is not None or is_row_certain(config),
         levers=tuple(levers(config, facts, machine, counts, found)) if needs_help else (),
         proposals=tuple(proposals(config, facts, machine, counts, found))

@@ -14,9 +14,9 @@ from pathlib import Path
 from workbench.config import memory_fit, memory_plan
 from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
-from workbench.config.known_models import KNOWN_MODELS, known_model
+from workbench.config.known_models import SHOWN_BY, known_model
 from workbench.config.load import ResolvedConfig
-from workbench.config.memory_fit import Machine
+from workbench.config.memory_fit import Machine, trains_on_gpu, weight_bytes_of
 from workbench.config.memory_levers import with_overrides
 from workbench.config.memory_plan import Estimate
 from workbench.config.model_facts import ModelFacts, read_model_facts
@@ -28,7 +28,7 @@ from workbench.jobs.torchrun_command import visible_devices
 from workbench.runs.environment import list_gpus
 from workbench.runs.host_memory import available_host_memory
 from workbench.runs.measured import measured_run
-from workbench.runs.rates_file import read_rates
+from workbench.runs.rates_file import read_cpu_rates, read_rates
 
 
 def usable_gpus(devices: str | None) -> list[dict[str, object]]:
@@ -110,7 +110,8 @@ def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
         raise ConfigError(
             "no model is named",
             where="model.path",
-            remedy=f"add -M MODEL: a folder, a config.json, or one of {', '.join(KNOWN_MODELS)}",
+            remedy="add -M MODEL: a folder, a config.json, or a known name such as mistral-7b; "
+            f"`{SHOWN_BY}` lists them",
         )
     if Path(path).exists():
         facts = read_model_facts(path)
@@ -138,9 +139,11 @@ def counts_for_plan(counts: Counts | None) -> memory_fit.Counts | None:
     if counts is None or counts.train_rows == 0:
         return None
     return memory_fit.Counts(
-        longest_row=counts.longest_row,
+        longest_row=max(counts.longest_row, counts.longest_validation_row),
         steps_per_epoch=counts.steps_per_epoch,
-        mean_document=counts.train_tokens / max(1, counts.train_conversations),
+        seen_tokens=counts.seen_tokens,
+        most_documents=counts.most_documents,
+        validation_rows=counts.validation_rows,
     )
 
 
@@ -161,10 +164,14 @@ def estimate_here(
         machine: None looks at this one.
         counts: of its prepared data.
     """
+    machine = machine or machine_here()
+    if not trains_on_gpu(resolved.config, machine):
+        reached = read_cpu_rates(facts.hidden_size, weight_bytes_of(resolved.config))
+        machine = replace(machine, cpu_rates=reached)
     return memory_plan.estimate(
         resolved.config,
         facts,
-        machine=machine or machine_here(),
+        machine=machine,
         counts=counts,
         measured=measured_run(resolved, output_root),
     )

@@ -53,11 +53,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """A run that is ready to train, and its plan."""
+    """A run that is ready to train, its plan, and what says how fast its device can be.
+
+    Attributes:
+        training: the loop.
+        plan: of the run.
+        device: that trains.
+        width: of the model.
+        dtype: of its weights.
+    """
 
     training: Training
     plan: Plan
     device: torch.device
+    width: int
+    dtype: torch.dtype
 
 
 def build(
@@ -214,7 +224,7 @@ def build(
         state=state,
         sampler=sampler,
     )
-    return Built(training, plan, device)
+    return Built(training, plan, device, dims.hidden_size, dtype)
 
 
 def _model_folder(config: Config) -> Path:
@@ -259,7 +269,7 @@ def _plan(
         optimizer=config.optimizer.name,
         exact=config.optimizer.rounding == "exact",
         host_bytes=None if host is None else host.available_bytes,
-        rates=rates_here(device),
+        rates=rates_here(device, width=dims.hidden_size, dtype=dtype),
         seen_tokens=prepared.train.seen_tokens,
         row_documents=prepared.train.max_documents + 1,  # padding is one more
     )
