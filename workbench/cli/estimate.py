@@ -23,7 +23,7 @@ from workbench.config.inherit import is_folder
 from workbench.config.known_models import near_names
 from workbench.config.load import ResolvedConfig, key_value_words, typed_words
 from workbench.config.memory_fit import VERDICT_WORDS, Counts
-from workbench.config.memory_levers import Lever, Proposal
+from workbench.config.memory_levers import Lever
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import (
     Estimate,
@@ -34,8 +34,8 @@ from workbench.config.memory_plan import (
     needed_budget,
     total_words,
 )
+from workbench.config.memory_ways import Combination, hardware_words, host_room_words
 from workbench.config.model_facts import ModelFacts
-from workbench.config.out_of_memory import host_remedies
 from workbench.config.rank_fit import RankFit
 from workbench.config.rates import CARDS, card_typed
 from workbench.config.run_time import occasion_words, run_words, seconds_words
@@ -90,14 +90,10 @@ def run(arguments: list[str]) -> int:
     counts = _counts_of_data(resolved)
     root = output_root(project_folder(options.project))
     found = estimate_here(resolved, facts, root, machine=machine, counts=counts)
-    ways = []
-    if lacks_host_memory(found):
-        # The first is to end what else runs there, which nobody can of another machine's.
-        ways = host_remedies(resolved.config, facts, machine=machine, counts=counts)[1:]
     if options.json:
         output.result_json(estimate_json(found, name, facts))
     else:
-        for line in estimate_lines(found, name, facts, read, ways):
+        for line in estimate_lines(found, name, facts, read):
             output.result(line)
     return 4 if found.verdict == "will_not_fit" else 0
 
@@ -179,7 +175,6 @@ def estimate_lines(
     name: str,
     facts: ModelFacts,
     read: ConfigArguments,
-    host_ways: Sequence[str] = (),
 ) -> Iterator[str]:
     """Give the lines of an estimate.
 
@@ -188,7 +183,6 @@ def estimate_lines(
         name: of the model.
         facts: of the model.
         read: what was asked.
-        host_ways: what takes less of a host that is too small; they stand in place of the levers.
     """
     resolved = read.resolved
     millions = facts.num_parameters / 1e6
@@ -203,10 +197,8 @@ def estimate_lines(
     yield from output.columns(list(_facts(found, resolved, read.options.host_gib is not None)))
     for note in found.fit.notes:
         yield f"note: {note}"
-    if host_ways:
-        yield ""
-        yield f"{_host_shortage(found)}; what takes less of it, cheapest first:"
-        yield from (f"  {way}" for way in host_ways)
+    if found.verdict == "will_not_fit":
+        yield from _way_lines(found, read)
     elif found.levers:
         yield ""
         yield "levers, cheapest first:"
@@ -215,17 +207,34 @@ def estimate_lines(
             [["  " + each for each in _lever_cells(lever, shown)] for lever in found.levers],
             right=(1,),
         )
+
+
+def _way_lines(found: Estimate, read: ConfigArguments) -> Iterator[str]:
+    """Say what to do about a config that does not fit: only what makes it fit."""
+    resolved = read.resolved
+    yield ""
+    if lacks_host_memory(found):
+        yield f"{host_room_words(found.fit)}"
+    if found.levers:
+        yield "each of these alone makes it fit, cheapest first:"
+        yield from output.columns(
+            [["  " + each for each in _way_cells(lever, found)] for lever in found.levers]
+        )
+    else:
+        yield "no single change makes it fit"
     for proposal in found.proposals:
         yield ""
         asked = read.options.gpu is not None or read.options.gpu_gib is not None
         yield from _proposal_lines(proposal, found, resolved, states_budget=asked)
-    if found.verdict == "will_not_fit" and not found.proposals:
-        yield ""
-        yield "no config of this model was found that fits" + (
+    if not found.proposals:
+        yield "no changes of the config make it fit" + (
             "; blocks streamed through one GPU take less: 1gpu_llama_7b/8gb"
             if len(found.fit.ranks) > 1
             else ""
         )
+    if found.hardware is not None:
+        yield ""
+        yield f"it would fit with {hardware_words(found.hardware, found.fit)}"
 
 
 def dry_run_lines(
@@ -347,16 +356,32 @@ def _host_words(rank: RankFit, each: str) -> str:
     return f" ({told}{each})" if told else ""
 
 
-def _lever_cells(lever: Lever, shown: Callable[[int], str]) -> list[str]:
+def _way_cells(lever: Lever, found: Estimate) -> list[str]:
+    host = f", host {_gib(lever.host_bytes)}" if found.fit.is_gpu and lever.host_bytes else ""
+    return [
+        " ".join(key_value_words(lever.overrides)),
+        lever.words,
+        f"{_gib(lever.total)} GiB{host}",
+        f"{_time_words(lever.time_ratio)} time per token",
+        VERDICT_WORDS[lever.verdict],
+        _marks(lever),
+    ]
+
+
+def _marks(lever: Lever) -> str:
     marks = ["changes training"] if lever.changes_training else []
     if not lever.can_start:
         marks.append("cannot start: see the notes")
+    return ", ".join(marks)
+
+
+def _lever_cells(lever: Lever, shown: Callable[[int], str]) -> list[str]:
     return [
         lever.words,
         f"-{shown(lever.saved_bytes)}",
         f"{_time_words(lever.time_ratio)} time per token",
         VERDICT_WORDS[lever.verdict],
-        ", ".join(marks),
+        _marks(lever),
     ]
 
 
@@ -366,14 +391,15 @@ def _time_words(ratio: float) -> str:
 
 
 def _proposal_lines(
-    proposal: Proposal, found: Estimate, resolved: ResolvedConfig, *, states_budget: bool
+    proposal: Combination, found: Estimate, resolved: ResolvedConfig, *, states_budget: bool
 ) -> Iterator[str]:
     kind = "changes training" if proposal.changes_training else "same training"
     start = "" if proposal.can_start else "; it cannot start: see the notes"
-    verdict = VERDICT_WORDS[proposal.verdict]
+    fit = proposal.found
+    host = f", host memory {_gib(fit.host_needed)}" if fit.is_gpu and fit.host_needed else ""
     yield (
-        f"this fits ({kind}{start}): {_gib(proposal.total)} GiB, {verdict}, "
-        f"{_time_words(proposal.time_ratio)} time per token"
+        f"this fits ({kind}{start}): {_gib(fit.worst.total)} GiB{host}, "
+        f"{VERDICT_WORDS[fit.verdict]}, {_time_words(proposal.time_ratio)} time per token"
     )
     overrides = dict(proposal.overrides)
     if states_budget and found.fit.budget_bytes is not None and found.fit.is_gpu:
@@ -386,17 +412,6 @@ def _proposal_lines(
     yield f"  workbench new -t {shlex.quote(resolved.name)} {shlex.quote(name)}_fits {rest}"
     if proposal.can_start and not is_folder(Path(str(resolved.config.model.path))):
         yield "  training needs the model's folder: --model DIR"
-
-
-def _host_shortage(found: Estimate) -> str:
-    """Say by how much host memory is short: a way that takes less off is not enough by itself."""
-    fit = found.fit
-    assert fit.host_room is not None, "nothing is short of what is not known"
-    assert fit.host_available is not None
-    return (
-        f"host memory is short by {gib_enough(fit.host_needed - fit.host_room)} GiB: a run may "
-        f"take {_gib(fit.host_room)} of {_gib(fit.host_available)}"
-    )
 
 
 def _prepare_command(resolved: ResolvedConfig) -> str:

@@ -74,20 +74,24 @@ def estimate_json(found: Estimate, name: str, facts: ModelFacts) -> dict[str, ob
                 "changes_training": lever.changes_training,
                 "can_start": lever.can_start,
                 "verdict": lever.verdict,
+                "total_bytes": lever.total,
+                "host_bytes": lever.host_bytes,
             }
             for lever in found.levers
         ],
         "proposals": [
             {
                 "overrides": dict(proposal.overrides),
-                "total_bytes": proposal.total,
-                "verdict": proposal.verdict,
+                "total_bytes": proposal.found.worst.total,
+                "host_bytes": proposal.found.host_needed,
+                "verdict": proposal.found.verdict,
                 "time_ratio": proposal.time_ratio,
                 "changes_training": proposal.changes_training,
                 "can_start": proposal.can_start,
             }
             for proposal in found.proposals
         ],
+        "hardware": None if found.hardware is None else asdict(found.hardware),
     }
 
 

@@ -49,8 +49,8 @@ _ASSUMED_HOST_BYTES, _ASSUMED_HOST = 64 * GIB, 1.5
 # Tokens of a document of a conversation or two, for what rows of many documents would take.
 _SHORT_DOCUMENT = 512
 
-# Of a card that is asked about; the shipped configs' budgets, as 22.8 of 24 GiB, leave as much.
-_SHARE_FREE = 0.95
+SHARE_FREE = 0.95
+"""Of a card that is asked about; the shipped configs' budgets, as 22.8 of 24 GiB, leave as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,8 +332,8 @@ def _budget(config: Config, machine: Machine, *, is_gpu: bool) -> tuple[int | No
     source = "free on the GPU"
     if meant := card_of(machine.meant_gpu):
         name, card = meant
-        free = int(_SHARE_FREE * card.memory_gib * GIB)
-        source = f"{_SHARE_FREE:.0%} of the {card.memory_gib} GiB that {name} has at most"
+        free = int(SHARE_FREE * card.memory_gib * GIB)
+        source = f"{SHARE_FREE:.0%} of the {card.memory_gib} GiB that {name} has at most"
     if stated is None:
         return free, source
     budget = max(1, int(stated * GIB))

@@ -305,13 +305,14 @@ def run_words(found: RunTime) -> str | None:
     """Say how long a run takes and what of it goes where; None where its steps are not known."""
     if found.total is None or found.training is None or found.steps is None:
         return None
-    most = "at most " if found.is_most or any(each.is_most for each in found.occasions) else ""
     parts = [f"training {seconds_words(found.training)}"]
     for each in found.occasions:
         if each.total:
             parts.append(f"{each.kind} {seconds_words(each.total)}")
     left = "more steps" if found.first_step else "steps"
-    words = f"{most}{found.steps:,} {left}, {seconds_words(found.total)}"
+    most_steps = "at most " if found.is_most else ""
+    most = "at most " if any(each.is_most and each.times for each in found.occasions) else ""
+    words = f"{most_steps}{found.steps:,} {left}, {most}{seconds_words(found.total)}"
     told = f" ({', '.join(parts)})" if len(parts) > 1 else ""
     missing = f"; without {' and '.join(found.unknown)}, not known yet" if found.unknown else ""
     return words + told + missing

@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.config import memory_fit, memory_plan
@@ -22,7 +22,7 @@ from workbench.config.memory_plan import Estimate
 from workbench.config.model_facts import ModelFacts, read_model_facts
 from workbench.config.schema.config import Config
 from workbench.control.data_records import Counts
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import data_worker
 from workbench.jobs.torchrun_command import visible_devices
 from workbench.runs.environment import list_gpus
@@ -121,6 +121,37 @@ def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
     return known_model(path)
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of a model, and where they come from.
+
+    Attributes:
+        name: of the model.
+        facts: its shapes.
+        is_published: it is known by name alone; there is no folder of it here.
+    """
+
+    name: str
+    facts: ModelFacts
+    is_published: bool
+
+
+def shapes_of(resolved: ResolvedConfig) -> Shapes | None:
+    """Give the shapes of a config's model; None where they are not known.
+
+    A folder that is there and cannot be read is a mistake, and no other model's shapes stand for
+    it.
+    """
+    path = resolved.config.model.path
+    if path is None:
+        return None
+    try:
+        name, facts = find_model(resolved)
+    except WorkbenchError:
+        return None
+    return Shapes(name, facts, is_published=not Path(path).exists())
+
+
 def prepared_counts(resolved: ResolvedConfig) -> memory_fit.Counts | None:
     """Ask the cache what a config's data comes to; None where it is not prepared.
 
@@ -154,6 +185,7 @@ def estimate_here(
     *,
     machine: Machine | None = None,
     counts: memory_fit.Counts | None = None,
+    first_step: int = 0,
 ) -> Estimate:
     """Estimate a config against a machine, with the peaks of an earlier run where there is one.
 
@@ -163,6 +195,7 @@ def estimate_here(
         output_root: where numbered run folders lie.
         machine: None looks at this one.
         counts: of its prepared data.
+        first_step: of the checkpoint that it goes on from.
     """
     machine = machine or machine_here()
     if not trains_on_gpu(resolved.config, machine):
@@ -174,6 +207,7 @@ def estimate_here(
         machine=machine,
         counts=counts,
         measured=measured_run(resolved, output_root),
+        first_step=first_step,
     )
 
 
@@ -185,6 +219,7 @@ def estimate_of_start(
     *,
     machine: Machine,
     starts: bool = True,
+    first_step: int = 0,
 ) -> Estimate:
     """Estimate what a start here and now would take: without a GPU, the CPU trains.
 
@@ -196,8 +231,11 @@ def estimate_of_start(
         machine: where it starts.
         starts: False for a dry run: where there is no GPU, a config with a budget for one is meant
             for another host, and is held against that budget.
+        first_step: of the checkpoint that it goes on from.
     """
     if starts and resolved.config.training.device == "auto" and machine.gpu_name is None:
         on_cpu = with_overrides(resolved.config, {"training.device": "cpu"})
         resolved = replace(resolved, config=on_cpu)
-    return estimate_here(resolved, facts, output_root, machine=machine, counts=counts)
+    return estimate_here(
+        resolved, facts, output_root, machine=machine, counts=counts, first_step=first_step
+    )

@@ -21,6 +21,7 @@ from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, RunError
 from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions, read_dimensions
+from workbench.runs.checkpoints import resume_point
 from workbench.runs.host_memory import available_host_memory
 from workbench.runs.layout import RunFolder
 from workbench.training import checkpoint
@@ -157,7 +158,7 @@ def build(
         row_length=row_length,
     )
     state = TrainingState()
-    resumed = checkpoint.resume_point(run, config.checkpoints.resume, is_restart=is_restart)
+    resumed = resume_point(run, config.checkpoints.resume, is_restart=is_restart)
     if resumed is None:
         if config.model.weights == "random":
             draw_first_weights(dims, config.training.seed, weights, content.low_bits())
