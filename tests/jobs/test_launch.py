@@ -77,7 +77,7 @@ def test_preflight_finds_nothing_wrong_with_the_demo_and_writes_nothing(tmp_path
     before = sorted(tmp_path.rglob("*"))
     checks = [check for check in preflight(demo()) if isinstance(check, Check)]
     assert {check.name for check in checks} == {
-        "config", "model", "template", "folder", "disk", "device", "memory", "data",
+        "config", "model", "template", "folder", "disk", "device", "memory", "data", "time",
     }  # fmt: skip
     assert [check for check in checks if check.state == "error"] == []
     assert sorted(tmp_path.rglob("*")) == before

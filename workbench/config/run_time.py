@@ -309,7 +309,7 @@ def run_words(found: RunTime) -> str | None:
     for each in found.occasions:
         if each.total:
             parts.append(f"{each.kind} {seconds_words(each.total)}")
-    left = "more steps" if found.first_step else "steps"
+    left = ("more " if found.first_step else "") + ("step" if found.steps == 1 else "steps")
     most_steps = "at most " if found.is_most else ""
     most = "at most " if any(each.is_most and each.times for each in found.occasions) else ""
     words = f"{most_steps}{found.steps:,} {left}, {most}{seconds_words(found.total)}"

@@ -486,18 +486,18 @@ def memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
             return f"{lever_words(best)}; {more}"
         return f"{lever_words(usable[0])}, which is still tight; {more}"
     # What changes training alone is worse than changes that leave it as it is.
-    gentle = [each for each in usable if not each.changes_training]
-    ways: list[Lever | Combination] = [*gentle, *found.proposals, *usable]
-    for way in ways:
+    ways: list[Lever | Combination] = [*usable, *found.proposals]
+    # Of ways that are as gentle, the one with a single change comes first.
+    for way in sorted(ways, key=lambda way: way.changes_training):
         if way.can_start:
             keys = " ".join(key_value_words(way.overrides))
             change = ", which changes training" if way.changes_training else ""
             return f"set {keys}, with which it fits{change}; {more}"
-    if found.hardware is not None:
-        return f"it would fit with {hardware_words(found.hardware, found.fit)}; {more}"
     needed = needed_budget(found)
     if needed is not None:
         return f"set memory.budget_gib to {gib_enough(needed)} or more, with as much free; {more}"
+    if found.hardware is not None:
+        return f"it would fit with {hardware_words(found.hardware, found.fit)}; {more}"
     return f"no setting of this version makes more room; {more}"
 
 
