@@ -445,7 +445,8 @@ def test_preflight_names_what_host_memory_does_not_hold_and_what_takes_less_of_i
     (check,) = check_memory(resolved, KNOWN_MODELS["llama-30b"], None, machine=here)
     assert (check.state, check.exit_status) == ("error", 4)
     assert "may take 95.0 GiB of the 100.0 GiB that can be had" in check.message
-    for words in ("60.59 streamed weights", "block inputs", "60.59 low bits"):
+    # Block inputs stay on the GPU, which has room for them.
+    for words in ("60.59 streamed weights", "60.59 low bits"):
         assert words in check.message, words
     assert check.remedy.startswith(
         "end what else takes host memory, or set optimizer.rounding=stochastic, with which it fits"

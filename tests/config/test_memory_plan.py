@@ -116,7 +116,7 @@ def test_a_proposal_fits_when_it_is_estimated_again(gib: float, model: str) -> N
         for key in proposal.overrides:
             fewer = {other: value for other, value in proposal.overrides.items() if other != key}
             less = fit(with_overrides(config, fewer), facts, machine)
-            is_slower = less.seconds / less.step_tokens > 1.01 * again.seconds / again.step_tokens
+            is_slower = less.seconds / less.step_tokens > 1.05 * again.seconds / again.step_tokens
             assert less.verdict == "will_not_fit" or is_slower, "each change is needed"
         assert proposal.can_start == facts.is_trainable
     if gib > 7:
@@ -153,6 +153,46 @@ def test_host_memory_that_is_short_is_helped_by_what_takes_less_of_it() -> None:
     for gib, verdict in ((enough, "fits"), (enough - 1, "will_not_fit")):
         held = dataclasses.replace(machine, host_gib=gib)
         assert estimate(config, facts, machine=held).verdict == verdict
+
+
+def test_all_of_a_card_is_used_before_anything_is_trained_otherwise() -> None:
+    config, facts = config_of("1gpu_llama_30b/12gb"), KNOWN_MODELS["llama-30b"]
+    found = estimate(config, facts, machine=Machine(meant_gpu="RTX 4090", host_gib=64))
+    assert found.verdict == "will_not_fit"
+    assert dict(found.proposals[0].overrides) == {
+        "memory.resident_fraction": "auto", "memory.budget_gib": 22.7,
+    }  # fmt: skip
+    assert not found.proposals[0].changes_training
+    # Who states a budget means that one.
+    stated = Machine(meant_gpu="RTX 4090", host_gib=64, budget_gib=11)
+    found = estimate(config, facts, machine=stated)
+    assert all("memory.budget_gib" not in each.overrides for each in found.proposals)
+
+
+def test_host_memory_that_is_short_is_counted_with_all_that_the_gpu_has_room_for() -> None:
+    config, facts = config_of("1gpu_llama_30b/24gb"), KNOWN_MODELS["llama-30b"]
+    found = estimate(config, facts, machine=Machine(budget_gib=22.8, host_gib=64))
+    assert found.verdict == "will_not_fit"
+    assert found.hardware is None, "a change that leaves training as it is makes it fit"
+    assert found.fit.host_room is not None
+    # Weights are streamed as the config says; block inputs stay on the GPU.
+    assert found.fit.worst.host.block_inputs == 0
+    assert 60 * GIB < found.fit.host_needed < 66 * GIB
+
+
+def test_a_gpu_and_a_host_that_both_lack_are_named_together() -> None:
+    config, facts = config_of("1gpu_llama_70b/24gb"), KNOWN_MODELS["llama-2-70b"]
+    machine = Machine(meant_gpu="RTX 4060", host_gib=64)
+    hardware = estimate(config, facts, machine=machine).hardware
+    assert hardware is not None
+    assert hardware.host_bytes is None
+    assert hardware.both_bytes is not None
+    card, host = (each / GIB for each in hardware.both_bytes)
+    larger = Machine(budget_gib=card, host_gib=host)
+    assert fit(config, facts, larger).verdict == "tight"
+    assert fit(config, facts, dataclasses.replace(larger, budget_gib=card - 1)).verdict == (
+        "will_not_fit"
+    )
 
 
 def test_less_is_seen_only_where_nothing_else_is_left() -> None:

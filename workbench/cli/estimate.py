@@ -30,7 +30,6 @@ from workbench.config.memory_plan import (
     basis_words,
     gib_enough,
     host_words,
-    lacks_host_memory,
     needed_budget,
     total_words,
 )
@@ -213,8 +212,10 @@ def _way_lines(found: Estimate, read: ConfigArguments) -> Iterator[str]:
     """Say what to do about a config that does not fit: only what makes it fit."""
     resolved = read.resolved
     yield ""
-    if lacks_host_memory(found):
-        yield f"{host_room_words(found.fit)}"
+    room = found.fit.host_room
+    decides = found.fit.is_gpu and found.fit.host_decides
+    if decides and room is not None and found.fit.host_needed > room:
+        yield host_room_words(found.fit)
     if found.levers:
         yield "each of these alone makes it fit, cheapest first:"
         yield from output.columns(
@@ -404,7 +405,7 @@ def _proposal_lines(
     overrides = dict(proposal.overrides)
     if states_budget and found.fit.budget_bytes is not None and found.fit.is_gpu:
         # Without it the child would be held against the budget of its parent.
-        overrides["memory.budget_gib"] = round(found.fit.budget_bytes / GIB, 6)
+        overrides.setdefault("memory.budget_gib", round(found.fit.budget_bytes / GIB, 6))
     rest = " ".join([*typed_words(resolved, overrides), *key_value_words(overrides)])
     name = resolved.name.rsplit("/", 1)[-1]
     if proposal.can_start:

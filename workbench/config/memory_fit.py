@@ -323,16 +323,22 @@ def obstacles(config: Config, facts: ModelFacts) -> Iterator[str]:
         yield f"this version cannot train {facts.family} yet"
 
 
+def free_bytes(machine: Machine) -> int | None:
+    """Give what is free on the GPU: of a card that is meant what is left beside a screen."""
+    if meant := card_of(machine.meant_gpu):
+        return int(SHARE_FREE * meant[1].memory_gib * GIB)
+    return machine.gpu_free_bytes
+
+
 def _budget(config: Config, machine: Machine, *, is_gpu: bool) -> tuple[int | None, str]:
     if not is_gpu:
         return machine.host_bytes, "host memory"
     if machine.budget_gib is not None:
         return max(1, int(machine.budget_gib * GIB)), "--gpu-gib"
-    free, stated = machine.gpu_free_bytes, config.memory.budget_gib
+    free, stated = free_bytes(machine), config.memory.budget_gib
     source = "free on the GPU"
     if meant := card_of(machine.meant_gpu):
         name, card = meant
-        free = int(SHARE_FREE * card.memory_gib * GIB)
         source = f"{SHARE_FREE:.0%} of the {card.memory_gib} GiB that {name} has at most"
     if stated is None:
         return free, source

@@ -6,10 +6,11 @@ is short counts like memory of the GPU.
 Invariant: with what is given here the config fits.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from workbench.config.memory_fit import SHARE_FREE, Counts, Fit, Machine, fit
+from workbench.config.memory_fit import SHARE_FREE, Counts, Fit, Machine, fit, free_bytes
 from workbench.config.memory_levers import (
     SHORTEST_ROW,
     Lever,
@@ -27,7 +28,9 @@ from workbench.config.rates import CARDS
 from workbench.config.schema.config import Config
 
 # A key that leaves a choice to the plan stays in a combination where it makes that so much faster.
-_WORTH_KEEPING = 0.01
+_WORTH_KEEPING = 0.05
+# A card has so many GiB more than a config's budget before that is worth a change.
+_LARGER_GIB = 0.5
 # Hardware is asked about up to here, in GiB.
 _MOST_HOST, _MOST_GPU = 4096, 1024
 
@@ -59,11 +62,13 @@ class Hardware:
         host_bytes: of host memory that can be had, beside the same GPU; None where no host helps.
         gpu_bytes: of the GPU, on the same host; None where no GPU helps.
         gpu_overrides: the keys that let the larger GPU be used.
+        both_bytes: of a GPU and of host memory, where more of one is not enough.
     """
 
     host_bytes: int | None
     gpu_bytes: int | None
     gpu_overrides: Mapping[str, object]
+    both_bytes: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,15 @@ def single_ways(refused: Refused) -> list[Lever]:
     """
     best: dict[tuple[str, ...], Lever] = {}
     now = refused.now
-    candidates = [*single_levers(refused.config, refused.facts, now), *_for_the_host(refused)]
+    candidates = [
+        *(
+            [("use all that is free on the GPU", larger)]
+            if (larger := _larger_budget(refused))
+            else []
+        ),
+        *single_levers(refused.config, refused.facts, now),
+        *_for_the_host(refused),
+    ]
     for words, overrides in candidates:
         found = refused.fit(overrides)
         if not _is_enough(found):
@@ -129,12 +142,24 @@ def single_ways(refused: Refused) -> list[Lever]:
             host_bytes=found.host_needed,
         )
         keys = tuple(overrides)
-        # What leaves the choice to the plan comes first, and stays where another is hardly faster.
-        if keys not in best or lever.time_ratio < best[keys].time_ratio - _WORTH_KEEPING:
+        other = best.get(keys)
+        # What leaves the choice to the plan comes first, and stays.
+        is_open = other is not None and "auto" in other.overrides.values()
+        if other is None or (not is_open and lever.time_ratio < other.time_ratio):
             best[keys] = lever
     return sorted(
         best.values(), key=lambda lever: (lever.changes_training, round(lever.time_ratio, 2))
     )
+
+
+def _larger_budget(refused: Refused) -> dict[str, object]:
+    """Give the budget that a card has beyond the one a config states; {} where there is none."""
+    stated = refused.config.memory.budget_gib
+    free = free_bytes(refused.machine)
+    if stated is None or free is None or refused.machine.budget_gib is not None:
+        return {}
+    gib = math.floor(10 * free / GIB) / 10
+    return {"memory.budget_gib": gib} if gib >= stated + _LARGER_GIB else {}
 
 
 def _for_the_host(refused: Refused) -> Iterator[tuple[str, dict[str, object]]]:
@@ -172,10 +197,11 @@ def firm_combination(refused: Refused) -> Combination | None:
 def _opened_all(refused: Refused) -> dict[str, object]:
     """Give what leaves to the plan all that a config fixes of it."""
     config = refused.config
+    larger = _larger_budget(refused)
     if not isinstance(refused.now.form, StepForm):
         fixed = config.memory.recompute not in ("auto", "full")
-        return {"memory.recompute": "auto"} if fixed else {}
-    opened = left_open(config)
+        return larger | ({"memory.recompute": "auto"} if fixed else {})
+    opened = left_open(config) | larger
     if config.batch.microbatches != "auto":
         opened["batch.microbatches"] = "auto"
     return opened
@@ -185,6 +211,7 @@ def _gentle(refused: Refused) -> Iterator[dict[str, object]]:
     config = refused.config
     if isinstance(refused.now.form, StepForm):
         yield left_open(config)
+        yield left_open(config) | _larger_budget(refused)
         yield _opened_all(refused)
         return
     base = _opened_all(refused)
@@ -297,10 +324,22 @@ def fitting_hardware(refused: Refused) -> Hardware:
         changed = with_overrides(refused.config, opened)
         return _is_enough(fit(changed, refused.facts, machine, refused.counts))
 
+    def with_both(gpu_gib: int, host_gib: int) -> bool:
+        machine = replace(refused.machine, budget_gib=float(gpu_gib), host_gib=float(host_gib))
+        return _is_enough(fit(refused.config, refused.facts, machine, refused.counts))
+
     host, gpu = now.host_available or 0, now.budget_bytes or 0
     more_host = _least_gib(host, _MOST_HOST, with_host)
     more_gpu = _least_gib(gpu, _MOST_GPU, with_gpu) if now.is_gpu else None
+    both = None
+    if more_host is None and now.is_gpu and now.host_decides:
+        card = _least_gib(gpu, _MOST_GPU, lambda gib: with_both(gib, _MOST_HOST))
+        if card is not None:
+            beside = _least_gib(host, _MOST_HOST, lambda gib: with_both(card, gib))
+            if beside is not None and beside * GIB > host + GIB:
+                both = (card * GIB, beside * GIB)
     return Hardware(
+        both_bytes=both,
         host_bytes=None if more_host is None else more_host * GIB,
         gpu_bytes=None if more_gpu is None else more_gpu * GIB,
         gpu_overrides=opened,
@@ -324,6 +363,12 @@ def hardware_words(found: Hardware, now: Fit) -> str:
     if found.host_bytes is not None:
         free = "" if now.is_gpu else " free"
         words.append(f"{found.host_bytes / GIB:,.0f} GiB of host memory{free}")
+    if found.both_bytes is not None:
+        gpu_bytes, host_bytes = found.both_bytes
+        words.append(
+            f"a GPU with {gpu_bytes / GIB:,.0f} GiB free beside {host_bytes / GIB:,.0f} GiB of "
+            "host memory"
+        )
     if found.gpu_bytes is not None:
         keys = " ".join(f"{key}={value}" for key, value in found.gpu_overrides.items())
         large = [

@@ -488,12 +488,14 @@ def memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
     # What changes training alone is worse than changes that leave it as it is.
     ways: list[Lever | Combination] = [*usable, *found.proposals]
     # Of ways that are as gentle, the one with a single change comes first.
+    needed = needed_budget(found)
     for way in sorted(ways, key=lambda way: way.changes_training):
         if way.can_start:
+            if needed is not None and set(way.overrides) == {"memory.budget_gib"}:
+                break  # less than all of the card is enough
             keys = " ".join(key_value_words(way.overrides))
             change = ", which changes training" if way.changes_training else ""
             return f"set {keys}, with which it fits{change}; {more}"
-    needed = needed_budget(found)
     if needed is not None:
         return f"set memory.budget_gib to {gib_enough(needed)} or more, with as much free; {more}"
     if found.hardware is not None:
