@@ -556,7 +556,7 @@ def test_what_cannot_help_is_not_listed_and_hardware_that_would_is_named(
     assert status == 4
     assert "no single change makes it fit\nno changes of the config make it fit\n" in told
     (host, gpu) = re.findall(
-        r"it would fit with (\d+) GiB of host memory, or a GPU with (\d+) GiB free", told
+        r"what would hold it: (\d+) GiB of host memory, or a GPU with (\d+) GiB free", told
     )[0]
     assert said(capsys, *asked, "--host-gib", host)[0] == 0
     assert said(capsys, *asked, "--host-gib", str(int(host) - 1))[0] == 4

@@ -197,7 +197,7 @@ def estimate_lines(
     for note in found.fit.notes:
         yield f"note: {note}"
     if found.verdict == "will_not_fit":
-        yield from _way_lines(found, read)
+        yield from _way_lines(found, read, facts)
     elif found.levers:
         yield ""
         yield "levers, cheapest first:"
@@ -208,7 +208,7 @@ def estimate_lines(
         )
 
 
-def _way_lines(found: Estimate, read: ConfigArguments) -> Iterator[str]:
+def _way_lines(found: Estimate, read: ConfigArguments, facts: ModelFacts) -> Iterator[str]:
     """Say what to do about a config that does not fit: only what makes it fit."""
     resolved = read.resolved
     yield ""
@@ -229,13 +229,13 @@ def _way_lines(found: Estimate, read: ConfigArguments) -> Iterator[str]:
         yield from _proposal_lines(proposal, found, resolved, states_budget=asked)
     if not found.proposals:
         yield "no changes of the config make it fit" + (
-            "; blocks streamed through one GPU take less: 1gpu_llama_7b/8gb"
+            f"; blocks streamed through one GPU take less: {_streamed_config(facts)}"
             if len(found.fit.ranks) > 1
             else ""
         )
     if found.hardware is not None:
         yield ""
-        yield f"it would fit with {hardware_words(found.hardware, found.fit)}"
+        yield f"what would hold it: {hardware_words(found.hardware, found.fit)}"
 
 
 def dry_run_lines(
@@ -355,6 +355,13 @@ def time_rows(found: Estimate) -> Iterator[list[str]]:
 def _host_words(rank: RankFit, each: str) -> str:
     told = host_words(rank.host)
     return f" ({told}{each})" if told else ""
+
+
+def _streamed_config(facts: ModelFacts) -> str:
+    """Name the shipped config that streams a model of about this size."""
+    if facts.num_parameters > 45e9:
+        return "1gpu_llama_70b/24gb"
+    return "1gpu_llama_30b/12gb" if facts.num_parameters > 15e9 else "1gpu_llama_7b/8gb"
 
 
 def _way_cells(lever: Lever, found: Estimate) -> list[str]:

@@ -490,16 +490,16 @@ def memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
     # Of ways that are as gentle, the one with a single change comes first.
     needed = needed_budget(found)
     for way in sorted(ways, key=lambda way: way.changes_training):
+        if needed is not None and set(way.overrides) == {"memory.budget_gib"}:
+            continue  # less than all of the card is enough, as said below
         if way.can_start:
-            if needed is not None and set(way.overrides) == {"memory.budget_gib"}:
-                break  # less than all of the card is enough
             keys = " ".join(key_value_words(way.overrides))
             change = ", which changes training" if way.changes_training else ""
             return f"set {keys}, with which it fits{change}; {more}"
     if needed is not None:
         return f"set memory.budget_gib to {gib_enough(needed)} or more, with as much free; {more}"
     if found.hardware is not None:
-        return f"it would fit with {hardware_words(found.hardware, found.fit)}; {more}"
+        return f"what would hold it: {hardware_words(found.hardware, found.fit)}; {more}"
     return f"no setting of this version makes more room; {more}"
 
 
