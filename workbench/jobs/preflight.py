@@ -6,7 +6,6 @@ an error, the run folder can be written and a supervisor can be started.
 
 import importlib.util
 import os
-import shlex
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from workbench.config import memory_fit
 from workbench.config.checks import check_model, left_open, not_in_this_version
 from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
-from workbench.config.load import ResolvedConfig, at_origins, key_value_words, typed_words
+from workbench.config.load import ResolvedConfig, at_origins
 from workbench.config.memory_fit import Machine, is_row_certain
-from workbench.config.memory_levers import Lever, lever_words
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import (
-    Estimate,
     bytes_of_a_checkpoint,
     checkpoints_at_once,
     gib_enough,
@@ -31,13 +28,11 @@ from workbench.config.memory_plan import (
     needed_budget,
     total_words,
 )
-from workbench.config.memory_ways import Combination, hardware_words
 from workbench.config.model_facts import (
     ModelFacts,
     read_model_facts,
 )
 from workbench.config.problems import Problem
-from workbench.config.run_time import occasion_words, run_words, seconds_words
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
 from workbench.config.weight_files import missing_weight_files
@@ -54,6 +49,7 @@ from workbench.jobs.fit import (
     shapes_of,
     usable_gpus,
 )
+from workbench.jobs.forecast_words import memory_remedy, time_words
 from workbench.jobs.start_point import StartPoint, start_point, start_words
 from workbench.runs.create import PlannedRun, plan_run
 from workbench.runs.registry import state_folder
@@ -457,50 +453,6 @@ def check_time(
     if found.verdict == "will_not_fit":
         return
     yield Check("time", "ok", time_words(found))
-
-
-def time_words(found: Estimate) -> str:
-    """Say how long a run takes, or what of it is known; and what that rests on."""
-    if found.measured is None and found.rates.is_assumed and not found.fit.is_gpu:
-        return "how fast this CPU is will be known once a run of a model as wide has ended here"
-    step = found.seconds_per_step
-    speed = found.fit.step_tokens / step
-    words = f"{seconds_words(step)} per step, {speed:,.0f} tokens/s"
-    if (whole := run_words(found.run_time)) is not None:
-        words = f"{whole}; {words}"
-    else:
-        for each in found.run_time.occasions:
-            words += f"; {each.kind} {occasion_words(each)}"
-    basis = found.rates.basis if found.measured is None else f"as in {found.measured.name}"
-    return f"{words}; {basis}"
-
-
-def memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
-    """Name the cheapest way out that this version has, and where the others are shown."""
-    typed = ["workbench estimate -t", shlex.quote(resolved.name), *typed_words(resolved)]
-    more = f"{' '.join(typed)} shows more"
-    usable = [lever for lever in found.levers if lever.can_start]
-    if found.verdict == "tight" and usable:
-        best = next((lever for lever in usable if lever.verdict == "fits"), None)
-        if best is not None:
-            return f"{lever_words(best)}; {more}"
-        return f"{lever_words(usable[0])}, which is still tight; {more}"
-    # What changes training alone is worse than changes that leave it as it is.
-    ways: list[Lever | Combination] = [*usable, *found.proposals]
-    # Of ways that are as gentle, the one with a single change comes first.
-    needed = needed_budget(found)
-    for way in sorted(ways, key=lambda way: way.changes_training):
-        if needed is not None and set(way.overrides) == {"memory.budget_gib"}:
-            continue  # less than all of the card is enough, as said below
-        if way.can_start:
-            keys = " ".join(key_value_words(way.overrides))
-            change = ", which changes training" if way.changes_training else ""
-            return f"set {keys}, with which it fits{change}; {more}"
-    if needed is not None:
-        return f"set memory.budget_gib to {gib_enough(needed)} or more, with as much free; {more}"
-    if found.hardware is not None:
-        return f"what would hold it: {hardware_words(found.hardware, found.fit)}; {more}"
-    return f"no setting of this version makes more room; {more}"
 
 
 def check_data(
