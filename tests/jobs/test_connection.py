@@ -12,7 +12,7 @@ import pytest
 from tests.supervisor.conftest import Supervised
 from workbench.control.messages import Done, Ended, Failed, Saved
 from workbench.errors import ControlError, RefusedError, RunError
-from workbench.jobs.connection import JobConnection, Link, link_to, request_status
+from workbench.jobs.connection import JobConnection
 from workbench.jobs.follow import (
     EndedUpdate,
     EventUpdate,
@@ -21,6 +21,7 @@ from workbench.jobs.follow import (
     StatusUpdate,
     Update,
 )
+from workbench.jobs.link import Link, link_to, request_status
 from workbench.runs.events import CommandEvent, ExitEvent, StateEvent
 from workbench.runs.layout import RunFolder
 

@@ -11,10 +11,13 @@ from tests.short_folder import short_folder
 from workbench.config.find import shipped_configs
 from workbench.config.load import ResolvedConfig, parse_overrides, resolve
 from workbench.errors import ControlError, RefusedError
-from workbench.jobs.launch import launch, start_supervisor, write_run
+from workbench.jobs.launch import dry_run, launch, start_supervisor, write_run
 from workbench.jobs.preflight import Check, preflight
+from workbench.runs.checkpoints import complete_checkpoint
+from workbench.runs.job_file import JobFile, new_job_id, this_host, write_job_file
 from workbench.runs.layout import RunFolder
 from workbench.runs.lock import take_lock
+from workbench.runs.manifest import write_hashed, write_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +80,7 @@ def test_preflight_finds_nothing_wrong_with_the_demo_and_writes_nothing(tmp_path
     before = sorted(tmp_path.rglob("*"))
     checks = [check for check in preflight(demo()) if isinstance(check, Check)]
     assert {check.name for check in checks} == {
-        "config", "model", "template", "folder", "disk", "device", "memory", "data",
+        "config", "model", "template", "folder", "disk", "device", "memory", "data", "time",
     }  # fmt: skip
     assert [check for check in checks if check.state == "error"] == []
     assert sorted(tmp_path.rglob("*")) == before
@@ -121,3 +124,71 @@ def test_absent_weights_are_named_and_older_ones_are_as_good(tmp_path: Path) -> 
     (model / "pytorch_model.bin").touch()
     states = [(each.name, each.state) for each in preflight(resolved) if isinstance(each, Check)]
     assert ("model", "ok") in states
+
+
+def test_a_model_that_is_only_named_has_a_forecast(tmp_path: Path) -> None:
+    named = resolve(
+        "1gpu_llama_7b/8gb",
+        overrides=parse_overrides(
+            ["model.path=mistralai/Mistral-7B-Instruct-v0.3", "training.max_steps=100"]
+        ),
+    )
+    checks = [each for each in preflight(named, starts=False) if isinstance(each, Check)]
+    found = {each.name: each for each in checks}
+    assert found["model"].state == "error", "it cannot be started"
+    assert "by the published shapes of mistral-7b-v0.3" in found["memory"].message
+    assert "FITS" in found["memory"].message
+    assert found["time"].message.startswith("at most 100 steps, at most ")
+    assert "evaluation" in found["time"].message
+    unknown = resolve("1gpu_llama_7b/8gb", overrides=parse_overrides(["model.path=me/mine-7b"]))
+    checks = [each for each in preflight(unknown, starts=False) if isinstance(each, Check)]
+    assert not {"memory", "time"} & {each.name for each in checks}
+
+
+def begun(tmp_path: Path, step: int) -> RunFolder:
+    """A run of the demo that has a checkpoint and has ended."""
+    resolved = demo(f"training.output_dir={tmp_path / 'run'}")
+    run, _ = write_run(resolved, project=tmp_path)
+    job = JobFile(
+        job=new_job_id("run"),
+        attempt=1,
+        host=this_host(),
+        boot_id="b",
+        socket="/none",
+        pid=1,
+        start_time=1,
+    )
+    write_job_file(run.job, job)
+    partial = run.partial_checkpoint(step)
+    partial.mkdir(parents=True)
+    files = {"model.safetensors": write_hashed(partial / "model.safetensors", b"weights")}
+    write_manifest(partial, files, step=step, num_ranks=1)
+    complete_checkpoint(run, step)
+    return run
+
+
+def test_a_start_says_from_which_checkpoint_it_goes_on(tmp_path: Path) -> None:
+    run = begun(tmp_path, 30)
+    again = resolve(str(run.config), overrides=parse_overrides(["training.max_steps=40"]))
+    checks = [each for each in preflight(again, project=tmp_path) if isinstance(each, Check)]
+    found = {each.name: each for each in checks}
+    assert found["start"].message == (
+        "begins at step 30, with all of checkpoint-30: weights, optimizer state, place in the "
+        "data, random states"
+    )
+    assert "random weights" not in found["model"].message
+    assert "weights come from the checkpoint" in found["model"].message
+    fresh = {each.name for each in preflight(demo()) if isinstance(each, Check)}
+    assert "start" not in fresh
+
+
+def test_a_dry_run_of_a_run_that_has_begun_changes_nothing(tmp_path: Path) -> None:
+    run = begun(tmp_path, 30)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    again = resolve(str(run.config), overrides=parse_overrides(["training.max_steps=40"]))
+    folder, command, was_written = dry_run(again, project=tmp_path)
+    assert (folder.path, was_written) == (run.path, False)
+    assert str(run.path) in command.line
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    _, _, was_written = dry_run(demo(), project=tmp_path)
+    assert was_written

@@ -15,7 +15,7 @@ from tests.training.tiny import CPU, LENGTH, dimensions, tiny_engine
 from workbench.config.memory_parts import CONTEXT_BYTES, GIB, StepForm, device_bytes
 from workbench.errors import RefusedError
 from workbench.model.families import read_dimensions
-from workbench.training.engine.calibration import rates_here
+from workbench.training.engine.calibration import keep_cpu_rates, rates_here
 from workbench.training.engine.plan import (
     Plan,
     budget_within,
@@ -240,3 +240,44 @@ def test_a_budget_is_no_more_than_what_is_free(caplog: pytest.LogCaptureFixture)
 def test_the_cpu_has_no_budget_and_nothing_is_measured_there() -> None:
     assert take_budget(CPU, 3.0) is None
     assert not rates_here(CPU).is_gpu
+
+
+def test_the_speed_of_a_cpu_is_known_once_a_run_has_shown_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    dims = dimensions()
+    width = dims.hidden_size
+
+    def planned() -> Plan:
+        rates = rates_here(CPU, width=width, dtype=torch.float32)
+        return choose_plan(
+            dims,
+            dtype=torch.float32,
+            rows=4,
+            row_length=64,
+            budget_bytes=None,
+            rates=rates,
+            sum_dtype="auto",
+            microbatches="auto",
+        )
+
+    first = planned()
+    write_plan(tmp_path / "plan.json", first, {}, 2.5)
+    said = json.loads((tmp_path / "plan.json").read_bytes())
+    assert "predicted_seconds" not in said
+    assert "a guess until a run" in said["why_no_predicted_seconds"]
+    assert not any("s per step" in line for line in plan_lines(first))
+    keep_cpu_rates(first, 2.5, width=width, dtype=torch.float32)
+    second = planned()
+    assert second.predicted_seconds == pytest.approx(2.5)
+    write_plan(tmp_path / "plan.json", second, {}, 2.0)
+    said = json.loads((tmp_path / "plan.json").read_bytes())
+    assert said["predicted_seconds"] == pytest.approx(2.5)
+    assert said["difference_percent"]["seconds"] == pytest.approx(25.0)
+    keep_cpu_rates(second, 2.0, width=width, dtype=torch.float32)
+    assert planned().predicted_seconds == pytest.approx(2.0)
+    # Another dtype, or a model of quite another width, is another speed.
+    assert rates_here(CPU, width=width, dtype=torch.bfloat16).is_assumed
+    assert rates_here(CPU, width=3 * width, dtype=torch.float32).is_assumed
+    assert not rates_here(CPU, width=2 * width, dtype=torch.float32).is_assumed

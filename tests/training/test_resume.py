@@ -176,16 +176,16 @@ def test_a_run_goes_on_from_its_own_newest_checkpoint_whatever_it_began_from(
     given = str(RunFolder(tmp_path / "source").checkpoint(1))
     run = RunFolder(tmp_path / "run")
     for wanted in ("auto", "no"):
-        assert checkpoint.resume_point(run, wanted, is_restart=False) is None
-    assert checkpoint.resume_point(run, given, is_restart=False) == Path(given)
+        assert folders.resume_point(run, wanted, is_restart=False) is None
+    assert folders.resume_point(run, given, is_restart=False) == Path(given)
     with pytest.raises(RunError, match="no such folder"):
-        checkpoint.resume_point(run, str(tmp_path / "nothing"), is_restart=False)
+        folders.resume_point(run, str(tmp_path / "nothing"), is_restart=False)
     tiny_run(tmp_path / "run", max_steps=2).train()
     for wanted in ("auto", given):
-        assert checkpoint.resume_point(run, wanted, is_restart=False) == run.checkpoint(2)
-    assert checkpoint.resume_point(run, "no", is_restart=True) == run.checkpoint(2)
+        assert folders.resume_point(run, wanted, is_restart=False) == run.checkpoint(2)
+    assert folders.resume_point(run, "no", is_restart=True) == run.checkpoint(2)
     with pytest.raises(RunError, match="checkpoint-2 is there"):
-        checkpoint.resume_point(run, "no", is_restart=False)
+        folders.resume_point(run, "no", is_restart=False)
 
 
 def test_every_random_stream_goes_on_where_it_was() -> None:

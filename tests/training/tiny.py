@@ -16,6 +16,7 @@ from workbench.data.packing import Row, Rows
 from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions
 from workbench.model.weights import random_weights
+from workbench.runs import checkpoints as folders
 from workbench.runs.json_lines import read_lines
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import MetricsRecord
@@ -266,7 +267,7 @@ def tiny_run(
         device=CPU,
     )
     state = TrainingState()
-    if (resumed := checkpoint.resume_point(run, resume, is_restart=False)) is not None:
+    if (resumed := folders.resume_point(run, resume, is_restart=False)) is not None:
         saved = checkpoint.load(resumed, content, dims, rows.steps_per_epoch, Ranks())
         tiny.engine.restore_previous_norm(saved.previous_gradient_norm)
         state = TrainingState.from_saved(saved)

@@ -17,6 +17,7 @@ from workbench.tui.screens.frame import WorkbenchScreen
 from workbench.tui.screens.launch_preview import LaunchPreview
 from workbench.tui.surroundings import Surroundings
 from workbench.tui.widgets.config_list import ConfigList, ConfigRow
+from workbench.tui.widgets.config_tree import ConfigTree
 
 
 @asynccontextmanager
@@ -261,3 +262,38 @@ async def test_a_thread_that_tells_something_never_waits_for_the_screens(
         assert not thread.is_alive()
         assert told == []
         await wait_until(pilot, lambda: told == [1])
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36)])
+async def test_long_mistakes_can_be_read_whole_in_the_tree(
+    surroundings: Surroundings, size: tuple[int, int]
+) -> None:
+    text = "a value that nobody would write but that is long enough for several lines"
+    wrong = surroundings.project / "configs" / "small" / "wrong.yaml"
+    wrong.write_text(
+        "extends: ../base/common.yaml\n"
+        f"memory:\n  budget_gib: {text}\n"
+        "optimizer:\n  name: adafactorial\n  warmup_steps: -3\n  learning_rte: 1\n"
+        "batch:\n  microbatchs: 4\n  train: none at all\n"
+    )
+    async with on_configs(surroundings, size) as (pilot, screen):
+        await choose(pilot, screen, "small/wrong")
+        tree = screen.query_one("#config-tree", ConfigTree)
+        if size[0] == 80:
+            await pilot.press("right_square_bracket")
+        await wait_until(pilot, lambda: tree.size.width > 20 and len(tree.rows) > 15)
+        assert screen.resolution is not None
+        assert screen.resolution.problems is not None
+        lines = [row.text.plain for row in tree.rows if row.text is not None]
+        assert max(len(line) for line in lines) <= tree.text_width
+        whole = " ".join(" ".join(lines).split())
+        for problem in screen.resolution.problems.problems:
+            assert problem.what in whole
+            assert problem.remedy in whole
+        # Nothing can be chosen, and yet keys reach the last line.
+        assert len(lines) > tree.size.height
+        tree.focus()
+        await pilot.press("end")
+        await wait_until(pilot, lambda: lines[-1].strip() in screen_text(pilot))
+        await pilot.press("home")
+        await wait_until(pilot, lambda: lines[0].strip() in screen_text(pilot))

@@ -246,3 +246,29 @@ async def test_start_again_previews_the_run_s_own_config_in_its_own_folder(
         assert isinstance(app.screen, LaunchPreview)
         await wait_until(pilot, lambda: "quick-1, one more attempt" in screen_text(pilot))
         assert f"training.output_dir={job.run.path}" in app.screen.command_line
+
+
+FORECAST = Check("time", "ok", "10 steps, 4.2 min (training 4 min, samples 12 s); 24 s per step")
+
+
+async def test_the_forecast_stands_whole_in_the_plan(surroundings: Surroundings) -> None:
+    look = ScriptedChecks(GOOD, FORECAST)
+    async with on_preview(surroundings, look) as (pilot, screen):
+        look.let_all_go()
+        await wait_until(pilot, lambda: "time      10 steps, 4.2 min" in screen_text(pilot))
+        plan = " ".join(line.plain.strip() for line in screen._plan_lines(40))
+        assert FORECAST.message in " ".join(plan.split())
+        assert "✓1" in screen_text(pilot), "it is no check"
+        assert "begins    at step 0, with random weights of seed" in screen_text(pilot)
+
+
+async def test_a_model_that_is_only_named_is_marked_as_published(
+    surroundings: Surroundings,
+) -> None:
+    named = surroundings.project / "configs" / "small" / "quick.yaml"
+    named.write_text(named.read_text() + "model:\n  path: Qwen/Qwen2.5-7B-Instruct\n")
+    async with on_preview(surroundings, ScriptedChecks(GOOD)) as (pilot, _):
+        await wait_until(
+            pilot,
+            lambda: "model     qwen2.5-7b, not here; as published: qwen2" in screen_text(pilot),
+        )

@@ -46,7 +46,7 @@ from workbench.control.messages import (
 )
 from workbench.errors import ControlError, RefusedError
 from workbench.jobs.cleanup import Tidied, clean_up, plan_cleanup
-from workbench.jobs.connection import JobConnection, link_to, request_status
+from workbench.jobs.connection import JobConnection
 from workbench.jobs.follow import (
     EndedUpdate,
     EventUpdate,
@@ -55,6 +55,7 @@ from workbench.jobs.follow import (
     MetricsUpdate,
     StatusUpdate,
 )
+from workbench.jobs.link import link_to, request_status
 from workbench.runs.catalog import last_metrics, summarise
 from workbench.runs.layout import RunFolder
 from workbench.runs.metrics import utilization_words

@@ -7,7 +7,7 @@ status 4 means that it would not fit.
 import argparse
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from workbench.cli import output
@@ -16,25 +16,28 @@ from workbench.cli.config_arguments import (
     project_folder,
     read_config_arguments,
 )
+from workbench.cli.estimate_json import estimate_json
+from workbench.cli.known_names import known_lines
 from workbench.cli.narration import size
 from workbench.config.inherit import is_folder
+from workbench.config.known_models import near_names
 from workbench.config.load import ResolvedConfig, key_value_words, typed_words
 from workbench.config.memory_fit import VERDICT_WORDS, Counts
-from workbench.config.memory_levers import Lever, Proposal
+from workbench.config.memory_levers import Lever
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import (
     Estimate,
     basis_words,
     gib_enough,
     host_words,
-    lacks_host_memory,
     needed_budget,
     total_words,
 )
+from workbench.config.memory_ways import Combination, hardware_words, host_room_words
 from workbench.config.model_facts import ModelFacts
-from workbench.config.out_of_memory import host_remedies
 from workbench.config.rank_fit import RankFit
-from workbench.config.rates import CARDS, card_of
+from workbench.config.rates import CARDS, card_typed
+from workbench.config.run_time import occasion_words, run_words, seconds_words
 from workbench.errors import WorkbenchError
 from workbench.jobs.fit import (
     estimate_here,
@@ -48,11 +51,12 @@ from workbench.jobs.preflight import output_root
 
 EXAMPLES = (
     ("estimate -t 1gpu_llama_7b/packed -M mistral-7b", "a model by name, without any file"),
-    ("estimate -t demo --gpu-gib 7.2 data.max_length=2048", "another budget, other values"),
     (
-        "estimate -t 1gpu_llama_7b/8gb -M mistral-7b --host-gib 32",
-        "the machine that is meant has 32 GiB of host memory",
+        "estimate -t 1gpu_llama_7b/packed -M mistral-7b --gpu 3090 --host-gib 64",
+        "on another machine",
     ),
+    ("estimate --known", "the cards and models that are known by name"),
+    ("estimate -t demo --gpu-gib 7.2 data.max_length=2048", "another budget, other values"),
 )
 
 # GiB, TFLOP/s or GB/s: beyond any machine, and small enough to be counted in bytes.
@@ -85,14 +89,10 @@ def run(arguments: list[str]) -> int:
     counts = _counts_of_data(resolved)
     root = output_root(project_folder(options.project))
     found = estimate_here(resolved, facts, root, machine=machine, counts=counts)
-    ways = []
-    if lacks_host_memory(found):
-        # The first is to end what else runs there, which nobody can of another machine's.
-        ways = host_remedies(resolved.config, facts, machine=machine, counts=counts)[1:]
     if options.json:
         output.result_json(estimate_json(found, name, facts))
     else:
-        for line in estimate_lines(found, name, facts, read, ways):
+        for line in estimate_lines(found, name, facts, read):
             output.result(line)
     return 4 if found.verdict == "will_not_fit" else 0
 
@@ -126,13 +126,34 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--link-gbps", type=_above_0, metavar="B", help="GB/s between host and GPU, one direction"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--known", action=_ShowKnown, help="list the cards and models that are known by name"
+    )
+
+
+class _ShowKnown(argparse.Action):
+    """Lists what is known by name, and ends: no config is needed for that."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, *_: object) -> None:
+        """Print the lists."""
+        for line in known_lines():
+            output.result(line)
+        raise SystemExit(0)
 
 
 def _card_name(text: str) -> str:
-    if card_of(text) is None:
-        names = ", ".join(CARDS)
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {names}; say --tflops instead")
-    return text
+    name = card_typed(text)
+    if name is None:
+        near = near_names(text, CARDS)
+        guess = f"did you mean {near}? " if near else ""
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not in the table: {guess}--known lists the cards; for another one say "
+            f"--gpu-gib, --tflops and --link-gbps"
+        )
+    return name
 
 
 def _above_0(text: str) -> float:
@@ -153,7 +174,6 @@ def estimate_lines(
     name: str,
     facts: ModelFacts,
     read: ConfigArguments,
-    host_ways: Sequence[str] = (),
 ) -> Iterator[str]:
     """Give the lines of an estimate.
 
@@ -162,7 +182,6 @@ def estimate_lines(
         name: of the model.
         facts: of the model.
         read: what was asked.
-        host_ways: what takes less of a host that is too small; they stand in place of the levers.
     """
     resolved = read.resolved
     millions = facts.num_parameters / 1e6
@@ -177,10 +196,8 @@ def estimate_lines(
     yield from output.columns(list(_facts(found, resolved, read.options.host_gib is not None)))
     for note in found.fit.notes:
         yield f"note: {note}"
-    if host_ways:
-        yield ""
-        yield f"{_host_shortage(found)}; what takes less of it, cheapest first:"
-        yield from (f"  {way}" for way in host_ways)
+    if found.verdict == "will_not_fit":
+        yield from _way_lines(found, read, facts)
     elif found.levers:
         yield ""
         yield "levers, cheapest first:"
@@ -189,17 +206,36 @@ def estimate_lines(
             [["  " + each for each in _lever_cells(lever, shown)] for lever in found.levers],
             right=(1,),
         )
+
+
+def _way_lines(found: Estimate, read: ConfigArguments, facts: ModelFacts) -> Iterator[str]:
+    """Say what to do about a config that does not fit: only what makes it fit."""
+    resolved = read.resolved
+    yield ""
+    room = found.fit.host_room
+    decides = found.fit.is_gpu and found.fit.host_decides
+    if decides and room is not None and found.fit.host_needed > room:
+        yield host_room_words(found.fit)
+    if found.levers:
+        yield "each of these alone makes it fit, cheapest first:"
+        yield from output.columns(
+            [["  " + each for each in _way_cells(lever, found)] for lever in found.levers]
+        )
+    else:
+        yield "no single change makes it fit"
     for proposal in found.proposals:
         yield ""
         asked = read.options.gpu is not None or read.options.gpu_gib is not None
         yield from _proposal_lines(proposal, found, resolved, states_budget=asked)
-    if found.verdict == "will_not_fit" and not found.proposals:
-        yield ""
-        yield "no config of this model was found that fits" + (
-            "; blocks streamed through one GPU take less: 1gpu_llama_7b/8gb"
+    if not found.proposals:
+        yield "no changes of the config make it fit" + (
+            f"; blocks streamed through one GPU take less: {_streamed_config(facts)}"
             if len(found.fit.ranks) > 1
             else ""
         )
+    if found.hardware is not None:
+        yield ""
+        yield f"what would hold it: {hardware_words(found.hardware, found.fit)}"
 
 
 def dry_run_lines(
@@ -294,16 +330,26 @@ def _facts(found: Estimate, resolved: ResolvedConfig, host_is_stated: bool) -> I
     speed = fit.step_tokens / found.seconds_per_step
     yield [
         "time",
-        f"{_seconds(found.seconds_per_step)} per step of {fit.step_tokens:,} tokens, "
+        f"{seconds_words(found.seconds_per_step)} per step of {fit.step_tokens:,} tokens, "
         f"{speed:,.0f} tokens/s",
     ]
     if found.steps_per_epoch is None:
         yield ["epoch", f"prepare the data first: {_prepare_command(resolved)}"]
     else:
-        epoch = _seconds(found.steps_per_epoch * found.seconds_per_step)
+        epoch = seconds_words(found.steps_per_epoch * found.seconds_per_step)
         yield ["epoch", f"{found.steps_per_epoch:,} steps, {epoch}"]
+    yield from time_rows(found)
     yield ["basis", basis_words(found)]
     yield ["rates", found.rates.basis]
+
+
+def time_rows(found: Estimate) -> Iterator[list[str]]:
+    """Give the whole run's time, and what happens between steps, as names and words."""
+    whole = run_words(found.run_time)
+    if whole is not None:
+        yield ["whole run", whole]
+    for each in found.run_time.occasions:
+        yield [each.kind, occasion_words(each)]
 
 
 def _host_words(rank: RankFit, each: str) -> str:
@@ -311,16 +357,39 @@ def _host_words(rank: RankFit, each: str) -> str:
     return f" ({told}{each})" if told else ""
 
 
-def _lever_cells(lever: Lever, shown: Callable[[int], str]) -> list[str]:
+def _streamed_config(facts: ModelFacts) -> str:
+    """Name the shipped config that streams a model of about this size."""
+    if facts.num_parameters > 45e9:
+        return "1gpu_llama_70b/24gb"
+    return "1gpu_llama_30b/12gb" if facts.num_parameters > 15e9 else "1gpu_llama_7b/8gb"
+
+
+def _way_cells(lever: Lever, found: Estimate) -> list[str]:
+    host = f", host {_gib(lever.host_bytes)}" if found.fit.is_gpu and lever.host_bytes else ""
+    return [
+        " ".join(key_value_words(lever.overrides)),
+        lever.words,
+        f"{_gib(lever.total)} GiB{host}",
+        f"{_time_words(lever.time_ratio)} time per token",
+        VERDICT_WORDS[lever.verdict],
+        _marks(lever),
+    ]
+
+
+def _marks(lever: Lever) -> str:
     marks = ["changes training"] if lever.changes_training else []
     if not lever.can_start:
         marks.append("cannot start: see the notes")
+    return ", ".join(marks)
+
+
+def _lever_cells(lever: Lever, shown: Callable[[int], str]) -> list[str]:
     return [
         lever.words,
         f"-{shown(lever.saved_bytes)}",
         f"{_time_words(lever.time_ratio)} time per token",
         VERDICT_WORDS[lever.verdict],
-        ", ".join(marks),
+        _marks(lever),
     ]
 
 
@@ -330,19 +399,20 @@ def _time_words(ratio: float) -> str:
 
 
 def _proposal_lines(
-    proposal: Proposal, found: Estimate, resolved: ResolvedConfig, *, states_budget: bool
+    proposal: Combination, found: Estimate, resolved: ResolvedConfig, *, states_budget: bool
 ) -> Iterator[str]:
     kind = "changes training" if proposal.changes_training else "same training"
     start = "" if proposal.can_start else "; it cannot start: see the notes"
-    verdict = VERDICT_WORDS[proposal.verdict]
+    fit = proposal.found
+    host = f", host memory {_gib(fit.host_needed)}" if fit.is_gpu and fit.host_needed else ""
     yield (
-        f"this fits ({kind}{start}): {_gib(proposal.total)} GiB, {verdict}, "
-        f"{_time_words(proposal.time_ratio)} time per token"
+        f"this fits ({kind}{start}): {_gib(fit.worst.total)} GiB{host}, "
+        f"{VERDICT_WORDS[fit.verdict]}, {_time_words(proposal.time_ratio)} time per token"
     )
     overrides = dict(proposal.overrides)
     if states_budget and found.fit.budget_bytes is not None and found.fit.is_gpu:
         # Without it the child would be held against the budget of its parent.
-        overrides["memory.budget_gib"] = round(found.fit.budget_bytes / GIB, 6)
+        overrides.setdefault("memory.budget_gib", round(found.fit.budget_bytes / GIB, 6))
     rest = " ".join([*typed_words(resolved, overrides), *key_value_words(overrides)])
     name = resolved.name.rsplit("/", 1)[-1]
     if proposal.can_start:
@@ -350,17 +420,6 @@ def _proposal_lines(
     yield f"  workbench new -t {shlex.quote(resolved.name)} {shlex.quote(name)}_fits {rest}"
     if proposal.can_start and not is_folder(Path(str(resolved.config.model.path))):
         yield "  training needs the model's folder: --model DIR"
-
-
-def _host_shortage(found: Estimate) -> str:
-    """Say by how much host memory is short: a way that takes less off is not enough by itself."""
-    fit = found.fit
-    assert fit.host_room is not None, "nothing is short of what is not known"
-    assert fit.host_available is not None
-    return (
-        f"host memory is short by {gib_enough(fit.host_needed - fit.host_room)} GiB: a run may "
-        f"take {_gib(fit.host_room)} of {_gib(fit.host_available)}"
-    )
 
 
 def _prepare_command(resolved: ResolvedConfig) -> str:
@@ -379,98 +438,3 @@ def _gib(num_bytes: float) -> str:
 
 def _in_gib(num_bytes: float) -> str:
     return f"{_gib(num_bytes)} GiB"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
-# ---- for machines --------------------------------------------------------------------------------
-
-
-def estimate_json(found: Estimate, name: str, facts: ModelFacts) -> dict[str, object]:
-    """Give an estimate for machines: bytes and seconds as numbers."""
-    fit = found.fit
-    return {
-        "model": {
-            "name": name,
-            "family": facts.family,
-            "parameters": facts.num_parameters,
-            "is_trainable": facts.is_trainable,
-        },
-        "verdict": found.verdict,
-        "total_bytes": found.total,
-        "budget_bytes": fit.budget_bytes,
-        "budget_source": fit.budget_source,
-        "margin_bytes": found.margin_bytes,
-        "peak_phase": fit.worst.peak_phase,
-        "worst_rank": fit.worst.rank,
-        "basis": basis_words(found),
-        "is_measured_form": fit.is_measured_form,
-        "device": "cuda" if fit.is_gpu else "cpu",
-        "microbatches": fit.form.microbatches,
-        "least_budget_bytes": fit.least,
-        "plan": asdict(fit.form),
-        "ranks": [
-            {
-                "rank": rank.rank,
-                "blocks": rank.blocks,
-                "alive": rank.alive,
-                "total_bytes": rank.total,
-                "peak_phase": rank.peak_phase,
-                "parts": [{"label": part.label, "bytes": part.num_bytes} for part in rank.parts],
-                "host_bytes": rank.host.total,
-            }
-            for rank in fit.ranks
-        ],
-        "host": {"needed_bytes": fit.host_needed, "available_bytes": fit.host_available},
-        "disk": {
-            "checkpoint_bytes": found.checkpoint_bytes,
-            "num_checkpoints": found.num_checkpoints,
-        },
-        "time": {
-            "seconds_per_step": found.seconds_per_step,
-            "tokens_per_step": fit.step_tokens,
-            "steps_per_epoch": found.steps_per_epoch,
-            "predicted_parts": None if fit.step_parts is None else asdict(fit.step_parts),
-            "rates": found.rates.basis,
-        },
-        "measured": None
-        if found.measured is None
-        else {
-            "run": found.measured.name,
-            "gpu_reserved_bytes": found.measured.gpu_reserved_bytes,
-            "predicted_bytes": found.measured.predicted_bytes,
-            "host_peak_bytes": found.measured.host_peak_bytes,
-            "tokens_per_second": found.measured.tokens_per_second,
-        },
-        "notes": list(fit.notes),
-        "levers": [
-            {
-                "words": lever.words,
-                "overrides": dict(lever.overrides),
-                "saved_bytes": lever.saved_bytes,
-                "time_ratio": lever.time_ratio,
-                "changes_training": lever.changes_training,
-                "can_start": lever.can_start,
-                "verdict": lever.verdict,
-            }
-            for lever in found.levers
-        ],
-        "proposals": [
-            {
-                "overrides": dict(proposal.overrides),
-                "total_bytes": proposal.total,
-                "verdict": proposal.verdict,
-                "time_ratio": proposal.time_ratio,
-                "changes_training": proposal.changes_training,
-                "can_start": proposal.can_start,
-            }
-            for proposal in found.proposals
-        ],
-    }

@@ -12,7 +12,7 @@ from workbench.cli.config_arguments import (
 from workbench.cli.estimate import dry_run_lines
 from workbench.cli.follow import follow, passed
 from workbench.cli.narration import ending_lines
-from workbench.jobs.launch import launch, write_run
+from workbench.jobs.launch import dry_run, launch
 from workbench.jobs.torchrun_command import read_extra, visible_devices
 
 
@@ -37,13 +37,14 @@ def run(arguments: list[str]) -> int:
     if options.dry_run:
         for line in dry_run_lines(read.resolved, options.project, options.devices):
             output.narrate(line)
-        folder, command = write_run(
+        folder, command, was_written = dry_run(
             read.resolved,
             project=options.project,
             devices=options.devices,
             torchrun_arguments=read.torchrun_arguments,
         )
-        output.narrate(f"nothing was started; the run folder is {folder.path}")
+        nothing = "nothing was started" if was_written else "nothing was started or written"
+        output.narrate(f"{nothing}; the run folder is {folder.path}")
         output.result(command.line)
         return 0
     folder, job_file = launch(

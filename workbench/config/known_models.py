@@ -4,6 +4,7 @@ Only what their published ``config.json`` says; names are those people type. Kno
 """
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 from workbench.config.family_table import FAMILIES, biased_projections
@@ -65,6 +66,8 @@ KNOWN_MODELS = {
     "llama-3.2-3b": _facts("llama", 28, 3072, 8192, (24, 8), 128256, 131072, tied=True),
     "llama-3.3-70b": _facts("llama", 80, 8192, 28672, (64, 8), 128256, 131072),
     "mistral-7b": _facts("mistral", 32, 4096, 14336, (32, 8), 32000, 32768, sliding_window=4096),
+    "mistral-7b-v0.2": _facts("mistral", 32, 4096, 14336, (32, 8), 32000, 32768),
+    "mistral-7b-v0.3": _facts("mistral", 32, 4096, 14336, (32, 8), 32768, 32768),
     "mistral-nemo-12b": _facts("mistral", 40, 5120, 14336, (32, 8), 131072, 131072, head_size=128),
     "mistral-small-24b": _facts("mistral", 40, 5120, 32768, (32, 8), 131072, 32768, head_size=128),
     "qwen2.5-0.5b": _facts("qwen2", 24, 896, 4864, (14, 2), 151936, 32768, tied=True),
@@ -97,22 +100,59 @@ KNOWN_MODELS = {
 """Name to facts."""
 
 
+# Words in names on the hub that say how a model was trained on; its shapes stay.
+_TRAINED_ON = frozenset({"hf", "base", "chat", "instruct", "it"})
+_RELEASES = frozenset({"v0.1", "v1.0", "2407", "2501"})
+# What stands on the hub without its size.
+_WITHOUT_SIZE = {"mistral-nemo": "mistral-nemo-12b", "cwm": "cwm-32b"}
+
+SHOWN_BY = "workbench estimate --known"
+"""The command that lists cards and models that are known by name."""
+
+
+def known_name(name: str | Path) -> str | None:
+    """Give the name by which a model is known; None for one that is not.
+
+    The last part of an id counts: ``meta-llama/Meta-Llama-3-8B-Instruct`` is ``llama-3-8b``, and
+    ``Mistral_7B`` is ``mistral-7b``.
+    """
+    typed = Path(name).name.lower().replace("_", "-").removeprefix("meta-")
+    words = [word for word in typed.split("-") if word not in _TRAINED_ON]
+    tried = [typed, "-".join(words)]
+    if words and words[-1] in _RELEASES:
+        tried.append("-".join(words[:-1]))
+    for each in tried:
+        found = _WITHOUT_SIZE.get(each, each)
+        if found in KNOWN_MODELS:
+            return found
+    return None
+
+
 def known_model(name: str | Path) -> tuple[str, ModelFacts]:
-    """Find a model by the last part of what was typed, ``Mistral_7B`` like ``mistral-7b``.
+    """Find a model by its name, or by its id on the hub.
 
     Returns:
         The name it is known by, and its facts.
 
     Raises:
-        RunError: it is not known; the remedy lists the names.
+        RunError: it is not known; the remedy names those that are near.
     """
-    wanted = Path(name).name.lower().replace("_", "-")
-    if wanted in KNOWN_MODELS:
-        return wanted, KNOWN_MODELS[wanted]
-    near = difflib.get_close_matches(wanted, KNOWN_MODELS, n=1)
-    guess = f"did you mean {near[0]}? Or " if near else ""
+    found = known_name(name)
+    if found is not None:
+        return found, KNOWN_MODELS[found]
+    near = near_names(Path(name).name.replace("_", "-"), KNOWN_MODELS)
+    guess = f"did you mean {near}? " if near else ""
     raise RunError(
         "is neither a model folder, a config.json, nor a known model",
         where=f"model {name}",
-        remedy=f"{guess}name one of {', '.join(KNOWN_MODELS)}",
+        remedy=f"{guess}`{SHOWN_BY}` lists the names",
     )
+
+
+def near_names(typed: str, names: Iterable[str]) -> str:
+    """Give up to three names that are like what was typed, joined; "" where none is."""
+    by_spelling = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(typed.lower(), by_spelling, n=3)
+    near += [each for each in by_spelling if typed.lower() in each and each not in near]
+    *some, last = [by_spelling[each] for each in near[:3]] or [""]
+    return f"{', '.join(some)} or {last}" if some else last

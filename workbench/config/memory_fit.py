@@ -29,7 +29,7 @@ from workbench.config.rank_fit import RankFit, layer_major_rank, pipeline_rank, 
 from workbench.config.rates import MeasuredRates, Rates, card_of, rates_of
 from workbench.config.schedule_facts import ASSUMED, efficiency, stages_per_rank
 from workbench.config.schema.config import Config
-from workbench.config.time_plan import StepSeconds, stage_seconds
+from workbench.config.time_plan import StepSeconds, stage_seconds, step_seconds
 
 Verdict = Literal["fits", "tight", "will_not_fit", "unknown"]
 
@@ -46,8 +46,11 @@ COMFORTABLE = 0.10
 # Where nothing is known of the host: this much, or so many times what the smallest plan takes.
 _ASSUMED_HOST_BYTES, _ASSUMED_HOST = 64 * GIB, 1.5
 
-# Of a card that is asked about; the shipped configs' budgets, as 22.8 of 24 GiB, leave as much.
-_SHARE_FREE = 0.95
+# Tokens of a document of a conversation or two, for what rows of many documents would take.
+_SHORT_DOCUMENT = 512
+
+SHARE_FREE = 0.95
+"""Of a card that is asked about; the shipped configs' budgets, as 22.8 of 24 GiB, leave as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class Machine:
         tflops: of products, stated.
         link_gbps: of one direction, stated.
         rates: measured on the GPU that is here.
+        cpu_rates: that the CPU reached in a run of a model as wide.
     """
 
     gpu_name: str | None = None
@@ -75,6 +79,7 @@ class Machine:
     tflops: float | None = None
     link_gbps: float | None = None
     rates: MeasuredRates | None = None
+    cpu_rates: MeasuredRates | None = None
 
     @property
     def is_meant(self) -> bool:
@@ -92,14 +97,19 @@ class Counts:
     """What prepared data comes to.
 
     Attributes:
-        longest_row: tokens of the longest training row.
+        longest_row: tokens of the longest row, of training or validation.
         steps_per_epoch: of the config's batch.
-        mean_document: tokens of a document on average; None where not known.
+        seen_tokens: of the document that a token stands in, on average over tokens; None where not
+            known.
+        most_documents: of the row that holds most; None where not known.
+        validation_rows: that an evaluation passes over; None where not known.
     """
 
     longest_row: int
     steps_per_epoch: int
-    mean_document: float | None = None
+    seen_tokens: float | None = None
+    most_documents: int | None = None
+    validation_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +181,42 @@ class Fit:
         return "fits" if comfortable else "tight"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """What is known of the documents in rows.
+
+    Attributes:
+        seen_tokens: of the document that a token stands in, on average over tokens.
+        in_a_row: documents of the row that holds most.
+        is_assumed: rows are packed and nothing is known of their documents: each is taken to hold
+            one.
+    """
+
+    seen_tokens: float
+    in_a_row: int
+    is_assumed: bool = False
+
+    @classmethod
+    def of(cls, config: Config, counts: Counts | None, row_length: int) -> "Documents":
+        """Take them from prepared data; without, a row is one document."""
+        is_packed = config.data.packing != "none"
+        if counts is None or counts.seen_tokens is None:
+            return cls(seen_tokens=float(row_length), in_a_row=1, is_assumed=is_packed)
+        seen = min(float(row_length), counts.seen_tokens)
+        if not is_packed:
+            return cls(seen_tokens=seen, in_a_row=1)
+        if counts.most_documents is None:
+            return cls(seen_tokens=seen, in_a_row=documents_of(row_length, seen))
+        return cls(seen_tokens=seen, in_a_row=counts.most_documents + 1)  # padding is one more
+
+
+def _one_document_note(share: float) -> str:
+    return (
+        f"no prepared data: each packed row is taken to hold one document; of documents of "
+        f"{_SHORT_DOCUMENT} tokens a step takes {share:.0%} less"
+    )
+
+
 def is_row_certain(config: Config) -> bool:
     """Say whether every row is as long as ``data.max_length``, whatever the data holds."""
     return config.data.pad_to == "context" or config.data.packing != "none"
@@ -196,11 +242,14 @@ def keeps_low_bits(config: Config) -> bool:
 
 def rates_for(machine: Machine, *, is_gpu: bool) -> Rates:
     """Find how fast a machine is taken to be."""
+    if not is_gpu:
+        return rates_of(
+            gpu_name=None, tflops=machine.tflops, is_gpu=False, measured=machine.cpu_rates
+        )
     return rates_of(
         gpu_name=machine.meant_gpu or machine.gpu_name,
         tflops=machine.tflops,
         link_gbps=machine.link_gbps,
-        is_gpu=is_gpu,
         measured=None if machine.meant_gpu else machine.rates,
     )
 
@@ -213,13 +262,13 @@ def fit(config: Config, facts: ModelFacts, machine: Machine, counts: Counts | No
     if counts is not None and config.data.pad_to == "longest":
         row_length = min(row_length, counts.longest_row)
     rates = rates_for(machine, is_gpu=is_gpu)
-    seen = float(row_length)
-    if counts is not None and counts.mean_document is not None:
-        seen = min(seen, counts.mean_document)
+    documents = Documents.of(config, counts, row_length)
     if config.training.engine == "pipeline":
-        made = _fit_pipeline(config, facts, row_length, budget, is_gpu, rates, seen)
+        made = _fit_pipeline(config, facts, row_length, budget, is_gpu, rates, documents)
     else:
-        made = _fit_layer_major(config, facts, machine, row_length, budget, is_gpu, rates, seen)
+        made = _fit_layer_major(
+            config, facts, machine, row_length, budget, is_gpu, rates, documents
+        )
     ranks, notes = made.ranks, made.notes
     needed = sum(rank.host.total for rank in ranks)
     if counts is None and not is_row_certain(config):
@@ -274,17 +323,23 @@ def obstacles(config: Config, facts: ModelFacts) -> Iterator[str]:
         yield f"this version cannot train {facts.family} yet"
 
 
+def free_bytes(machine: Machine) -> int | None:
+    """Give what is free on the GPU: of a card that is meant what is left beside a screen."""
+    if meant := card_of(machine.meant_gpu):
+        return int(SHARE_FREE * meant[1].memory_gib * GIB)
+    return machine.gpu_free_bytes
+
+
 def _budget(config: Config, machine: Machine, *, is_gpu: bool) -> tuple[int | None, str]:
     if not is_gpu:
         return machine.host_bytes, "host memory"
     if machine.budget_gib is not None:
         return max(1, int(machine.budget_gib * GIB)), "--gpu-gib"
-    free, stated = machine.gpu_free_bytes, config.memory.budget_gib
+    free, stated = free_bytes(machine), config.memory.budget_gib
     source = "free on the GPU"
     if meant := card_of(machine.meant_gpu):
         name, card = meant
-        free = int(_SHARE_FREE * card.memory_gib * GIB)
-        source = f"{_SHARE_FREE:.0%} of the {card.memory_gib} GiB that {name} has at most"
+        source = f"{SHARE_FREE:.0%} of the {card.memory_gib} GiB that {name} has at most"
     if stated is None:
         return free, source
     budget = max(1, int(stated * GIB))
@@ -325,13 +380,14 @@ def _fit_layer_major(
     budget: int | None,
     is_gpu: bool,
     rates: Rates,
-    seen: float,
+    documents: Documents,
 ) -> _Made:
+    seen = documents.seen_tokens
     form = StepForm(
         rows=config.batch.train,
         row_length=row_length,
         microbatches=1,
-        row_documents=documents_of(row_length, seen) if config.data.packing != "none" else 1,
+        row_documents=documents.in_a_row,
         weight_bytes=weight_bytes_of(config),
         optimizer=config.optimizer.name,
         exact=keeps_low_bits(config),
@@ -359,12 +415,17 @@ def _fit_layer_major(
         budget_bytes=budget if is_gpu else None,
         host_limit=host_limit,
     )
+    if not choice.host.pinned:
+        notes.clear()
+    if documents.is_assumed and row_length > _SHORT_DOCUMENT:
+        shorter = step_seconds(facts, choice.form, rates, _SHORT_DOCUMENT)
+        notes.append(_one_document_note(1 - shorter / choice.seconds.total))
     ranks = (layer_major_rank(choice, facts, is_gpu=is_gpu),)
     return _Made(
         form=choice.form,
         ranks=ranks,
         seconds=choice.seconds.total,
-        notes=(*_plan_notes(config, choice.form, facts), *(notes if choice.host.pinned else ())),
+        notes=(*_plan_notes(config, choice.form, facts), *notes),
         step_parts=choice.seconds,
         least=least,
     )
@@ -393,8 +454,9 @@ def _fit_pipeline(
     budget: int | None,
     is_gpu: bool,
     rates: Rates,
-    seen: float,
+    documents: Documents,
 ) -> _Made:
+    seen = documents.seen_tokens
     pipeline = config.pipeline
     rows = -(-config.batch.train // pipeline.replicas)
     stated = config.batch.microbatches

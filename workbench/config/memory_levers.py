@@ -1,8 +1,9 @@
-"""What makes a config fit: levers in order of cost, and proposals, each estimated before named.
+"""Levers: changes of a config that take bytes off, in order of cost.
 
-A lever is a config with one change, so no number is guessed.
+A lever is a config with one change, so no number is guessed. Which of them are enough says
+``memory_ways``.
 
-Invariant: a proposed config has been estimated and fits.
+Invariant: a lever takes bytes off.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,8 @@ from workbench.config.memory_parts import GIB, MIB, StepForm, microbatch_counts
 from workbench.config.model_facts import ModelFacts
 from workbench.config.schema.config import Config
 
-_SHORTEST_ROW = 256
+SHORTEST_ROW = 256
+"""Tokens of the shortest row that is proposed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class Lever:
         changes_training: other losses come out.
         can_start: this version's engine runs it.
         verdict: of the config with it.
+        total: bytes of the worst rank with it.
+        host_bytes: of host memory with it.
     """
 
     words: str
@@ -39,18 +43,8 @@ class Lever:
     changes_training: bool
     can_start: bool
     verdict: Verdict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """A config that fits, as overrides of the one that was asked about."""
-
-    overrides: Mapping[str, object]
     total: int
-    verdict: Verdict
-    time_ratio: float
-    changes_training: bool
-    can_start: bool
+    host_bytes: int
 
 
 def lever_words(lever: Lever) -> str:
@@ -70,7 +64,7 @@ def with_overrides(config: Config, overrides: Mapping[str, object]) -> Config:
     return config
 
 
-def _can_start(config: Config, facts: ModelFacts) -> bool:
+def can_start(config: Config, facts: ModelFacts) -> bool:
     """Say whether this version trains a model so; keys left open do not matter."""
     return next(obstacles(config, facts), None) is None
 
@@ -83,6 +77,11 @@ _CHANGE_TRAINING = (
     "optimizer.name",
     "optimizer.rounding",
 )
+
+
+def changes_training(overrides: Mapping[str, object]) -> bool:
+    """Say whether other losses come out with those keys."""
+    return any(key in _CHANGE_TRAINING for key in overrides)
 
 
 def as_planned(config: Config, now: Fit) -> Config:
@@ -118,7 +117,7 @@ def levers(
     """
     found_levers = []
     as_now = as_planned(config, now)
-    for words, overrides in _single_levers(config, facts, now):
+    for words, overrides in single_levers(config, facts, now):
         is_planned_anew = "batch.train" in overrides or "auto" in overrides.values()
         base = config if is_planned_anew else as_now
         found = fit(with_overrides(base, overrides), facts, machine, counts)
@@ -131,10 +130,12 @@ def levers(
                 words=words,
                 overrides=overrides,
                 saved_bytes=saved,
-                time_ratio=_time_ratio(found, now),
-                changes_training=any(key in _CHANGE_TRAINING for key in overrides),
-                can_start=_can_start(changed, facts),
+                time_ratio=time_ratio(found, now),
+                changes_training=changes_training(overrides),
+                can_start=can_start(changed, facts),
                 verdict=found.verdict,
+                total=found.worst.total,
+                host_bytes=found.host_needed,
             )
         )
     return sorted(
@@ -142,18 +143,19 @@ def levers(
     )
 
 
-def _time_ratio(found: Fit, now: Fit) -> float:
+def time_ratio(found: Fit, now: Fit) -> float:
+    """Give the seconds of a token against those of another fit."""
     return (found.seconds / found.step_tokens) / (now.seconds / now.step_tokens)
 
 
-def _single_levers(
+def single_levers(
     config: Config, facts: ModelFacts, now: Fit
 ) -> Iterator[tuple[str, dict[str, object]]]:
     """Give what can be tried, in words and as overrides."""
     memory, form = config.memory, now.form
     is_layer_major = isinstance(form, StepForm)
     if isinstance(form, StepForm) and now.is_gpu:
-        opened = _opened(config)
+        opened = left_open(config)
         if opened:
             yield "let the plan choose", opened
         if not form.pinned_records:
@@ -184,7 +186,7 @@ def _single_levers(
     if form.sum_bytes == 4 and form.weight_bytes == 2:
         yield "gradient sums of 16 bits", {"memory.sum_dtype": "bfloat16"}
     length = config.data.max_length
-    if length // 2 >= _SHORTEST_ROW:
+    if length // 2 >= SHORTEST_ROW:
         words = f"rows of {length // 2:,} tokens in place of {length:,}"
         yield words, {"data.max_length": length // 2}
     if rows >= 2 and is_layer_major:
@@ -195,114 +197,9 @@ def _single_levers(
         yield f"{rows // 2} rows per step in place of {rows}", halved
 
 
-def proposals(
-    config: Config,
-    facts: ModelFacts,
-    machine: Machine,
-    counts: Counts | None,
-    now: Fit,
-) -> Iterator[Proposal]:
-    """Find what fits: without changing training, and, where that cannot start yet, what can.
-
-    Args:
-        config: as it is now.
-        facts: of its model.
-        machine: what it is held against.
-        counts: of its prepared data.
-        now: what it takes as it is.
-    """
-    gentle = _first_that_fits(
-        config, facts, machine, counts, now, _gentle_candidates(config, facts, now)
-    )
-    if gentle is not None:
-        yield gentle
-        if gentle.can_start:
-            return
-    firm = _first_that_fits(config, facts, machine, counts, now, _firm_candidates(config, now))
-    if firm is not None and (gentle is None or firm.can_start):
-        yield firm
-
-
-def _first_that_fits(
-    config: Config,
-    facts: ModelFacts,
-    machine: Machine,
-    counts: Counts | None,
-    now: Fit,
-    candidates: Iterator[dict[str, object]],
-) -> Proposal | None:
-    """Give the first candidate that fits; of what cannot start, with room to spare if any."""
-    tight: Proposal | None = None
-    for overrides in candidates:
-        changed = with_overrides(config, overrides)
-        found = fit(changed, facts, machine, counts)
-        if found.verdict not in ("fits", "tight"):
-            continue
-        proposal = Proposal(
-            overrides=overrides,
-            total=found.worst.total,
-            verdict=found.verdict,
-            time_ratio=_time_ratio(found, now),
-            changes_training=any(key in _CHANGE_TRAINING for key in overrides),
-            can_start=_can_start(changed, facts),
-        )
-        if found.verdict == "fits" or proposal.can_start:
-            return proposal
-        tight = tight or proposal
-    return tight
-
-
 _LEFT_OPEN = ("resident_fraction", "block_inputs", "recompute")
 
 
-def _opened(config: Config) -> dict[str, object]:
-    """Give what leaves to the plan all that a config fixes of it."""
+def left_open(config: Config) -> dict[str, object]:
+    """Give what leaves to the plan all that a config fixes of memory."""
     return {f"memory.{key}": "auto" for key in _LEFT_OPEN if getattr(config.memory, key) != "auto"}
-
-
-def _gentle_candidates(config: Config, facts: ModelFacts, now: Fit) -> Iterator[dict[str, object]]:
-    """Give combinations that change no loss beyond rounding, cheapest first."""
-    memory = config.memory
-    opened = _opened(config)
-    if not isinstance(now.form, StepForm):
-        base = opened if memory.recompute in ("none", "selective") else {}
-        if base:
-            yield dict(base)
-        if memory.block_inputs != "pinned":
-            yield base | {"memory.block_inputs": "pinned"}
-        return
-    if opened:
-        yield dict(opened)
-    if config.batch.microbatches != "auto":
-        yield opened | {"batch.microbatches": "auto"}
-
-
-def _firm_candidates(config: Config, now: Fit) -> Iterator[dict[str, object]]:
-    """Give combinations that change training too: what is remembered first, then what is seen."""
-    base: dict[str, object] = {}
-    if isinstance(now.form, StepForm):
-        base |= _opened(config)
-        if config.batch.microbatches != "auto":
-            base["batch.microbatches"] = "auto"
-    elif config.memory.recompute not in ("auto", "full"):
-        base["memory.recompute"] = "auto"
-    for changed in (
-        {"optimizer.rounding": "stochastic"} if config.optimizer.rounding == "exact" else {},
-        {"optimizer.name": "adafactor"} if config.optimizer.name != "adafactor" else {},
-        {"model.dtype": "bfloat16"} if config.model.dtype == "float32" else {},
-        {"memory.sum_dtype": "bfloat16"} if config.memory.sum_dtype != "bfloat16" else {},
-    ):
-        if changed:
-            base |= changed
-            yield dict(base)
-    rows, length = config.batch.train, config.data.max_length
-    while length // 2 >= _SHORTEST_ROW:
-        length //= 2
-        yield base | {"data.max_length": length}
-    while rows > 1:
-        rows //= 2
-        fewer = {"batch.train": rows, "data.max_length": length}
-        stated = config.batch.microbatches
-        if stated != "auto" and not isinstance(now.form, StepForm):
-            fewer["batch.microbatches"] = min(stated, rows)
-        yield base | fewer

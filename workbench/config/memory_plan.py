@@ -21,14 +21,24 @@ from workbench.config.memory_fit import (
     rates_for,
     weight_bytes_of,
 )
-from workbench.config.memory_levers import Lever, Proposal, levers, proposals
+from workbench.config.memory_levers import Lever, levers
 from workbench.config.memory_parts import (
     GIB,
     MARGIN,
     outside_bytes,
 )
+from workbench.config.memory_ways import (
+    Combination,
+    Hardware,
+    Refused,
+    firm_combination,
+    fitting_hardware,
+    gentle_combination,
+    single_ways,
+)
 from workbench.config.model_facts import ModelFacts
 from workbench.config.rates import Rates
+from workbench.config.run_time import RunTime, run_time
 from workbench.config.schema.config import Config
 
 # Predictions of one plan differ by no more, whatever the rows of the data came to.
@@ -68,13 +78,17 @@ class Estimate:
         measured: the run whose peaks count; None without one.
         seconds_per_step: by that run's speed, else by ``rates``.
         steps_per_epoch: None before the data is prepared.
+        run_time: of the whole run, with what happens between steps.
         checkpoint_bytes: of one checkpoint.
         num_checkpoints: that lie there at once: those kept, the best, and the one being written.
         rates: what the seconds rest on.
         row_is_certain: no row can be shorter than was assumed.
-        levers: ordered by cost; empty where it fits.
-        proposals: configs that fit: without changing training, and one that this version can
-            start; empty where it fits or none was found.
+        levers: ordered by cost: where it is tight what takes bytes off, where it does not fit
+            what is enough by itself; empty where it fits.
+        proposals: the fewest changes that fit together: without changing training, and, where that
+            is not enough or cannot be started, with; empty where it fits or none was found.
+        hardware: what would hold it as it is; None where it fits, or a change that leaves training
+            as it is makes it fit.
     """
 
     fit: Fit
@@ -83,12 +97,14 @@ class Estimate:
     measured: MeasuredRun | None
     seconds_per_step: float
     steps_per_epoch: int | None
+    run_time: RunTime
     checkpoint_bytes: int
     num_checkpoints: int
     rates: Rates
     row_is_certain: bool
     levers: tuple[Lever, ...]
-    proposals: tuple[Proposal, ...]
+    proposals: tuple[Combination, ...]
+    hardware: Hardware | None
 
     @property
     def margin_bytes(self) -> int | None:
@@ -168,6 +184,7 @@ def estimate(
     machine: Machine | None = None,
     counts: Counts | None = None,
     measured: MeasuredRun | None = None,
+    first_step: int = 0,
 ) -> Estimate:
     """Estimate what a config takes, and find what makes it fit.
 
@@ -178,6 +195,7 @@ def estimate(
         counts: of its prepared data.
         measured: a run of the same settings; left out where it was on another kind of device, or
             where another budget cuts the step otherwise.
+        first_step: of the checkpoint that a run goes on from.
     """
     machine = machine or Machine()
     found = fit(config, facts, machine, counts)
@@ -193,7 +211,9 @@ def estimate(
     seconds = found.seconds
     if measured is not None and measured.tokens_per_second:
         seconds = found.step_tokens / measured.tokens_per_second
-    needs_help = verdict in ("tight", "will_not_fit")
+    rates = rates_for(machine, is_gpu=found.is_gpu)
+    one_checkpoint = bytes_of_a_checkpoint(config, facts)
+    ways = _ways(Refused(config, facts, machine, counts, found), verdict)
     return Estimate(
         fit=found,
         total=total,
@@ -201,14 +221,56 @@ def estimate(
         measured=measured,
         seconds_per_step=seconds,
         steps_per_epoch=counts.steps_per_epoch if counts else None,
-        checkpoint_bytes=bytes_of_a_checkpoint(config, facts),
+        run_time=run_time(
+            config,
+            facts,
+            found,
+            rates,
+            step_seconds=seconds,
+            checkpoint_bytes=one_checkpoint,
+            counts=counts,
+            first_step=first_step,
+        ),
+        checkpoint_bytes=one_checkpoint,
         num_checkpoints=checkpoints_at_once(config),
-        rates=rates_for(machine, is_gpu=found.is_gpu),
+        rates=rates,
         row_is_certain=counts is not None or is_row_certain(config),
-        levers=tuple(levers(config, facts, machine, counts, found)) if needs_help else (),
-        proposals=tuple(proposals(config, facts, machine, counts, found))
-        if verdict == "will_not_fit"
-        else (),
+        levers=ways.levers,
+        proposals=ways.proposals,
+        hardware=ways.hardware,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ways:
+    levers: tuple[Lever, ...] = ()
+    proposals: tuple[Combination, ...] = ()
+    hardware: Hardware | None = None
+
+
+def _ways(refused: Refused, verdict: Verdict) -> _Ways:
+    """Look for what helps, as far as that is asked for."""
+    if verdict == "tight":
+        now = refused.now
+        return _Ways(
+            levers=tuple(
+                levers(refused.config, refused.facts, refused.machine, refused.counts, now)
+            )
+        )
+    if verdict != "will_not_fit":
+        return _Ways()
+    found = []
+    gentle = gentle_combination(refused)
+    if gentle is not None:
+        found.append(gentle)
+    if gentle is None or not gentle.can_start:
+        firm = firm_combination(refused)
+        if firm is not None and (gentle is None or firm.can_start):
+            found.append(firm)
+    return _Ways(
+        levers=tuple(single_ways(refused)),
+        proposals=tuple(found),
+        hardware=fitting_hardware(refused) if gentle is None else None,
     )
 
 

@@ -265,6 +265,8 @@ def _host_levers(
             ),
             can_start=True,
             verdict=found.verdict,
+            total=found.worst.total,
+            host_bytes=found.host_needed,
         )
 
 

@@ -171,11 +171,11 @@ def smallest_form(
         seen_tokens: mean length of a document.
         budget_bytes: that it is held against; None where there is none.
         host_limit: bytes of host memory that can be had; what exceeds it is given only where
-            everything does, and does not fit.
+            everything does, and does not fit: then what takes least of the host within the budget.
     """
     level: Recompute = "full" if wishes.recompute == "auto" else wishes.recompute
     room = None if host_limit is None else most_of_host(host_limit)
-    best: tuple[bool, int, StepForm] | None = None
+    best: tuple[tuple[bool, bool, int], StepForm] | None = None
     for count in _counts(form, wishes):
         for pinned in _places(wishes):
             smallest = replace(
@@ -190,12 +190,17 @@ def smallest_form(
                 companions_resident=not form.companion_bytes,
             ).at_level(level, facts.num_layers)
             for tried in _streamed_as_far(facts, smallest, wishes, room):
-                lacks = room is not None and host_bytes(facts, tried).total > room
-                key = (lacks, device_bytes(facts, tried).reserved, tried)
-                if best is None or key[:2] < best[:2]:
-                    best = key
+                host, device = host_bytes(facts, tried), device_bytes(facts, tried)
+                lacks = room is not None and host.total > room
+                key = (lacks, False, device.reserved)
+                if lacks and budget_bytes is not None:
+                    # Where the host lacks, what the GPU has room for need not wait there.
+                    exceeds = needed_bytes(device, host.pinned, is_gpu=True) > budget_bytes
+                    key = (True, exceeds, device.reserved if exceeds else host.total)
+                if best is None or key < best[0]:
+                    best = (key, tried)
     assert best is not None, "a step has rows"
-    lacks, _, chosen = best
+    (lacks, _, _), chosen = best
     found = _choice(facts, chosen, rates, seen_tokens, fits=not lacks)
     if budget_bytes is not None and found.needed > budget_bytes:
         return replace(found, fits=False)

@@ -18,6 +18,7 @@ MODULES = {
     "parameter_shapes": "workbench.model.decoder",
     "read_dimensions": "workbench.model.families",
     "prune": "workbench.runs.checkpoints",
+    "resume_point": "workbench.runs.checkpoints",
     "RunFolder": "workbench.runs.layout",
     "take_lock": "workbench.runs.lock",
     "checkpoint": "workbench.training",
@@ -238,7 +239,7 @@ CHECKPOINTS = """\
 
 BEGIN = """\
     # ---- where it begins: at step 0, or with everything as it was at a checkpoint
-    resumed = checkpoint.resume_point(
+    resumed = resume_point(
         run,
         <checkpoints.resume>,
         is_restart=False,

@@ -81,7 +81,7 @@ PRODUCT_SHARE, ATTENTION_SHARE, MEMORY_SHARE, BOTH_SHARE = 0.72, 0.36, 0.85, 0.9
 
 # FLOP per byte of device memory where only a rate is stated.
 _FLOP_PER_BYTE = 160
-_CPU_TFLOPS = 0.1
+_CPU_TFLOPS, _CPU_MEMORY = 0.1, 10e9
 _ASSUMED_TFLOPS, _ASSUMED_LINK_GBPS = 110.0, 24.0
 
 
@@ -98,6 +98,7 @@ class Rates:
         both: bytes per second of each direction while both run.
         basis: where these come from, in words.
         is_gpu: a GPU trains: it has launches, and narrow products reach a smaller share.
+        is_assumed: nothing is known of this machine; seconds that rest on it are a guess.
     """
 
     products: float
@@ -108,6 +109,7 @@ class Rates:
     both: float
     basis: str
     is_gpu: bool = True
+    is_assumed: bool = False
 
 
 def rates_of(
@@ -125,18 +127,13 @@ def rates_of(
         tflops: that products reach, stated by the user; comes before all else.
         link_gbps: GB/s of one direction, stated by the user.
         is_gpu: a GPU trains.
-        measured: what this GPU reached when it was measured; comes before the table.
+        measured: what this GPU reached when it was measured, or this CPU in a run of a model as
+            wide; comes before the table.
     """
     if not is_gpu:
-        rate, memory = (tflops or _CPU_TFLOPS) * 1e12, 10e9
-        basis = f"{tflops or _CPU_TFLOPS:g} TFLOP/s" + (
-            " as stated" if tflops else ", an assumption"
-        )
-        return Rates(
-            products=rate, attention=rate, memory=memory, up=memory, down=memory, both=memory,
-            basis=f"CPU: {basis}", is_gpu=False,
-        )  # fmt: skip
+        return _cpu_rates(tflops, measured)
     found = card_of(gpu_name)
+    is_assumed = tflops is None and measured is None and found is None
     if tflops is not None:
         products, memory = tflops * 1e12, tflops * 1e12 / _FLOP_PER_BYTE
         words = f"{tflops:g} TFLOP/s as stated"
@@ -168,7 +165,48 @@ def rates_of(
         down=down,
         both=both,
         basis=f"{words}, link {link}",
+        is_assumed=is_assumed,
     )
+
+
+def _cpu_rates(tflops: float | None, measured: MeasuredRates | None) -> Rates:
+    rate, memory = (tflops or _CPU_TFLOPS) * 1e12, _CPU_MEMORY
+    basis = f"{rate / 1e12:g} TFLOP/s as stated"
+    if tflops is None and measured is not None:
+        rate, memory = measured.products, measured.memory
+        basis = f"{rate / 1e12:.2g} TFLOP/s, as in the last run here of a model about as wide"
+    elif tflops is None:
+        basis = f"{rate / 1e12:g} TFLOP/s, a guess until a run of a model as wide has ended here"
+    return Rates(
+        products=rate,
+        attention=rate,
+        memory=memory,
+        up=memory,
+        down=memory,
+        both=memory,
+        basis=f"CPU: {basis}",
+        is_gpu=False,
+        is_assumed=tflops is None and measured is None,
+    )
+
+
+def card_typed(text: str) -> str | None:
+    """Find the name of a card as people type it: ``4060ti``, ``rtx-4090``, ``3090``, ``a6000``.
+
+    None where it is none of the table, or more than one: ``30`` could be any.
+    """
+    if (found := card_of(text)) is not None:
+        return found[0]
+    plain = _letters(text)
+    return next((name for name in CARDS if plain in (_letters(name), _number(name))), None)
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _number(name: str) -> str:
+    return _letters(name).removeprefix("rtx")
 
 
 def card_of(gpu_name: str | None) -> tuple[str, Card] | None:

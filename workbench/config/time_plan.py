@@ -384,6 +384,33 @@ def step_seconds(facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: f
     return step_parts(facts, form, rates, seen_tokens).total
 
 
+def pass_seconds(
+    facts: ModelFacts, form: StepForm, rates: Rates, seen_tokens: float, *, head_rows: int
+) -> float:
+    """Give the seconds of rows that pass the blocks once, without a loss and a way back.
+
+    Streamed weights move once, and resident ones are read once, however few the rows are.
+
+    Args:
+        facts: of the model.
+        form: of the rows that pass, and of where weights are.
+        rates: of the machine.
+        seen_tokens: length of the document a token stands in, on average.
+        head_rows: rows that pass the head.
+    """
+    clock = step_clock(facts, form, rates, seen_tokens)
+    size = form.weight_bytes
+    reading = facts.num_layers * clock.weights / rates.memory
+    copying = form.streamed_blocks * clock.weights
+    if not form.vocabulary_resident:
+        copying += clock.vocabulary_weights
+    head = max(
+        2 * head_rows * facts.vocabulary_parameters / _reached(facts, rates),
+        size * facts.vocabulary_parameters / rates.memory,
+    )
+    return max(facts.num_layers * clock.forward, reading, copying / rates.up) + head
+
+
 def stage_seconds(
     facts: ModelFacts, share: float, tokens: int, rates: Rates, seen_tokens: float, recompute: bool
 ) -> float:

@@ -47,6 +47,9 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         train_conversations: usable ones, before cutting and packing; so for the other splits.
         longest_row: tokens of the longest training row.
+        seen_tokens: of the document that a token of training stands in, on average over tokens.
+        most_documents: of the training row that holds most.
+        longest_validation_row: tokens of the longest validation row.
         steps_per_epoch: optimizer steps in which every training row is seen.
     """
 
@@ -61,6 +64,9 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     validation_tokens: int
     validation_targets: int
     steps_per_epoch: int
+    seen_tokens: float
+    most_documents: int
+    longest_validation_row: int
 
 
 class Done(Record, frozen=True, tag="done"):

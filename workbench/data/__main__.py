@@ -215,6 +215,9 @@ def _counts(prepared: PreparedData, config: Config) -> Counts:
         validation_tokens=prepared.validation.num_tokens,
         validation_targets=prepared.validation.num_targets,
         steps_per_epoch=loader_of(config, prepared, "train").steps_per_epoch if has_rows else 0,
+        seen_tokens=prepared.train.seen_tokens,
+        most_documents=prepared.train.max_documents,
+        longest_validation_row=prepared.validation.longest,
     )
 
 

@@ -8,27 +8,27 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.config import memory_fit, memory_plan
 from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
-from workbench.config.known_models import KNOWN_MODELS, known_model
+from workbench.config.known_models import SHOWN_BY, known_model
 from workbench.config.load import ResolvedConfig
-from workbench.config.memory_fit import Machine
+from workbench.config.memory_fit import Machine, trains_on_gpu, weight_bytes_of
 from workbench.config.memory_levers import with_overrides
 from workbench.config.memory_plan import Estimate
 from workbench.config.model_facts import ModelFacts, read_model_facts
 from workbench.config.schema.config import Config
 from workbench.control.data_records import Counts
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import data_worker
 from workbench.jobs.torchrun_command import visible_devices
 from workbench.runs.environment import list_gpus
 from workbench.runs.host_memory import available_host_memory
 from workbench.runs.measured import measured_run
-from workbench.runs.rates_file import read_rates
+from workbench.runs.rates_file import read_cpu_rates, read_rates
 
 
 def usable_gpus(devices: str | None) -> list[dict[str, object]]:
@@ -110,7 +110,8 @@ def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
         raise ConfigError(
             "no model is named",
             where="model.path",
-            remedy=f"add -M MODEL: a folder, a config.json, or one of {', '.join(KNOWN_MODELS)}",
+            remedy="add -M MODEL: a folder, a config.json, or a known name such as mistral-7b; "
+            f"`{SHOWN_BY}` lists them",
         )
     if Path(path).exists():
         facts = read_model_facts(path)
@@ -118,6 +119,37 @@ def find_model(resolved: ResolvedConfig) -> tuple[str, ModelFacts]:
             return Path(path).resolve().parent.name, facts
         return (Path(path).stem if is_file(Path(path)) else model_name(Path(path))), facts
     return known_model(path)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of a model, and where they come from.
+
+    Attributes:
+        name: of the model.
+        facts: its shapes.
+        is_published: it is known by name alone; there is no folder of it here.
+    """
+
+    name: str
+    facts: ModelFacts
+    is_published: bool
+
+
+def shapes_of(resolved: ResolvedConfig) -> Shapes | None:
+    """Give the shapes of a config's model; None where they are not known.
+
+    A folder that is there and cannot be read is a mistake, and no other model's shapes stand for
+    it.
+    """
+    path = resolved.config.model.path
+    if path is None:
+        return None
+    try:
+        name, facts = find_model(resolved)
+    except WorkbenchError:
+        return None
+    return Shapes(name, facts, is_published=not Path(path).exists())
 
 
 def prepared_counts(resolved: ResolvedConfig) -> memory_fit.Counts | None:
@@ -138,9 +170,11 @@ def counts_for_plan(counts: Counts | None) -> memory_fit.Counts | None:
     if counts is None or counts.train_rows == 0:
         return None
     return memory_fit.Counts(
-        longest_row=counts.longest_row,
+        longest_row=max(counts.longest_row, counts.longest_validation_row),
         steps_per_epoch=counts.steps_per_epoch,
-        mean_document=counts.train_tokens / max(1, counts.train_conversations),
+        seen_tokens=counts.seen_tokens,
+        most_documents=counts.most_documents,
+        validation_rows=counts.validation_rows,
     )
 
 
@@ -151,6 +185,7 @@ def estimate_here(
     *,
     machine: Machine | None = None,
     counts: memory_fit.Counts | None = None,
+    first_step: int = 0,
 ) -> Estimate:
     """Estimate a config against a machine, with the peaks of an earlier run where there is one.
 
@@ -160,13 +195,19 @@ def estimate_here(
         output_root: where numbered run folders lie.
         machine: None looks at this one.
         counts: of its prepared data.
+        first_step: of the checkpoint that it goes on from.
     """
+    machine = machine or machine_here()
+    if not trains_on_gpu(resolved.config, machine):
+        reached = read_cpu_rates(facts.hidden_size, weight_bytes_of(resolved.config))
+        machine = replace(machine, cpu_rates=reached)
     return memory_plan.estimate(
         resolved.config,
         facts,
-        machine=machine or machine_here(),
+        machine=machine,
         counts=counts,
         measured=measured_run(resolved, output_root),
+        first_step=first_step,
     )
 
 
@@ -178,6 +219,7 @@ def estimate_of_start(
     *,
     machine: Machine,
     starts: bool = True,
+    first_step: int = 0,
 ) -> Estimate:
     """Estimate what a start here and now would take: without a GPU, the CPU trains.
 
@@ -189,8 +231,11 @@ def estimate_of_start(
         machine: where it starts.
         starts: False for a dry run: where there is no GPU, a config with a budget for one is meant
             for another host, and is held against that budget.
+        first_step: of the checkpoint that it goes on from.
     """
     if starts and resolved.config.training.device == "auto" and machine.gpu_name is None:
         on_cpu = with_overrides(resolved.config, {"training.device": "cpu"})
         resolved = replace(resolved, config=on_cpu)
-    return estimate_here(resolved, facts, output_root, machine=machine, counts=counts)
+    return estimate_here(
+        resolved, facts, output_root, machine=machine, counts=counts, first_step=first_step
+    )

@@ -71,6 +71,35 @@ def write_run(
     return run, command
 
 
+def dry_run(
+    resolved: ResolvedConfig,
+    *,
+    project: Path | None = None,
+    devices: str | None = None,
+    torchrun_arguments: Sequence[str] = (),
+) -> tuple[RunFolder, TorchrunCommand, bool]:
+    """Give the command of a start, and write a new run's folder so that it can be run by hand.
+
+    Where a job has run before nothing is written: its config is the run's until it goes on.
+
+    Returns:
+        The run folder, the command, and whether the folder was written.
+
+    Raises:
+        WorkbenchError: as ``write_run``.
+    """
+    planned = plan_run(resolved, output_root(project))
+    if planned.attempt == 1:
+        run, command = write_run(
+            resolved, project=project, devices=devices, torchrun_arguments=torchrun_arguments
+        )
+        return run, command, True
+    command = torchrun_command(
+        resolved.config, planned.folder, devices=devices, extra=torchrun_arguments
+    )
+    return planned.folder, command, False
+
+
 def launch(
     resolved: ResolvedConfig,
     *,

@@ -1,4 +1,4 @@
-"""What is looked at before a launch: config, model, template, folder, disk, GPUs, memory, data.
+"""What is looked at before a launch: config, model, folder, disk, GPUs, memory, data, time.
 
 Gives one check after the other, cheap ones first, and writes nothing. Invariant: when no check is
 an error, the run folder can be written and a supervisor can be started.
@@ -6,7 +6,6 @@ an error, the run folder can be written and a supervisor can be started.
 
 import importlib.util
 import os
-import shlex
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from workbench.config import memory_fit
 from workbench.config.checks import check_model, left_open, not_in_this_version
 from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
-from workbench.config.load import ResolvedConfig, at_origins, typed_words
+from workbench.config.load import ResolvedConfig, at_origins
 from workbench.config.memory_fit import Machine, is_row_certain
-from workbench.config.memory_levers import lever_words
 from workbench.config.memory_parts import GIB
 from workbench.config.memory_plan import (
-    Estimate,
     bytes_of_a_checkpoint,
     checkpoints_at_once,
     gib_enough,
@@ -35,7 +32,6 @@ from workbench.config.model_facts import (
     ModelFacts,
     read_model_facts,
 )
-from workbench.config.out_of_memory import host_remedies
 from workbench.config.problems import Problem
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
@@ -50,8 +46,11 @@ from workbench.jobs.fit import (
     machine_here,
     machine_of,
     num_ranks,
+    shapes_of,
     usable_gpus,
 )
+from workbench.jobs.forecast_words import memory_remedy, time_words
+from workbench.jobs.start_point import StartPoint, start_point, start_words
 from workbench.runs.create import PlannedRun, plan_run
 from workbench.runs.registry import state_folder
 
@@ -63,8 +62,8 @@ class Check:
     """What was looked at, and what was found.
 
     Attributes:
-        name: one word: config, model, template, folder, socket (and the registry beside it), disk,
-            device, memory, data.
+        name: one word: config, model, template, folder, start (where it goes on from), socket (and
+            the registry beside it), disk, device, memory, data, time.
         state: error keeps a run from starting.
         message: what was found; for a mistake it begins with where.
         remedy: what to do, "" where there is nothing to do.
@@ -105,14 +104,20 @@ def preflight(
         devices: GPUs as the user names them; None: all.
         starts: False for a dry run, which may name an engine that is not built: a warning then.
     """
-    num_errors = 0
+    errors: set[str] = set()
     for check in _quick_checks(resolved, project, devices, starts):
-        num_errors += check.state == "error"
+        if check.state == "error":
+            errors.add(check.name)
         yield check
-    if num_errors == 0:
+    counts: memory_fit.Counts | None = None
+    if not errors:
         done = yield from check_data(resolved)
         if done is not None:
             yield from check_memory_again(resolved, project, done, devices, starts=starts)
+            counts = counts_for_plan(done.counts)
+    # A model that is only named has no folder, and yet a forecast.
+    if not errors - {"model"}:
+        yield from check_time(resolved, project, counts, devices, starts=starts)
 
 
 def _quick_checks(
@@ -129,22 +134,22 @@ def _quick_checks(
         yield Check("config", state, f"{problem.where}: {problem.what}", problem.remedy)
     if not problems and not not_built and not not_here:
         yield Check("config", "ok", f"{resolved.name}: {len(resolved.leaves)} keys, 0 errors")
-    facts: ModelFacts | None = None
+    planned, trouble = _planned(resolved, project)
+    point, lost = _point(config, planned)
     if config.model.path is not None:
-        yield from _check_model(resolved)
-        try:
-            facts = read_model_facts(config.model.path)
-        except WorkbenchError:
-            facts = None
-    if facts is not None:
+        yield from _check_model(resolved, resumes=point.checkpoint is not None)
+    shapes = shapes_of(resolved)
+    facts = None if shapes is None else shapes.facts
+    if shapes is not None and not shapes.is_published:
         yield from _check_template(resolved)
-    planned: PlannedRun | None = None
-    try:
-        planned = plan_run(resolved, output_root(project))
-    except WorkbenchError as error:
-        yield _error("folder", error)
-    else:
+    if trouble is not None:
+        yield trouble
+    elif planned is not None:
         yield Check("folder", "ok", _told(planned))
+        if lost is not None:
+            yield lost
+        elif point.checkpoint is not None or planned.attempt > 1:
+            yield Check("start", "ok", f"begins {start_words(point, config)}")
     try:
         state_folder()
         check_length(new_address())
@@ -174,6 +179,27 @@ def _quick_checks(
         yield from check_memory(resolved, facts, project, machine=machine, starts=starts)
 
 
+def _planned(
+    resolved: ResolvedConfig, project: Path | None
+) -> tuple[PlannedRun | None, Check | None]:
+    """Say where a start goes, or why nowhere."""
+    try:
+        return plan_run(resolved, output_root(project)), None
+    except WorkbenchError as error:
+        return None, _error("folder", error)
+
+
+def _point(config: Config, planned: PlannedRun | None) -> tuple[StartPoint, Check | None]:
+    """Say where a start begins, or why that cannot be."""
+    at_first = StartPoint(None, 0, is_own=False)
+    if planned is None:
+        return at_first, None
+    try:
+        return start_point(config, planned), None
+    except WorkbenchError as error:
+        return at_first, _error("start", error)
+
+
 def _missing_packages(config: Config) -> Iterator[Problem]:
     """Give the keys that need a package which is not installed beside this program.
 
@@ -188,14 +214,16 @@ def _missing_packages(config: Config) -> Iterator[Problem]:
         )
 
 
-def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
+def _check_model(resolved: ResolvedConfig, *, resumes: bool) -> Iterator[Check]:
     config = resolved.config
     assert config.model.path is not None
     folder = Path(config.model.path)
     try:
         facts = read_model_facts(folder)
         problems = at_origins(list(check_model(config, facts)), resolved)
-        missing = missing_weight_files(folder) if config.model.weights == "load" else []
+        # What goes on from a checkpoint reads no weights here.
+        reads_weights = config.model.weights == "load" and not resumes
+        missing = missing_weight_files(folder) if reads_weights else []
     except WorkbenchError as error:
         yield _error("model", error)
         return
@@ -228,6 +256,8 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
         )
     elif not missing and not problems:
         weights = "random weights" if config.model.weights == "random" else "weights complete"
+        if resumes:
+            weights = "weights come from the checkpoint"
         millions = facts.num_parameters / 1e6
         yield Check(
             "model",
@@ -338,6 +368,9 @@ def check_memory(
     )
     kind = "GPU memory" if found.fit.is_gpu else "host memory"
     told = f"{kind} {total_words(found)}, peak in: {found.fit.worst.peak_phase}"
+    shapes = shapes_of(resolved)
+    if shapes is not None and shapes.is_published:
+        told += f"; by the published shapes of {shapes.name}, whose folder is not here"
     needed = needed_budget(found)
     if needed is not None:
         told += f"; the smallest budget for these settings is {gib_enough(needed)} GiB"
@@ -345,15 +378,14 @@ def check_memory(
         told += f"; host memory {_size(found.fit.host_needed)}"
         if found.fit.host_available is not None and machine.is_meant:
             told += f" of {_size(found.fit.host_available)}"
-    remedy = _memory_remedy(found, resolved)
+    remedy = memory_remedy(found, resolved)
     if lacks_host_memory(found):
         told += (
             f"; it needs {_size(found.fit.host_needed)} of host memory and may take "
             f"{_size(found.fit.host_room or 0)} of the {_size(found.fit.host_available or 0)} that "
             f"can be had (GiB: {host_words(found.fit.worst.host)})"
         )
-        ways = host_remedies(resolved.config, facts, machine=machine, counts=counts)
-        remedy = "; or ".join(ways[:3])
+        remedy = f"end what else takes host memory, or {remedy}"
     free, stated = machine.gpu_free_bytes, resolved.config.memory.budget_gib
     if not found.fit.is_gpu and stated is not None:
         told += f"; memory.budget_gib: {stated:g}, the budget of a GPU, does not count"
@@ -391,26 +423,36 @@ def check_memory_again(
             yield check
 
 
-def _memory_remedy(found: Estimate, resolved: ResolvedConfig) -> str:
-    """Name the cheapest way out that this version has, and where the others are shown."""
-    typed = ["workbench estimate -t", shlex.quote(resolved.name), *typed_words(resolved)]
-    more = f"{' '.join(typed)} shows more"
-    usable = [lever for lever in found.levers if lever.can_start]
-    for lever in usable:
-        if lever.verdict == "fits" or (
-            lever.verdict == "tight" and found.verdict == "will_not_fit"
-        ):
-            return f"{lever_words(lever)}; {more}"
-    for proposal in found.proposals:
-        if proposal.can_start:
-            keys = " ".join(f"{key}={value}" for key, value in proposal.overrides.items())
-            return f"set {keys}, which fits; {more}"
-    if found.verdict == "tight" and usable:
-        return f"{lever_words(usable[0])}, which is still tight; {more}"
-    needed = needed_budget(found)
-    if needed is not None:
-        return f"set memory.budget_gib to {gib_enough(needed)} or more, with as much free; {more}"
-    return f"no setting of this version makes more room; {more}"
+def check_time(
+    resolved: ResolvedConfig,
+    project: Path | None,
+    counts: memory_fit.Counts | None,
+    devices: str | None = None,
+    *,
+    starts: bool = True,
+) -> Iterator[Check]:
+    """Say how long the run takes, with what happens between its steps; this is never a mistake."""
+    shapes = shapes_of(resolved)
+    if shapes is None:
+        return
+    try:
+        planned = plan_run(resolved, output_root(project))
+        first_step = start_point(resolved.config, planned).step
+        machine = machine_here(devices, num_ranks(resolved.config))
+        found = estimate_of_start(
+            resolved,
+            shapes.facts,
+            output_root(project),
+            counts,
+            machine=machine,
+            starts=starts,
+            first_step=first_step,
+        )
+    except WorkbenchError:  # the checks before this one have told it
+        return
+    if found.verdict == "will_not_fit":
+        return
+    yield Check("time", "ok", time_words(found))
 
 
 def check_data(

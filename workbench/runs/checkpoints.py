@@ -75,6 +75,33 @@ def newest_complete(run: RunFolder) -> Checkpoint | None:
     return next((found for found in reversed(list_checkpoints(run)) if found.is_complete), None)
 
 
+def resume_point(run: RunFolder, wanted: str, *, is_restart: bool = False) -> Path | None:
+    """Say which checkpoint a start goes on from; None begins at step 0.
+
+    A run that has a checkpoint of its own goes on from its newest one, whatever it began from.
+
+    Args:
+        run: the run.
+        wanted: ``checkpoints.resume``: auto, no, or the path of a checkpoint.
+        is_restart: torchrun starts the same attempt again after a failure.
+
+    Raises:
+        RunError: the path holds no complete checkpoint, or ``no`` meets checkpoints of the run.
+    """
+    newest = newest_complete(run)
+    if newest is not None:
+        if wanted == "no" and not is_restart:
+            raise RunError(
+                f"checkpoints.resume is no, but {newest.path.name} is there",
+                where=str(run.path),
+                remedy="choose another training.output_dir, or resume",
+            )
+        return newest.path
+    if wanted in ("auto", "no"):
+        return None
+    return checkpoint_folder(Path(wanted).expanduser())
+
+
 def checkpoint_folder(path: Path) -> Path:
     """Find the folder with weights that ``path`` means.
 

@@ -413,7 +413,8 @@ def _check_not_finished(run: RunFolder, earlier: Config, later: Config) -> None:
         raise RefusedError(
             f"the run has finished at step {outcome.step}",
             where=str(run.path),
-            remedy="ask for more: --max-steps N or --train-epochs N; or start in another folder",
+            remedy="ask for more: training.max_steps=N or training.epochs=N; or start in another "
+            "folder",
         )
 
 

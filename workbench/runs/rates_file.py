@@ -1,11 +1,13 @@
-"""What a GPU reached when it was measured, kept per GPU and torch under the user's cache.
+"""What a GPU reached when it was measured, and a CPU in a run: kept under the user's cache.
 
 Written by a worker, read by whoever forecasts, without torch. Invariant: a file that cannot be
 read, or that cannot be true, is as good as none, and none is no reason to end anything.
 """
 
+import contextlib
 import math
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -83,6 +85,58 @@ def read_rates(gpu_name: str | None, torch_version: str | None = None) -> Measur
         if record.gpu == gpu_name and found is not None:
             return found
     return None
+
+
+def write_cpu_rates(
+    width: int, weight_bytes: int, torch_version: str, rates: MeasuredRates
+) -> None:
+    """Keep what this CPU reached in a run of a model so wide; ``up`` to ``both`` mean nothing.
+
+    Args:
+        width: ``hidden_size`` of the model: narrow products reach a fraction of what wide ones do.
+        weight_bytes: of one element.
+        torch_version: that ran.
+        rates: as the run's own steps say.
+
+    Raises:
+        OSError: the file cannot be written.
+        RuntimeError: neither XDG_CACHE_HOME nor a home folder is known.
+    """
+    write_rates(f"{_cpu_name(weight_bytes)}{width}", torch_version, rates)
+
+
+def read_cpu_rates(width: int, weight_bytes: int) -> MeasuredRates | None:
+    """Give what this CPU reached in a run of a model as wide, or else about as wide.
+
+    One up to twice as wide, or half as wide at least, counts; None where there is none.
+    """
+    begin = _cpu_name(weight_bytes)
+    widths = set()
+    try:
+        for path in _folder().glob(f"rates-{_plain(begin)}-*.json"):
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                name = msgspec.json.decode(path.read_bytes(), type=_RatesRecord).gpu
+                if name.startswith(begin) and name.removeprefix(begin).isdigit():
+                    widths.add(int(name.removeprefix(begin)))
+    except (OSError, RuntimeError):
+        return None
+    near = [each for each in widths if width <= 2 * each and each <= 2 * width]
+    # The nearest is the one that differs by the smallest factor.
+    for each in sorted(near, key=lambda other: max(width / other, other / width)):
+        if (found := read_rates(f"{begin}{each}")) is not None:
+            return found
+    return None
+
+
+def _cpu_name(weight_bytes: int) -> str:
+    """Name this CPU, as many cores as this process may use, and the width's place behind them."""
+    name = platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("ascii", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {8 * weight_bytes} bits, width "
 
 
 def _believable(record: _RatesRecord) -> MeasuredRates | None:

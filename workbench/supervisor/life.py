@@ -71,6 +71,7 @@ from workbench.runs.lock import take_lock
 from workbench.runs.outcome import Outcome, write_outcome
 from workbench.runs.registry import entry_of, write_entry
 from workbench.supervisor import processes
+from workbench.supervisor.command_file import TorchrunCommand, allows_restarts, read_command
 from workbench.supervisor.commands import (
     REFUSAL_REMEDIES,
     Commands,
@@ -97,13 +98,6 @@ DEATH_SECONDS = 10.0
 """How long they may take after rank 0 has failed or died: its mates may wait for it forever."""
 
 TOPICS: tuple[Topic, ...] = ("events", "metrics", "log")
-
-
-class TorchrunCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of command.json: the whole command line, and what is added to the environment."""
-
-    arguments: list[str]
-    environment: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -171,22 +165,6 @@ async def supervise(run: RunFolder, job: str) -> Outcome:
     finally:
         await server.close()
         address.unlink(missing_ok=True)
-
-
-def read_command(run: RunFolder) -> TorchrunCommand:
-    """Read command.json.
-
-    Raises:
-        RunError: it is missing or is none.
-    """
-    try:
-        return msgspec.json.decode(run.command.read_bytes(), type=TorchrunCommand)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"cannot be read: {error}",
-            where=str(run.command),
-            remedy="start the run with workbench train",
-        ) from error
 
 
 def write_diagnostics_to(path: Path) -> None:
@@ -664,13 +642,3 @@ class _Nobody:
 
     def send(self, message: object) -> None:
         """Let the answer fall; it is in events.jsonl."""
-
-
-def allows_restarts(arguments: list[str]) -> bool:
-    """Tell whether torchrun will start the ranks again after a failure."""
-    for index, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name.replace("_", "-") == "--max-restarts":
-            value = value or (arguments[index + 1] if index + 1 < len(arguments) else "0")
-            return value.isdigit() and int(value) > 0
-    return False

@@ -21,6 +21,7 @@ from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, RunError
 from workbench.model.decoder import parameter_shapes
 from workbench.model.families import Dimensions, read_dimensions
+from workbench.runs.checkpoints import resume_point
 from workbench.runs.host_memory import available_host_memory
 from workbench.runs.layout import RunFolder
 from workbench.training import checkpoint
@@ -53,11 +54,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """A run that is ready to train, and its plan."""
+    """A run that is ready to train, its plan, and what says how fast its device can be.
+
+    Attributes:
+        training: the loop.
+        plan: of the run.
+        device: that trains.
+        width: of the model.
+        dtype: of its weights.
+    """
 
     training: Training
     plan: Plan
     device: torch.device
+    width: int
+    dtype: torch.dtype
 
 
 def build(
@@ -147,7 +158,7 @@ def build(
         row_length=row_length,
     )
     state = TrainingState()
-    resumed = checkpoint.resume_point(run, config.checkpoints.resume, is_restart=is_restart)
+    resumed = resume_point(run, config.checkpoints.resume, is_restart=is_restart)
     if resumed is None:
         if config.model.weights == "random":
             draw_first_weights(dims, config.training.seed, weights, content.low_bits())
@@ -214,7 +225,7 @@ def build(
         state=state,
         sampler=sampler,
     )
-    return Built(training, plan, device)
+    return Built(training, plan, device, dims.hidden_size, dtype)
 
 
 def _model_folder(config: Config) -> Path:
@@ -259,7 +270,7 @@ def _plan(
         optimizer=config.optimizer.name,
         exact=config.optimizer.rounding == "exact",
         host_bytes=None if host is None else host.available_bytes,
-        rates=rates_here(device),
+        rates=rates_here(device, width=dims.hidden_size, dtype=dtype),
         seen_tokens=prepared.train.seen_tokens,
         row_documents=prepared.train.max_documents + 1,  # padding is one more
     )

@@ -28,6 +28,7 @@ from workbench.training.checkpoint import SaveError
 from workbench.training.control_point import ControlPoint, Wish
 from workbench.training.device import choose_device_type
 from workbench.training.distributed import Ranks
+from workbench.training.engine.calibration import keep_cpu_rates
 from workbench.training.engine.plan import measured_peaks, write_plan
 from workbench.training.loop import Ending, NonfiniteError
 from workbench.training.out_of_memory import advice, is_out_of_memory
@@ -136,7 +137,10 @@ def _meet_supervisor(
 def _say_goodbye(run: RunFolder, built: Built, ending: Ending, ranks: Ranks) -> None:
     measured = measured_peaks(built.device, peak_host_bytes())
     if ranks.rank == 0:
-        write_plan(run.plan, built.plan, measured, built.training.report.step_seconds)
+        step_seconds = built.training.report.step_seconds
+        write_plan(run.plan, built.plan, measured, step_seconds)
+        if built.device.type == "cpu" and step_seconds:
+            keep_cpu_rates(built.plan, step_seconds, width=built.width, dtype=built.dtype)
     words = f"{ending.state} at step {ending.step} of {built.training.max_steps}"
     built.training.report.text("train_results", f"{words}, {measured}", ending.step)
     logger.info("%s", words)

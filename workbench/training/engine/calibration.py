@@ -16,8 +16,9 @@ from torch import Tensor
 
 from workbench.config.rates import MeasuredRates, Rates, rates_of
 from workbench.errors import WorkbenchError
-from workbench.runs.rates_file import read_rates, write_rates
+from workbench.runs.rates_file import read_cpu_rates, read_rates, write_cpu_rates, write_rates
 from workbench.training.engine.host_memory import pinned_bytes
+from workbench.training.engine.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,46 @@ _REPEATS, _WARM_UP = 12, 4
 _WAKING_SECONDS = 0.5
 
 
-def rates_here(device: torch.device) -> Rates:
-    """Give the rates of this machine: kept ones, else measured now, else those of a table."""
+def rates_here(
+    device: torch.device, *, width: int | None = None, dtype: torch.dtype = torch.float32
+) -> Rates:
+    """Give the rates of this machine: kept ones, else measured now, else those of a table.
+
+    Args:
+        device: that trains; a CPU's are those of an earlier run here.
+        width: of the model; None asks for no CPU's.
+        dtype: of its weights.
+    """
     if device.type != "cuda":
-        return rates_of(gpu_name=None, is_gpu=False)
+        measured = None if width is None else read_cpu_rates(width, dtype.itemsize)
+        return rates_of(gpu_name=None, is_gpu=False, measured=measured)
     name, version = torch.cuda.get_device_name(device), str(torch.__version__)
     measured = read_rates(name, version)
     if measured is None:
         measured = _try_to_measure(device, name, version)
     return rates_of(gpu_name=name, measured=measured)
+
+
+def keep_cpu_rates(plan: Plan, step_seconds: float, *, width: int, dtype: torch.dtype) -> None:
+    """Keep what this CPU reached in a run, for forecasts of the next ones.
+
+    Args:
+        plan: of the run.
+        step_seconds: that its steps took.
+        width: of its model.
+        dtype: of its weights.
+    """
+    if plan.seconds is None or plan.rates is None:
+        return
+    ratio = plan.seconds.total / step_seconds
+    memory = ratio * plan.rates.memory
+    reached = MeasuredRates(
+        products=ratio * plan.rates.products, memory=memory, up=memory, down=memory, both=memory
+    )
+    try:
+        write_cpu_rates(width, dtype.itemsize, str(torch.__version__), reached)
+    except (OSError, RuntimeError) as error:
+        logger.info("the speed of this CPU cannot be kept: %s", error)
 
 
 def _try_to_measure(device: torch.device, name: str, version: str) -> MeasuredRates | None:

@@ -65,10 +65,11 @@ class Plan:
         head_rows: rows that pass the head together.
         companions_resident: low bits and moments stay on the device.
         predicted: bytes per part.
-        predicted_seconds: of a step; None where nothing is known of the machine.
+        predicted_seconds: of a step; None on a CPU whose speed no run has shown yet.
         host: bytes of host memory, per part; None where nobody worked them out.
-        seconds: those of ``predicted_seconds``, per part.
+        seconds: what arithmetic gives for a step, per part.
         basis: what they rest on, in words.
+        rates: the same as numbers.
     """
 
     microbatches: int
@@ -87,6 +88,7 @@ class Plan:
     host: HostBytes | None = None
     seconds: StepSeconds | None = None
     basis: str = ""
+    rates: Rates | None = None
 
 
 def spread(count: int, num_layers: int) -> frozenset[int]:
@@ -271,7 +273,7 @@ def known_rates(*, is_gpu: bool) -> Rates:
 
 def _plan_of(choice: Choice, facts: ModelFacts, rates: Rates, budget_bytes: int | None) -> Plan:
     form = choice.form
-    is_known = form.is_gpu
+    is_known = form.is_gpu or not rates.is_assumed
     return Plan(
         microbatches=form.microbatches,
         sum_dtype="bfloat16" if form.sum_bytes == 2 else "float32",
@@ -287,8 +289,9 @@ def _plan_of(choice: Choice, facts: ModelFacts, rates: Rates, budget_bytes: int 
         predicted=choice.device,
         predicted_seconds=choice.seconds.total if is_known else None,
         host=choice.host,
-        seconds=choice.seconds if is_known else None,
+        seconds=choice.seconds,
         basis=rates.basis,
+        rates=rates,
     )
 
 
@@ -434,8 +437,7 @@ def write_plan(
         "predicted_host": None
         if plan.host is None
         else {**asdict(plan.host), "pinned": plan.host.pinned, "total": plan.host.total},
-        "predicted_seconds": plan.predicted_seconds,
-        "predicted_seconds_by_part": None if plan.seconds is None else asdict(plan.seconds),
+        **_predicted_seconds(plan),
         "basis": plan.basis,
         "measured": measured,
         "measured_seconds": measured_seconds,
@@ -448,6 +450,16 @@ def write_plan(
         },
     }
     write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+
+def _predicted_seconds(plan: Plan) -> dict[str, object]:
+    """Give the seconds of a step; where nobody knows them, why, in place of numbers."""
+    if plan.predicted_seconds is None or plan.seconds is None:
+        return {"why_no_predicted_seconds": plan.basis}
+    return {
+        "predicted_seconds": plan.predicted_seconds,
+        "predicted_seconds_by_part": asdict(plan.seconds),
+    }
 
 
 def _percent(measured: float | None, predicted: float | None) -> float | None:

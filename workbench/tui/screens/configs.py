@@ -22,6 +22,15 @@ from workbench.tui.editing import Edited, ToEdit, contents_of, edit, judge
 from workbench.tui.fuzzy import score
 from workbench.tui.job_events import RunsListed
 from workbench.tui.keys import KeyState
+from workbench.tui.screens.config_words import (
+    brief_problem,
+    config_facts,
+    first_problem,
+    has_key,
+    lineage,
+    needs,
+    problem_lines,
+)
 from workbench.tui.screens.frame import Section, WorkbenchScreen
 from workbench.tui.widgets.config_list import ConfigList, ConfigRow
 from workbench.tui.widgets.config_tree import ConfigTree, TreeRow, tree_rows
@@ -256,8 +265,8 @@ class ConfigsScreen(WorkbenchScreen):
                 ConfigRow(
                     listing.name,
                     listing.description,
-                    _needs(listing),
-                    _brief(listing),
+                    needs(listing),
+                    brief_problem(listing),
                     mark,
                     colour,
                     run,
@@ -283,7 +292,7 @@ class ConfigsScreen(WorkbenchScreen):
         for word in query.split():
             if word.startswith(("key:", "set:")):
                 resolution = self._resolution_now(listing.name)
-                if resolution.resolved is None or not _has(resolution.resolved, word):
+                if resolution.resolved is None or not has_key(resolution.resolved, word):
                     return False
             elif score(word, listing.name) is None and (
                 word.casefold() not in listing.description.casefold()
@@ -367,15 +376,29 @@ class ConfigsScreen(WorkbenchScreen):
         tree = self.query_one("#config-tree", ConfigTree)
         if found.resolved is not None:
             rows = tree_rows(found.resolved.files)
-            facts = _facts(found.resolved)
+            facts = config_facts(found.resolved)
             tree.set_rows(
                 [*rows, TreeRow(text=Content("")), *(TreeRow(text=line) for line in facts)]
             )
         else:
-            tree.set_rows([TreeRow(text=line) for line in _mistakes(found, self._project, 200)])
+            self._show_problems()
         self._show_keys()
         self._show_summary()
         self.show_panes()
+
+    def _show_problems(self) -> None:
+        """Write the problems of a broken config as wide as the tree is."""
+        found = self.resolution
+        if found is None or found.problems is None:
+            return
+        tree = self.query_one("#config-tree", ConfigTree)
+        lines = problem_lines(found.problems.problems, self._project, tree.text_width)
+        if [row.text for row in tree.rows] != lines:
+            tree.set_rows([TreeRow(text=line) for line in lines])
+
+    @on(ConfigTree.Widened)
+    def _tree_widened(self) -> None:
+        self._show_problems()
 
     def _show_keys(self) -> None:
         table = self.query_one("#key-table", OriginTable)
@@ -466,14 +489,15 @@ class ConfigsScreen(WorkbenchScreen):
         if found is None:
             return
         if found.resolved is None:
-            lines = _mistakes(found, self._project, 76)[:4]
+            assert found.problems is not None, "it is resolved, or it has problems"
+            lines = first_problem(found.problems.problems, self._project, 76)
         else:
             listing = next((each for each in self._listings if each.name == found.name), None)
             description = listing.description if listing else ""
             lines = [
                 Content(words.shorten(description, 76)),
-                Content.assemble((_lineage(found.resolved), "$quiet")),
-                *_facts(found.resolved)[:2],
+                Content.assemble((lineage(found.resolved), "$quiet")),
+                *config_facts(found.resolved)[:2],
             ]
         self.query_one("#summary", Static).update(Content("\n").join(lines))
 
@@ -512,94 +536,3 @@ class ConfigsScreen(WorkbenchScreen):
         """Bring the marks of last runs up to date."""
         if self._has_read:
             self._show_list()
-
-
-def _needs(listing: "ConfigListing") -> str:
-    """Say what a config runs on and how long its rows are, in columns."""
-    if listing.num_gpus is None or listing.context is None:
-        return ""
-    gpus = words.number_of(listing.num_gpus, "GPU") if listing.num_gpus else "CPU"
-    return f"{gpus:>6} {listing.context:>7,}"
-
-
-def _brief(listing: "ConfigListing") -> str | None:
-    """Give the mistake of a broken config; its own file is named by its line alone."""
-    if listing.problem is None:
-        return None
-    _, found, rest = listing.problem.partition(f"{listing.path.name}:")
-    return f"line {rest}" if found else listing.problem
-
-
-def _has(resolved: "ResolvedConfig", word: str) -> bool:
-    kind, _, wanted = word.partition(":")
-    if kind == "key":
-        return any(
-            wanted in key and leaf.origin.source != "default"
-            for key, leaf in resolved.leaves.items()
-        )
-    return any(value_text(leaf.value) == wanted for leaf in resolved.leaves.values())
-
-
-def _lineage(resolved: "ResolvedConfig") -> str:
-    """Name the config and what it extends, nearest first."""
-    names: list[str] = []
-    waiting = [resolved.files]
-    while waiting:
-        node = waiting.pop(0)
-        name = node.path.stem if not names else f"{node.path.parent.name}/{node.path.stem}"
-        if name not in names:
-            names.append(name)
-        waiting.extend(node.parents)
-    return " ← ".join(names)
-
-
-def _facts(resolved: "ResolvedConfig") -> list[Content]:
-    """Give what a config amounts to, a line each."""
-    config = resolved.config
-    num_stated = sum(leaf.origin.source != "default" for leaf in resolved.leaves.values())
-    num_shadowed = _shadowed(resolved)
-    gpus = "CPU" if config.training.device == "cpu" else f"GPUs {config.pipeline.ranks}"
-    model = words.last_parts(config.model.path) if config.model.path else "no model"
-    offers = "  ".join(flag.short or flag.name for flag in resolved.flags)
-    length = (
-        f"{config.training.max_steps} steps"
-        if config.training.max_steps
-        else (words.number_of(config.training.epochs, "epoch"))
-    )
-    return [
-        Content(
-            f"{len(resolved.leaves)} keys · {num_stated} stated · {num_shadowed} shadowed"
-            " · 0 unknown"
-        ),
-        Content(
-            f"{gpus} · model {model} · context {config.data.max_length:,} · "
-            f"batch {config.batch.train} · {length}"
-        ),
-        Content.assemble(("offers ", "$quiet"), offers or "no flags"),
-    ]
-
-
-def _shadowed(resolved: "ResolvedConfig") -> int:
-    total, waiting = 0, [resolved.files]
-    while waiting:
-        node = waiting.pop()
-        total += node.num_shadowed
-        waiting.extend(node.parents)
-    return total
-
-
-def _mistakes(found: Resolution, project: Path, width: int) -> list[Content]:
-    """Give every problem: where, what, and what to do."""
-    if found.problems is None:
-        return []
-    lines: list[Content] = []
-    for problem in found.problems.problems:
-        lines.append(
-            Content.assemble(
-                ("! ", "bold $bad"),
-                words.shorten(words.from_project(problem.where, project), width),
-            )
-        )
-        lines.append(Content.assemble("  ", words.shorten(problem.what, width)))
-        lines.append(Content.assemble(("  → ", "$primary"), words.shorten(problem.remedy, width)))
-    return lines

@@ -16,12 +16,13 @@ from textual.worker import get_current_worker
 from workbench.errors import WorkbenchError
 from workbench.runs.checkpoint_facts import CheckpointFacts, RunFacts
 from workbench.tui import words
-from workbench.tui.screens.chat import Server, spawn
+from workbench.tui.chat.model_server import spawn
 from workbench.tui.screens.work_dialog import WorkDialog
 from workbench.tui.widgets.form import ChoiceField, FormField, FormLine
 
 if TYPE_CHECKING:
     from workbench.jobs.model_worker import Published
+    from workbench.jobs.side_by_side import Server
     from workbench.runs.checkpoints import Choice
 
 QUESTION = "Hello, what is your name?"
@@ -197,7 +198,8 @@ class FinalizeDialog(WorkDialog):
     @work(group="reply", exit_on_error=False)
     async def ask(self, folder: Path) -> None:
         """Serve what was made and ask it for one reply; a refusal spoils nothing."""
-        from workbench.jobs.chat_client import ChatClient, ChatSettings, ChatTurn
+        from workbench.jobs.chat_client import ChatClient, ChatTurn
+        from workbench.jobs.chat_settings import ChatSettings
 
         server: Server | None = None
         try:

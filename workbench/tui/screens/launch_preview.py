@@ -7,12 +7,12 @@ a check keeps it from starting, a warning asks.
 
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
-from textual import work
+from textual import events, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
@@ -25,30 +25,20 @@ from workbench.tui import keys, words
 from workbench.tui.keys import KeyRow, KeyState
 from workbench.tui.marks import CHECK_MARKS
 from workbench.tui.screens.frame import Section, WorkbenchScreen
+from workbench.tui.screens.launch_plan import Planned, plan, plan_facts
 from workbench.tui.widgets.origin_table import value_text
 
 if TYPE_CHECKING:
     from workbench.config.load import ResolvedConfig
     from workbench.jobs.data_worker import Progress
     from workbench.jobs.preflight import Check
-    from workbench.runs.create import PlannedRun
 
 
-@dataclass(frozen=True)
-class Planned:
-    """What a launch would do.
+FORECAST = "time"
+"""The check that belongs to the plan."""
 
-    Attributes:
-        resolved: the config with what was typed.
-        run: where it goes, None where that cannot be said; the check ``folder`` tells why.
-        torchrun: the command line of the ranks, "" where it cannot be said.
-        model: what the model's config.json says in one line.
-    """
-
-    resolved: "ResolvedConfig"
-    run: "PlannedRun | None"
-    torchrun: str
-    model: str
+# Of the names of the plan's facts.
+_NAME_CELLS = 10
 
 
 class Look(Protocol):
@@ -220,7 +210,7 @@ class LaunchPreview(WorkbenchScreen):
             return
         self._show_headline()
         self._show_checks()
-        self.query_one("#plan-lines", Static).update(Content("\n").join(self._plan_lines()))
+        self._show_plan()
         self.query_one("#flag-lines", Static).update(Content("\n").join(self._flag_lines()))
         self.query_one("#command-lines", Static).update(Content("\n").join(self._command_content()))
         self.show_panes()
@@ -240,6 +230,8 @@ class LaunchPreview(WorkbenchScreen):
     def _show_checks(self) -> None:
         lines = []
         for found in self._checks:
+            if found.name == FORECAST:  # it stands in the plan
+                continue
             mark, colour = CHECK_MARKS[found.state]
             lines.append(
                 Content.assemble((f"{mark} ", f"bold {colour}"), self._short(found.message))
@@ -267,13 +259,30 @@ class LaunchPreview(WorkbenchScreen):
     def _short(self, text: str) -> str:
         return words.from_project(text, self.workbench.surroundings.project)
 
-    def _plan_lines(self) -> list[Content]:
+    def _show_plan(self) -> None:
+        if self.is_mounted:
+            widget = self.query_one("#plan-lines", Static)
+            lines = self._plan_lines(widget.size.width)
+            widget.update(Content("\n").join(lines))
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Break long facts of the plan at its new width; the frame hears of it too."""
+        del event
+        self.call_after_refresh(self._show_plan)
+
+    def _plan_lines(self, width: int) -> list[Content]:
+        """Give the plan, and its forecast below, in lines of at most ``width``."""
         if self._planned is None:
             return []
-        return [
-            Content.assemble((f"{name:<10}", "$quiet"), text)
-            for name, text in plan_facts(self._planned)
-        ]
+        facts = plan_facts(self._planned)
+        facts += [(check.name, check.message) for check in self._checks if check.name == FORECAST]
+        rest = max(width - _NAME_CELLS, 20)
+        lines = []
+        for name, text in facts:
+            for number, line in enumerate(textwrap.wrap(self._short(text), rest)):
+                told = name if number == 0 else ""
+                lines.append(Content.assemble((told.ljust(_NAME_CELLS), "$quiet"), line))
+        return lines
 
     def _flag_lines(self) -> list[Content]:
         if self._planned is None:
@@ -346,7 +355,7 @@ class LaunchPreview(WorkbenchScreen):
     def _counts(self) -> str:
         counts = []
         for state, (mark, _) in CHECK_MARKS.items():
-            number = sum(found.state == state for found in self._checks)
+            number = sum(found.state == state and found.name != FORECAST for found in self._checks)
             number += state == "error" and bool(self._mistake)
             if number:
                 counts.append(f"{mark}{number}")
@@ -475,85 +484,3 @@ class LaunchPreview(WorkbenchScreen):
         """Copy the command line."""
         self.app.copy_to_clipboard(self.command_line)
         self.workbench.say("command copied")
-
-
-def plan(config: str, typed: Sequence[str], project: Path) -> Planned:
-    """Resolve a config with what was typed, and say where a start of it would go.
-
-    Raises:
-        ConfigError: every mistake of the config and of what was typed.
-    """
-    from workbench.config.flags import parse
-    from workbench.config.load import offered_flags, resolve
-    from workbench.config.model_facts import read_model_facts
-    from workbench.jobs.preflight import output_root
-    from workbench.jobs.torchrun_command import torchrun_command
-    from workbench.runs.create import plan_run
-
-    flags = offered_flags(config, project=project)
-    overrides, rest = parse(list(typed), flags)
-    if rest:
-        raise ConfigError(
-            f"{rest[0]} is neither a flag of this config nor key=value",
-            where="flags",
-            remedy="write --flag VALUE or section.key=value",
-        )
-    resolved = resolve(config, project=project, overrides=overrides)
-    run, torchrun, model = None, "", "no model"
-    try:
-        run = plan_run(resolved, output_root(project))
-        torchrun = torchrun_command(resolved.config, run.folder).line
-    except WorkbenchError:
-        pass  # the check of the folder says it
-    if resolved.config.model.path is not None:
-        model = words.last_parts(resolved.config.model.path)
-        try:
-            facts = read_model_facts(resolved.config.model.path)
-            millions = facts.num_parameters / 1e6
-            model += f": {facts.family}, {facts.num_layers} layers, {millions:,.1f} M"
-        except WorkbenchError:
-            pass  # the check of the model says it
-    return Planned(resolved, run, torchrun, model)
-
-
-def plan_facts(planned: Planned) -> list[tuple[str, str]]:
-    """Give what a run will do, as names and values."""
-    config = planned.resolved.config
-    length = words.number_of(config.training.epochs, "epoch")
-    if config.training.max_steps:
-        length = f"at most {config.training.max_steps:,} steps, {length},"
-    optimizer = config.optimizer
-    rate = words.learning_rate(optimizer.learning_rate)
-    warmup = f"warm-up {optimizer.warmup_steps} → " if optimizer.warmup_steps else ""
-    cooldown = f" → cool-down {optimizer.cooldown_steps}" if optimizer.cooldown_steps else ""
-    every = config.evaluation.every_steps
-    saves = {
-        "no": "never",
-        "epoch": "every epoch",
-        "steps": f"every {config.checkpoints.every_steps} steps",
-    }[config.checkpoints.save_strategy]
-    # Weights of 32 bits are the ones that are updated: nothing is rounded.
-    rounding = "" if config.model.dtype == "float32" else f", {optimizer.rounding} rounding"
-    attempt = planned.run.attempt if planned.run else 1
-    facts = [
-        ("model", planned.model + (", random weights" if config.model.weights == "random" else "")),
-        ("length", f"{length} of {config.batch.train} rows, context {config.data.max_length:,}"),
-        ("optimizer", f"{optimizer.name}, {warmup}{rate}{cooldown}"),
-        (
-            "numbers",
-            f"{config.model.dtype}{rounding}, seed {config.training.seed}",
-        ),
-        ("device", config.training.device),
-        ("evaluate", f"every {every} steps" if every else "never"),
-        ("save", f"{saves}, keep {config.checkpoints.keep} + best"),
-    ]
-    if planned.run is not None:
-        facts.append(
-            (
-                "folder",
-                planned.run.folder.path.name + (f", attempt {attempt}" if attempt > 1 else ""),
-            )
-        )
-        if planned.run.changed:
-            facts.append(("changed", ", ".join(planned.run.changed)))
-    return facts

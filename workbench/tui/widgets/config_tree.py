@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.content import Content
+from textual.message import Message
 
 from workbench.tui import keys
 from workbench.tui.widgets.line_list import LineList
@@ -59,9 +60,24 @@ class ConfigTree(LineList[TreeRow]):
     BINDINGS = keys.bindings("tree")
     KEY_SCOPES = ("tree", "filterable", "pane")
 
+    @dataclass
+    class Widened(Message):
+        """The tree has another width, so text in it is broken anew."""
+
+        tree: "ConfigTree"
+
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._marked: set[Path] = set()
+
+    @property
+    def text_width(self) -> int:
+        """Cells of a line of text, beside the cursor's and one at the border."""
+        return max(self.size.width - 2, 1)
+
+    def on_resize(self) -> None:
+        """Text has another width."""
+        self.post_message(self.Widened(self))
 
     @property
     def marked(self) -> list[Path]:

@@ -149,13 +149,22 @@ class LineList(ScrollView, Generic[Row], can_focus=True):
         top = 0 if self.cursor == self._nearest(0, 1) else self.cursor
         self.scroll_to_region(Region(0, top, 1, self.cursor - top + 1), animate=False, force=True)
 
+    def _scrolls(self, y: float) -> bool:
+        """Bring a line to the top where no row can be chosen, so that keys reach every line."""
+        if any(self.can_choose(row) for row in self.rows):
+            return False
+        self.scroll_to(y=y, animate=False, force=True)
+        return True
+
     def do_move_down(self) -> None:
         """Move one row down."""
-        self.cursor = self._step(1)
+        if not self._scrolls(self.scroll_y + 1):
+            self.cursor = self._step(1)
 
     def do_move_up(self) -> None:
         """Move one row up."""
-        self.cursor = self._step(-1)
+        if not self._scrolls(self.scroll_y - 1):
+            self.cursor = self._step(-1)
 
     def _step(self, direction: int) -> int:
         at = self.cursor + direction
@@ -167,19 +176,25 @@ class LineList(ScrollView, Generic[Row], can_focus=True):
 
     def do_move_first(self) -> None:
         """Move to the first row."""
-        self.cursor = self._nearest(0, 1)
+        if not self._scrolls(0):
+            self.cursor = self._nearest(0, 1)
 
     def do_move_last(self) -> None:
         """Move to the last row."""
-        self.cursor = self._nearest(len(self.rows) - 1, -1)
+        if not self._scrolls(len(self.rows)):
+            self.cursor = self._nearest(len(self.rows) - 1, -1)
 
     def do_page_down(self) -> None:
         """Move one page down."""
-        self.cursor = self._nearest(self.cursor + max(self.size.height - 1, 1), -1)
+        page = max(self.size.height - 1, 1)
+        if not self._scrolls(self.scroll_y + page):
+            self.cursor = self._nearest(self.cursor + page, -1)
 
     def do_page_up(self) -> None:
         """Move one page up."""
-        self.cursor = self._nearest(self.cursor - max(self.size.height - 1, 1), 1)
+        page = max(self.size.height - 1, 1)
+        if not self._scrolls(self.scroll_y - page):
+            self.cursor = self._nearest(self.cursor - page, 1)
 
     def do_open_row(self) -> None:
         """Open the row under the cursor."""
