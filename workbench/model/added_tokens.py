@@ -175,8 +175,12 @@ class _Planning:
         return found
 
     def _register(self, text: str, *, is_special: bool) -> None:
-        """Let the library find a text before anything else, as one token."""
-        token = AddedToken(text, special=is_special, normalized=not is_special)
+        """Let the library find a text before anything else, as one token, wherever it stands.
+
+        A normalized one would be found at the beginning of words alone where a normalizer puts
+        spaces before texts, as those of Llama 2 and Mistral do.
+        """
+        token = AddedToken(text, special=is_special, normalized=False)
         if is_special:
             self._backend.add_special_tokens([token])
         else:
