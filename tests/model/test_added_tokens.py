@@ -13,7 +13,8 @@ from workbench.config.added_tokens_file import PAD_ALONE, AddedTokens, NamedToke
 from workbench.config.weight_files import SINGLE_FILE
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, DataError
-from workbench.model.convert import Conversion, Wish, convert, plan_conversion
+from workbench.model.conversion_plan import Conversion, Wish, plan_conversion
+from workbench.model.convert import convert
 from workbench.model.decoder import EMBEDDING, HEAD
 from workbench.model.families import read_dimensions
 

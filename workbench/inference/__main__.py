@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from workbench.config.json_file import read_json_object
+from workbench.config.weight_files import check_whole, find_weight_files
 from workbench.control.address import check_folder, check_length, remove_stale, serve_address
 from workbench.data.tokenizer import Tokenizer, load_tokenizer
 from workbench.errors import ConfigError, RefusedError, RunError, WorkbenchError
@@ -490,11 +492,10 @@ def read_context(folder: Path) -> int:
     path = folder / "config.json"
     remedy = "name a model folder in Hugging Face layout"
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot be read: {error}", where=str(path), remedy=remedy) from error
-    context = config.get("max_position_embeddings") if isinstance(config, dict) else None
-    if not isinstance(context, int) or context < 2:
+        context = read_json_object(path, RunError).get("max_position_embeddings")
+    except FileNotFoundError as error:
+        raise RunError("is not there", where=str(path), remedy=remedy) from error
+    if type(context) is not int or context < 2:
         raise RunError("says no max_position_embeddings", where=str(path), remedy=remedy)
     return context
 
@@ -503,15 +504,10 @@ def weight_bytes(folder: Path) -> int:
     """Sum the sizes of the weight files.
 
     Raises:
-        RunError: there are none.
+        RunError: there are none, one is missing, cut short, or lies outside of the folder.
     """
-    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise RunError(
-            "holds no weights: no .safetensors, no pytorch_model.bin",
-            where=str(folder),
-            remedy="name a run, a checkpoint or a model folder with weights",
-        )
+    files = find_weight_files(folder).files
+    check_whole(files)
     return sum(file.stat().st_size for file in files)
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from workbench.config import memory_fit
 from workbench.config.checks import check_model, left_open, not_in_this_version
+from workbench.config.end_ids import stated_end_ids
 from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
 from workbench.config.load import ResolvedConfig, at_origins, typed_words
@@ -39,7 +40,11 @@ from workbench.config.out_of_memory import host_remedies
 from workbench.config.problems import Problem
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
-from workbench.config.weight_files import missing_weight_files
+from workbench.config.weight_files import (
+    check_whole,
+    find_weight_files,
+    missing_weight_files,
+)
 from workbench.control.address import check_length, new_address
 from workbench.errors import WorkbenchError
 from workbench.jobs import data_worker
@@ -195,7 +200,11 @@ def _check_model(resolved: ResolvedConfig) -> Iterator[Check]:
     try:
         facts = read_model_facts(folder)
         problems = at_origins(list(check_model(config, facts)), resolved)
+        loads = config.model.weights == "load" and not is_file(folder)
         missing = missing_weight_files(folder) if config.model.weights == "load" else []
+        stated_end_ids(folder)
+        if loads and not missing:
+            check_whole(find_weight_files(folder).files)
     except WorkbenchError as error:
         yield _error("model", error)
         return

@@ -24,6 +24,7 @@ from workbench.data.tokenizer import (
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     add_missing_tokens,
+    check_vocabulary,
     read_json,
     text_of,
 )
@@ -97,6 +98,7 @@ def plan_tokens(folder: Path, wanted: AddedTokens, num_rows: int) -> TokenPlan:
             where=str(folder / TOKENIZER_FILE),
             remedy="copy the file anew from the model's source",
         ) from error
+    check_vocabulary(backend, folder / TOKENIZER_FILE)
     beside = read_json(folder / SPECIAL_TOKENS_FILE) | read_json(folder / TOKENIZER_CONFIG_FILE)
     add_missing_tokens(backend, beside)
     planning = _Planning(folder, backend, beside, num_rows)
