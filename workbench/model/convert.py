@@ -72,9 +72,10 @@ def convert(
     """
     with whole_folder(destination, conversion.source) as partial:
         free = shutil.disk_usage(partial).free
-        if free < conversion.num_bytes + _SLACK_BYTES:
+        needed = conversion.num_bytes + _SLACK_BYTES
+        if free < needed:
             raise RefusedError(
-                f"needs {conversion.num_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB are free",
+                f"needs {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free",
                 where=str(destination.parent),
                 remedy="free space, or name a folder on another disk",
             )
