@@ -64,6 +64,7 @@ class TokenPlan:
         generation: of generation_config.json; None where nothing of it changes.
         rows: that begin anew, by id.
         num_rows: of the embedding afterwards.
+        renamed: named tokens that become others: name to the old one, None without, and the new.
         num_tokens: rows that stood for tokens before; padding behind them is no part of a mean.
         notices: what was left as it was, and why.
     """
@@ -74,6 +75,7 @@ class TokenPlan:
     config: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] | None = None
     rows: dict[int, NewRow] = field(default_factory=dict)
+    renamed: dict[str, tuple[str | None, str]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
@@ -206,6 +208,7 @@ class _Planning:
             for name, text in self._named.items()
             if text is not None and text != self._before[name]
         }
+        plan.renamed = {name: (self._before[name], text) for name, text in changed.items()}
         self._change_tokenizer_files(stated, changed)
         self._change_ids(changed)
         return plan

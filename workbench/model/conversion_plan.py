@@ -20,7 +20,13 @@ from workbench.config.json_file import check_there, read_json_object
 from workbench.config.weight_files import file_inside, find_weight_files
 from workbench.data.tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from workbench.errors import ConfigError, DataError, RunError
-from workbench.model.added_tokens import GENERATION_FILE, TokenPlan, plan_tokens, with_new_rows
+from workbench.model.added_tokens import (
+    GENERATION_FILE,
+    NewRow,
+    TokenPlan,
+    plan_tokens,
+    with_new_rows,
+)
 from workbench.model.decoder import EMBEDDING, HEAD, parameter_shapes
 from workbench.model.families import CONFIG_FILE, Dimensions, read_dimensions
 from workbench.model.safetensors_reader import StoredTensor, is_finite, read_tensor
@@ -120,7 +126,10 @@ def plan_conversion(source: Path, wish: Wish) -> Conversion:
     if wish.added is not None:
         tokens = plan_tokens(source, wish.added, dims.vocabulary_size)
         notices += tokens.notices
-        changes += [_row_words(row.token, row.token_id, row.init) for row in tokens.rows.values()]
+        changes += [
+            f"{name} {old or 'none'} → {new}" for name, (old, new) in tokens.renamed.items()
+        ]
+        changes += [_row_words(row) for row in tokens.rows.values()]
         config |= tokens.config
         files |= {name: _as_json(content) for name, content in tokens.files.items()}
         if tokens.generation is not None:
@@ -161,8 +170,9 @@ def _weight_changes(stored: Mapping[str, StoredTensor], wish: Wish) -> list[str]
     return changes
 
 
-def _row_words(token: str, token_id: int, init: str) -> str:
-    return f"row {token_id} for {token}, begins as {init}"
+def _row_words(row: NewRow) -> str:
+    init = row.init if row.source is None else f"a copy of row {row.source}"
+    return f"row {row.token_id} for {row.token}, begins as {init}"
 
 
 def _name_of(dtype: torch.dtype) -> str:
