@@ -5,6 +5,7 @@ in an error that says so. Knows nothing of what the files mean.
 """
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def check_plain_file(
         ) from error
     if not stat.S_ISREG(found.st_mode):
         raise error_kind("is no file", where=str(path), remedy=_COPY_ANEW)
+    if not os.access(path, os.R_OK, effective_ids=True):
+        raise error_kind("may not be read", where=str(path), remedy="check its permissions")
     if found.st_size > most_bytes:
         raise error_kind(
             f"has {found.st_size / 1e6:,.0f} MB, more than such a file can need",

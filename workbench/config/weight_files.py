@@ -135,11 +135,13 @@ def file_inside(folder: Path, name: str) -> Path:
     """Give a file of a model folder, which may be a link only within it, or into the hub's cache.
 
     Raises:
-        RunError: it is a link to somewhere else.
+        RunError: it is a link to somewhere else, or may not be read.
     """
     path = folder / name
     target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     if target.is_relative_to(home) or _BLOB.fullmatch(target.as_posix()):
+        if os.path.exists(path) and not os.access(path, os.R_OK, effective_ids=True):  # noqa: PTH110
+            raise RunError("may not be read", where=str(path), remedy="check its permissions")
         return path
     raise RunError(
         f"{name} is a link out of the folder, to {target}",

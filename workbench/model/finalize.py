@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
+from workbench.config.inherit import is_file
 from workbench.config.json_file import check_there
 from workbench.config.template_source import own_template
 from workbench.config.weight_files import file_inside
@@ -159,7 +160,7 @@ def finalize(
 
 def _gathered(folders: Sequence[Path]) -> tuple[dict[str, _Source], int | None, int]:
     """List what is published by name; of several hosts' folders, what they hold together."""
-    if not CheckpointFolder(folders[0]).manifest.is_file():
+    if not is_file(CheckpointFolder(folders[0]).manifest):
         return _of_model_folder(folders[0]), None, 1
     manifests = {folder: read_manifest(folder) for folder in folders}
     first = manifests[folders[0]]
