@@ -48,7 +48,8 @@ def test_all_of_it_at_once(capsys: pytest.CaptureFixture[str], model: Path, tmp_
     assert out.startswith("converted, ")
     for words in (
         "weights float32 → bfloat16", ".bin → safetensors", "128 → 64 tokens",
-        "row 97 for <|im_end|>, begins as copy", "row 98 for <|im_start|>, begins as mean",
+        "eos_token </s> → <|im_end|>", "row 97 for <|im_end|>, begins as a copy of row 2",
+        "row 98 for <|im_start|>, begins as mean",
         "logits    equal the source's", "the new dtype moves them by",
     ):  # fmt: skip
         assert words in out, words

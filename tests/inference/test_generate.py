@@ -302,5 +302,5 @@ async def test_damaged_weights_are_refused_with_their_folder(tmp_path: Path) -> 
     folder = write_tiny_model(tmp_path / "damaged")
     (folder / "model.safetensors").write_bytes(b"not a safetensors file")
     engine = Engine(folder, load_tokenizer(folder), "cpu", "auto")
-    with pytest.raises(RunError, match="damaged: cannot be loaded"):
+    with pytest.raises(RunError, match=r"damaged.*no complete header"):
         await engine.start()

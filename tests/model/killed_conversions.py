@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from workbench.model.convert import Wish, convert, plan_conversion
+from workbench.model.conversion_plan import Wish, plan_conversion
+from workbench.model.convert import convert
 from workbench.runs.whole_folder import MARKER, partial_of
 
 

@@ -13,7 +13,8 @@ from workbench.config.added_tokens_file import PAD_ALONE, AddedTokens, NamedToke
 from workbench.config.weight_files import SINGLE_FILE
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, DataError
-from workbench.model.convert import Conversion, Wish, convert, plan_conversion
+from workbench.model.conversion_plan import Conversion, Wish, plan_conversion
+from workbench.model.convert import convert
 from workbench.model.decoder import EMBEDDING, HEAD
 from workbench.model.families import read_dimensions
 
@@ -230,3 +231,28 @@ def test_without_a_tokenizer_nothing_can_be_added(tmp_path: Path) -> None:
     (source / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"has no tokenizer\.json"):
         plan_conversion(source, Wish(added=PAD_ALONE))
+
+
+def test_a_text_is_found_within_words_too(tmp_path: Path) -> None:
+    """Where a normalizer puts a space before texts, as those of Llama 2 and Mistral do."""
+    source = write_model_folder(tmp_path / "source")
+    path = source / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"] = {"type": "Prepend", "prepend": "!"}
+    path.write_text(json.dumps(content))
+    wanted = AddedTokens(named={}, special_tokens=(), regular_tokens=("Camel",))
+    convert(plan_conversion(source, Wish(added=wanted)), tmp_path / "made")
+    tokenizer = load_tokenizer(tmp_path / "made")
+    found = [tokenizer.encode([text])[0].ids.tolist() for text in ("Camel", "aCamelb", "a Camel")]
+    assert all(ids.count(OLD_ROWS) == 1 for ids in found), found
+
+
+def test_a_name_that_moves_is_a_change(tmp_path: Path) -> None:
+    source = write_model_folder(tmp_path / "source")
+    wanted = AddedTokens(
+        named={"eos_token": NamedToken(token="A"), "pad_token": NamedToken(token="B")},
+        special_tokens=(),
+        regular_tokens=(),
+    )
+    conversion = plan_conversion(source, Wish(added=wanted))
+    assert set(conversion.changes) == {"eos_token </s> → A", "pad_token none → B"}

@@ -17,7 +17,9 @@ from workbench.config.added_tokens_file import PAD_ALONE
 from workbench.config.weight_files import INDEX_FILE, SINGLE_FILE
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, DataError, RunError, WorkbenchError
-from workbench.model.convert import Converted, Wish, compare, convert, plan_conversion
+from workbench.model.conversion_check import compare
+from workbench.model.conversion_plan import Wish, plan_conversion
+from workbench.model.convert import Converted, convert
 from workbench.model.families import read_dimensions
 from workbench.model.weights import random_weights, write_weights
 from workbench.runs.whole_folder import partial_of
@@ -284,7 +286,9 @@ def test_a_conversion_that_is_killed_leaves_nothing_that_looks_complete(tmp_path
 PEAK = """
 import sys, torch
 from pathlib import Path
-from workbench.model.convert import Wish, plan_conversion, _write_weights, compare
+from workbench.model.conversion_check import compare
+from workbench.model.conversion_plan import Wish, plan_conversion
+from workbench.model.convert import _write_weights
 
 torch.set_num_threads(1)
 

@@ -226,7 +226,7 @@ def test_the_user_side_refuses_the_same_before_anything_starts(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no model config"), ("{", "cannot be read as JSON"), ("[]", "not a JSON object")],
+    [(None, "no model config"), ("{", "is not JSON"), ("[]", "not a JSON object")],
 )
 def test_a_broken_config_file_is_named(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.inference.tiny_model import write_tiny_model
@@ -366,22 +375,150 @@ def test_llama_cpp_greedily_writes_the_same_tokens(tiny: Path, tmp_path: Path) -
     assert len(found) > 3
 
 
+GREEDY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, rows without tokens": ("llama", {"vocab_size": 333}),
+    **{f"llama, {kind}": changes_of(f"llama, {kind}") for kind in ("linear", "llama3", "yarn")},
+    "mistral, a window of 112": ("mistral", {"sliding_window": 112, "head_dim": 16}),
+    "ministral, a window of 112": ("ministral", {"sliding_window": 112, "head_dim": 16}),
+    "qwen2": changes_of("qwen2"),
+    "qwen2, tied, yarn": changes_of("qwen2, tied, yarn"),
+    "qwen3": changes_of("qwen3"),
+    "smollm3": changes_of("smollm3"),
+}
+
+
 @needs_engine
-@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "tekken", "gpt-4o", "gpt-2", "pieces"])
-def test_llama_cpp_reads_text_as_the_tokenizer_does(tiny: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("form", ["q8_0", "bf16", "f16"])
+@pytest.mark.parametrize("kind", GREEDY)
+def test_llama_cpp_says_a_hundred_tokens_that_transformers_would_say(
+    tiny: Path, tmp_path: Path, kind: str, form: str
+) -> None:
+    """Each is the likeliest, or as good as: llama.cpp rounds what goes into a product."""
+    family, changes = GREEDY[kind]
+    folder = write_model(tmp_path / "model", tiny, family, torch.bfloat16, **changes)
+    assert layout_of(read_dimensions(folder), "model").context >= 112
+    (name, _) = write_gguf(folder, form, "tiny")
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    engine = engine_of(folder / name)
+    prompt = torch.randint(4, 290, (8,), generator=torch.Generator().manual_seed(5)).tolist()
+    said: list[int] = []
+    for token in engine.generate(prompt, temp=0.0, repeat_penalty=1.0):
+        said.append(token)
+        if len(said) == 100:
+            break
+    with torch.inference_mode():
+        logits = reference(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(said)[:, None])[:, 0]
+    behind = (logits.max(1).values - chosen) / logits.std(1)
+    allowed, num_equal = {"q8_0": (0.5, 75), "bf16": (0.05, 90), "f16": (0.02, 90)}[form]
+    assert float(behind.max()) < allowed
+    assert int((behind == 0).sum()) >= num_equal
+    assert len(set(said)) > 5
+
+
+SPACES = [
+    " ",
+    "  ",
+    "   ",
+    "\n",
+    "\n\n",
+    " \n",
+    "\t",
+    "\r\n",
+    "\u00a0",
+    "\u200b",
+    "\u3000",
+    "\ufeff",
+]
+WORDS = [
+    "Hello",
+    "name",
+    " is",
+    "tokens",
+    "CamelCase",
+    "ABCdef",
+    "_x",
+    "DON'T",
+    "don't",
+    "I'LL",
+    "'s",
+]
+ODD = [
+    "123",
+    "12345",
+    "7",
+    " 42",
+    "½",
+    "Ⅷ",
+    "é",
+    "ß",
+    "İ",
+    "ǅ",
+    "ﬁ",
+    "日本語",
+    "العربية",
+    "🪁",
+    "👨\u200d👩",
+]
+SIGNS = ["—", "…", "...", "!!!", "#$%", "/", "//\n", "▁", "\x7f", "<|im_end|>", "<tool>"]
+
+
+@needs_engine
+@pytest.mark.parametrize("added", ["", "special", "regular"])
+@pytest.mark.parametrize("name", [*PRE_TOKENIZERS.values(), "smollm", "pieces"])
+def test_llama_cpp_reads_text_as_the_tokenizer_does(
+    tiny: Path, tmp_path: Path, name: str, added: str
+) -> None:
+    named = {"eos_token": "<|endoftext|>"}
     if name == "pieces":
-        tokenizer, named = sentence_pieces(), {"bos_token": "<s>", "eos_token": "</s>"}
+        tokenizer = sentence_pieces()
+        named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    elif name == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer = byte_pairs(
+            pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        )
     else:
         pattern = next(pattern for pattern, each in PRE_TOKENIZERS.items() if each == name)
         tokenizer = byte_pairs(split_by(pattern), ignore_merges=name in ("llama-bpe", "tekken"))
-        named = {"eos_token": "<|endoftext|>"}
+    if added:
+        is_special = added == "special"
+        token = AddedToken("<tool>", special=is_special, normalized=False)
+        (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)([token])
     folder = write_model(tmp_path / "model", tiny, "llama", torch.float32)
     (folder / "tokenizer_config.json").unlink()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
-    (file, _) = write_gguf(folder, "bf16", "tiny")
+    notices: list[str] = []
+    (file, _) = write_gguf(folder, "bf16", "tiny", warn=lambda what, _: notices.append(what))
+    assert not [notice for notice in notices if notice.startswith("GGUF")]
     engine = engine_of(folder / file)
-    texts = [TEXT, "Hello", " two  spaces", "What's 42?", "日本 tokens", "name name\nname"]
+    chance = random.Random(name)
+    texts = [TEXT, "", "Hello", " two  spaces", "What's 42?", "日本 tokens", "name name\nname"]
+    texts += ["<|im_end|>\n", "a<|im_end|> b", "<tool>", "a<tool>b", " <tool> "]
+    texts += [
+        "".join(chance.choices(SPACES + WORDS + ODD + SIGNS, k=chance.randrange(1, 9)))
+        for _ in range(400)
+    ]
     expected = [each.ids.tolist() for each in load_tokenizer(folder).encode(texts)]
-    assert [
-        engine.tokenize(text.encode(), add_bos=False, special=True) for text in texts
-    ] == expected
+    found = [engine.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
+    assert [text for text, one, two in zip(texts, found, expected, strict=True) if one != two] == []
+
+
+def test_added_tokens_that_llama_cpp_finds_elsewhere_are_told(tmp_path: Path) -> None:
+    tokenizer = byte_pairs(split_by(next(iter(PRE_TOKENIZERS))), ignore_merges=True)
+    tokenizer.add_special_tokens([AddedToken("<a>", lstrip=True), AddedToken("<b>", rstrip=True)])
+    tokenizer.add_tokens([AddedToken("word", single_word=True), AddedToken("<c>")])
+    folder = save_tokenizer(tmp_path / "bytes", tokenizer)
+    assert tokenizer_fields(folder, load_tokenizer(folder), 320).notices == (
+        "<a> is found by the text alone, without regard to lstrip",
+        "<b> is found by the text alone, without regard to rstrip",
+        "word is found by the text alone, without regard to single_word",
+    )
+    pieces = sentence_pieces()
+    pieces.add_tokens([AddedToken("<c>", normalized=True), AddedToken("<d>", normalized=False)])
+    folder = save_tokenizer(tmp_path / "pieces", pieces)
+    assert tokenizer_fields(folder, load_tokenizer(folder), 320).notices == (
+        "<c> is found by the text alone, without regard to normalized",
+    )

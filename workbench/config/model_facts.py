@@ -5,13 +5,13 @@ facts, those in ``TRAINABLE_FAMILIES`` can be trained. The decoder itself reads 
 ``model/families``. Invariant: nothing here reads a weight.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.config import family_table
 from workbench.config.inherit import is_file, is_folder
+from workbench.config.json_file import read_json_object
 from workbench.config.rotary_scaling import longest_document, read_rotary
 from workbench.errors import RunError
 
@@ -122,6 +122,11 @@ class ModelFacts:
         return self.family in TRAINABLE_FAMILIES
 
 
+def most_of(name: str) -> int:
+    """Give the largest number that a field of config.json can mean."""
+    return _MOST_BLOCKS if name == "num_hidden_layers" else _LARGEST_NUMBER
+
+
 def read_model_facts(path: Path | str) -> ModelFacts:
     """Read the facts of a model folder, or of a ``config.json`` by itself.
 
@@ -149,19 +154,7 @@ def read_model_facts(path: Path | str) -> ModelFacts:
 
 
 def _read_facts(path: Path) -> ModelFacts:
-    try:
-        stated = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RunError(
-            f"cannot be read: {error.strerror}", where=str(path), remedy="check its permissions"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(
-            f"is not JSON: {error}", where=str(path), remedy="download it anew"
-        ) from error
-    if not isinstance(stated, dict):
-        raise RunError("is not a JSON object", where=str(path), remedy="download it anew")
-    return facts_of(stated, where=str(path))
+    return facts_of(read_json_object(path, RunError), where=str(path))
 
 
 def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
@@ -188,8 +181,7 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
                 where=where,
                 remedy="download config.json anew",
             )
-        most = _MOST_BLOCKS if name == "num_hidden_layers" else _LARGEST_NUMBER
-        if value > most:
+        if value > most_of(name):
             raise RunError(
                 f"{name} is {value:,}, more than any model has",
                 where=where,
@@ -222,9 +214,33 @@ def facts_of(stated: dict[str, object], *, where: str) -> ModelFacts:
         sliding_blocks=slides,
         longest_document=max_positions and longest_document(rotary, max_positions),
     )
+    _check_numbers(stated, where=where)
     has_own_size = stated.get("head_dim", switches.head_size) is not None
     _check_heads(facts, has_own_size=has_own_size, where=where)
     return facts
+
+
+def _check_numbers(stated: dict[str, object], *, where: str) -> None:
+    """Refuse what memory needs no count of, and no decoder can be built with.
+
+    Raises:
+        RunError: a number that is none, or not above 0; a flag that is no flag.
+    """
+    for name in ("rms_norm_eps", "initializer_range"):
+        value = stated.get(name, 1.0)
+        if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+            raise RunError(
+                f"{name} is {value!r}, a number above 0 is needed",
+                where=where,
+                remedy="download config.json anew",
+            )
+    tied = stated.get("tie_word_embeddings")
+    if tied is not None and not isinstance(tied, bool):
+        raise RunError(
+            f"tie_word_embeddings is {tied!r}, not true or false",
+            where=where,
+            remedy="download config.json anew",
+        )
 
 
 def _check_heads(facts: ModelFacts, *, has_own_size: bool, where: str) -> None:

@@ -3,6 +3,7 @@
 The user side copies the template into the run folder, from where training and serving take it.
 """
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -47,10 +48,10 @@ def own_template(model_folder: Path) -> str | None:
         DataError: a file is there and cannot be read, or it lists templates without a default.
     """
     file = model_folder / "chat_template.jinja"
-    if file.is_file():
+    if os.path.lexists(file):
         return _read(file)
     path = model_folder / "tokenizer_config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         stated = msgspec.json.decode(_read(path), type=_TokenizerConfig).chat_template
@@ -83,6 +84,10 @@ class _TokenizerConfig(msgspec.Struct):
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():  # who opens a pipe waits for ever
+            raise DataError(
+                "is no file", where=str(path), remedy="remove it, or name another template"
+            )
         if path.stat().st_size > _LARGEST_BYTES:
             raise DataError(
                 "is too large for a chat template",

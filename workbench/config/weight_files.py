@@ -7,11 +7,15 @@ is named, but for the links by which the hub's own cache is made.
 """
 
 import json
+import os
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from workbench.config.inherit import is_file, is_folder
 from workbench.errors import RunError
@@ -93,15 +97,51 @@ def missing_weight_files(folder: Path | str) -> list[str]:
     return []
 
 
+def check_whole(files: Iterable[Path]) -> None:
+    """See that safetensors end where their headers say: a download that broke off does not.
+
+    Raises:
+        RunError: one is cut short, or begins with no header.
+    """
+    for path in files:
+        if path.suffix == ".safetensors" and (what := _flaw_of(path)) is not None:
+            raise RunError(what, where=str(path), remedy="download the file anew")
+
+
+def _flaw_of(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            first = file.read(8)
+            length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
+            if length > min(size - 8, _MAX_INDEX_BYTES):
+                return "is no safetensors file, or is cut short: it has no complete header"
+            header = msgspec.json.decode(file.read(length), type=dict[str, _Held])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return f"has no header that can be read: {error}"
+    end = max((each.data_offsets[1] for each in header.values()), default=0)
+    if end == size - 8 - length:
+        return None
+    return f"has {size - 8 - length:,} bytes of tensors, its header lists {end:,}: is it complete?"
+
+
+class _Held(msgspec.Struct):
+    """What a header says of one tensor; of its metadata nothing."""
+
+    data_offsets: tuple[int, int] = (0, 0)
+
+
 def file_inside(folder: Path, name: str) -> Path:
     """Give a file of a model folder, which may be a link only within it, or into the hub's cache.
 
     Raises:
-        RunError: it is a link to somewhere else.
+        RunError: it is a link to somewhere else, or may not be read.
     """
     path = folder / name
-    target, home = path.resolve(), folder.resolve()
+    target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     if target.is_relative_to(home) or _BLOB.fullmatch(target.as_posix()):
+        if os.path.exists(path) and not os.access(path, os.R_OK, effective_ids=True):  # noqa: PTH110
+            raise RunError("may not be read", where=str(path), remedy="check its permissions")
         return path
     raise RunError(
         f"{name} is a link out of the folder, to {target}",

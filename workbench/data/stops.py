@@ -5,8 +5,9 @@ Training and serving ask here, so that a reply ends at the same place in both. K
 
 from pathlib import Path
 
+from workbench.config.end_ids import stated_end_ids
 from workbench.data.chat_template import ChatTemplate
-from workbench.data.tokenizer import Tokenizer, read_json
+from workbench.data.tokenizer import Tokenizer
 
 
 def stops_of(
@@ -33,10 +34,7 @@ def end_ids_of(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """Collect the tokens that end a text: of generation_config.json, config.json, the tokenizer.
 
     Raises:
-        DataError: a file is there and cannot be read.
+        DataError: a file is there and cannot be read, or names an end that is no id.
     """
-    found: set[object] = {tokenizer.eos_id}
-    for name in ("generation_config.json", "config.json"):
-        stated = read_json(folder / name).get("eos_token_id")
-        found.update(stated if isinstance(stated, list) else [stated])
-    return frozenset(number for number in found if isinstance(number, int))
+    own = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return stated_end_ids(folder).union(own)

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as _Backend
 
+from workbench.config.json_file import check_plain_file, read_json_object
 from workbench.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+
+_MOST_TOKENS = 1 << 24
 
 # Older files of a vocabulary, from which transformers can write a tokenizer.json.
 _OLDER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
@@ -127,6 +130,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise _no_tokenizer(folder)
     stated = read_json(folder / SPECIAL_TOKENS_FILE) | read_json(folder / TOKENIZER_CONFIG_FILE)
+    check_plain_file(path, DataError)
     try:
         as_it_stands = _Backend.from_file(str(path))
     except Exception as error:
@@ -135,6 +139,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             where=str(path),
             remedy="copy the file anew from the model's source",
         ) from error
+    check_vocabulary(as_it_stands, path)
     backend = _rebuilt(as_it_stands, stated, folder) or as_it_stands
     for one in (backend, as_it_stands):
         one.no_padding()
@@ -152,6 +157,22 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             )
     return Tokenizer(
         backend, special_tokens, differs_from_file=_differ_behind_tokens(backend, as_it_stands)
+    )
+
+
+def check_vocabulary(backend: _Backend, path: Path) -> None:
+    """See that a tokenizer has tokens, and no ids that the library would count up to for ever.
+
+    Raises:
+        DataError: it has none, or ids beyond any vocabulary.
+    """
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    if 0 <= largest < _MOST_TOKENS:
+        return
+    raise DataError(
+        f"has ids up to {largest:,}, more than any model has" if largest >= 0 else "has no tokens",
+        where=str(path),
+        remedy="copy the file anew from the model's source",
     )
 
 
@@ -234,20 +255,9 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: the file is there and is not a JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path, DataError)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot be read as JSON: {error}",
-            where=str(path),
-            remedy="copy the file anew from the model's source",
-        ) from error
-    if not isinstance(content, dict):
-        raise DataError(
-            "is not a JSON object", where=str(path), remedy="copy the file anew from its source"
-        )
-    return content
 
 
 def text_of(token: object) -> str | None:
@@ -262,6 +272,12 @@ def add_missing_tokens(backend: _Backend, stated: dict[str, Any]) -> None:
     listed = stated.get("added_tokens_decoder")
     if not isinstance(listed, dict):
         return
+    if any(not number.isdecimal() for number in listed):
+        raise DataError(
+            "lists added_tokens_decoder by other names than ids",
+            where=TOKENIZER_CONFIG_FILE,
+            remedy="copy the file anew from the model's source",
+        )
     for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
         text = text_of(token)
         if text is None or backend.token_to_id(text) is not None:

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from workbench.config.json_file import read_json_object
 from workbench.config.model_facts import facts_of
+from workbench.config.weight_files import check_whole, find_weight_files
 from workbench.control.address import check_folder, check_length, remove_stale, serve_address
 from workbench.data.tokenizer import Tokenizer, load_tokenizer
 from workbench.errors import ConfigError, RefusedError, RunError, WorkbenchError
@@ -496,14 +498,13 @@ def read_context(folder: Path) -> int:
     path = folder / "config.json"
     remedy = "name a model folder in Hugging Face layout"
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot be read: {error}", where=str(path), remedy=remedy) from error
-    stated = config if isinstance(config, dict) else {}
+        stated = read_json_object(path, RunError)
+    except FileNotFoundError as error:
+        raise RunError("is not there", where=str(path), remedy=remedy) from error
     context = stated.get("max_position_embeddings")
     with suppress(RunError):  # a family that is trained here; others transformers alone knows
         context = facts_of(stated, where=str(path)).longest_document or context
-    if not isinstance(context, int) or context < 2:
+    if type(context) is not int or context < 2:
         raise RunError("says no max_position_embeddings", where=str(path), remedy=remedy)
     return context
 
@@ -512,15 +513,10 @@ def weight_bytes(folder: Path) -> int:
     """Sum the sizes of the weight files.
 
     Raises:
-        RunError: there are none.
+        RunError: there are none, one is missing, cut short, or lies outside of the folder.
     """
-    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise RunError(
-            "holds no weights: no .safetensors, no pytorch_model.bin",
-            where=str(folder),
-            remedy="name a run, a checkpoint or a model folder with weights",
-        )
+    files = find_weight_files(folder).files
+    check_whole(files)
     return sum(file.stat().st_size for file in files)
 
 

@@ -7,20 +7,22 @@ said before it is loaded.
 """
 
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
+from workbench.config.json_file import read_json_object
+from workbench.config.model_facts import TRAINABLE_FAMILIES
 from workbench.config.rates import rates_of
+from workbench.config.weight_files import find_weight_files
 from workbench.errors import ConfigError, RefusedError, RunError
+from workbench.model.families import read_dimensions
+from workbench.model.weights import stored_weights
 from workbench.runs.host_memory import available_host_memory
 from workbench.runs.rates_file import read_rates
 
@@ -120,6 +122,7 @@ def load_model(
         RefusedError: the model does not fit on the device, and cannot be shared out.
     """
     device = choose_device(device_name)
+    _check_folder(folder)
     placement = _placement(folder, device, dtype_name, memory_gib)
     how: dict[str, Any] = {}
     if placement is not None:
@@ -130,7 +133,7 @@ def load_model(
         if device.type == "cuda":
             room = {device.index or 0: placement.device_bytes, "cpu": placement.host_bytes}
         how = {"device_map": "auto", "max_memory": room}
-    is_safe = any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin"))
+    is_safe = find_weight_files(folder).files[0].suffix == ".safetensors"
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -142,7 +145,7 @@ def load_model(
             use_safetensors=is_safe,
             **how,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except Exception as error:  # strangers' files meet every part of the library
         raise RunError(
             f"cannot be loaded: {_first_line(error)}",
             where=str(folder),
@@ -158,9 +161,53 @@ def load_model(
                 remedy="free the device, or serve with --device cpu",
             ) from error
     model.eval()
+    if placement is None:
+        _check_finite(model, device, folder)
     # What a model's own file suggests would fill every value that a request leaves out.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return model, device
+
+
+def _check_folder(folder: Path) -> None:
+    """See that a folder holds the model that its config describes, where we know its family.
+
+    transformers draws at random what is missing, and follows links out of the folder.
+
+    Raises:
+        RunError: it does not.
+    """
+    find_weight_files(folder)
+    try:
+        config = read_json_object(folder / "config.json", RunError)
+    except FileNotFoundError as error:
+        raise RunError(
+            "has no config.json", where=str(folder), remedy="name a model folder"
+        ) from error
+    is_quantized = config.get("quantization_config") is not None
+    if not isinstance(config.get("model_type"), str):
+        raise RunError(
+            f"model_type is {config.get('model_type')!r}, not the name of a family",
+            where=str(folder / "config.json"),
+            remedy="copy the file anew from the model's source",
+        )
+    if config["model_type"] in TRAINABLE_FAMILIES and not is_quantized:
+        stored_weights(folder, read_dimensions(folder))
+
+
+def _check_finite(model: Any, device: torch.device, folder: Path) -> None:  # noqa: ANN401
+    """Let the model say one token: a weight that is not finite spoils all its logits.
+
+    Raises:
+        RunError: it does.
+    """
+    with torch.inference_mode():
+        logits = model(torch.zeros((1, 1), dtype=torch.int64, device=device)).logits
+    if not bool(logits.isfinite().all()):
+        raise RunError(
+            "its logits are not finite: a weight is none, or too large for the dtype",
+            where=str(folder),
+            remedy="serve another checkpoint, or with --dtype float32",
+        )
 
 
 def _placement(
@@ -193,14 +240,10 @@ def _placement(
 
 def _weight_bytes(folder: Path, dtype_name: DtypeName) -> int:
     """Give what the weights will take, in the precision asked for."""
-    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
-    stored = sum(path.stat().st_size for path in files)
+    stored = sum(path.stat().st_size for path in find_weight_files(folder).files)
     if dtype_name == "auto":
         return stored
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return stored
+    config = read_json_object(folder / "config.json", RunError)
     said = str(config.get("dtype") or config.get("torch_dtype"))
     return stored * _ITEM_BYTES[dtype_name] // _ITEM_BYTES.get(said, _ITEM_BYTES[dtype_name])
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from workbench.config import memory_fit
 from workbench.config.checks import check_model, left_open, not_in_this_version
+from workbench.config.end_ids import stated_end_ids
 from workbench.config.hub_id import model_name
 from workbench.config.inherit import is_file
 from workbench.config.load import ResolvedConfig, at_origins
@@ -35,7 +36,11 @@ from workbench.config.model_facts import (
 from workbench.config.problems import Problem
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
-from workbench.config.weight_files import missing_weight_files
+from workbench.config.weight_files import (
+    check_whole,
+    find_weight_files,
+    missing_weight_files,
+)
 from workbench.control.address import check_length, new_address
 from workbench.errors import WorkbenchError
 from workbench.jobs import data_worker
@@ -224,6 +229,9 @@ def _check_model(resolved: ResolvedConfig, *, resumes: bool) -> Iterator[Check]:
         # What goes on from a checkpoint reads no weights here.
         reads_weights = config.model.weights == "load" and not resumes
         missing = missing_weight_files(folder) if reads_weights else []
+        stated_end_ids(folder)
+        if reads_weights and not missing and not is_file(folder):
+            check_whole(find_weight_files(folder).files)
     except WorkbenchError as error:
         yield _error("model", error)
         return

@@ -145,7 +145,8 @@ def _finalize(line: str) -> None:
 
 
 def _convert(line: str) -> None:
-    from workbench.model.convert import DTYPES, Wish, convert, plan_conversion
+    from workbench.model.conversion_plan import DTYPES, Wish, plan_conversion
+    from workbench.model.convert import convert
     from workbench.model.safetensors_writer import MAX_SHARD_BYTES
 
     request = read_request(line, ConvertRequest)

@@ -24,6 +24,7 @@ from workbench.data.tokenizer import (
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     add_missing_tokens,
+    check_vocabulary,
     read_json,
     text_of,
 )
@@ -63,6 +64,7 @@ class TokenPlan:
         generation: of generation_config.json; None where nothing of it changes.
         rows: that begin anew, by id.
         num_rows: of the embedding afterwards.
+        renamed: named tokens that become others: name to the old one, None without, and the new.
         num_tokens: rows that stood for tokens before; padding behind them is no part of a mean.
         notices: what was left as it was, and why.
     """
@@ -73,6 +75,7 @@ class TokenPlan:
     config: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] | None = None
     rows: dict[int, NewRow] = field(default_factory=dict)
+    renamed: dict[str, tuple[str | None, str]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
@@ -97,6 +100,7 @@ def plan_tokens(folder: Path, wanted: AddedTokens, num_rows: int) -> TokenPlan:
             where=str(folder / TOKENIZER_FILE),
             remedy="copy the file anew from the model's source",
         ) from error
+    check_vocabulary(backend, folder / TOKENIZER_FILE)
     beside = read_json(folder / SPECIAL_TOKENS_FILE) | read_json(folder / TOKENIZER_CONFIG_FILE)
     add_missing_tokens(backend, beside)
     planning = _Planning(folder, backend, beside, num_rows)
@@ -175,8 +179,12 @@ class _Planning:
         return found
 
     def _register(self, text: str, *, is_special: bool) -> None:
-        """Let the library find a text before anything else, as one token."""
-        token = AddedToken(text, special=is_special, normalized=not is_special)
+        """Let the library find a text before anything else, as one token, wherever it stands.
+
+        A normalized one would be found at the beginning of words alone where a normalizer puts
+        spaces before texts, as those of Llama 2 and Mistral do.
+        """
+        token = AddedToken(text, special=is_special, normalized=False)
         if is_special:
             self._backend.add_special_tokens([token])
         else:
@@ -200,6 +208,7 @@ class _Planning:
             for name, text in self._named.items()
             if text is not None and text != self._before[name]
         }
+        plan.renamed = {name: (self._before[name], text) for name, text in changed.items()}
         self._change_tokenizer_files(stated, changed)
         self._change_ids(changed)
         return plan

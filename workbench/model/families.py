@@ -5,7 +5,7 @@ that asks for something this decoder does not compute is refused by its name: a 
 nearly right trains towards nonsense.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from workbench.config.family_table import (
     sliding_blocks,
     turned_blocks,
 )
+from workbench.config.json_file import read_json_object
+from workbench.config.model_facts import most_of
 from workbench.config.rotary_scaling import NO_SCALING, read_rotary
 from workbench.config.rotary_scaling import RotaryScaling as RotaryScaling
 from workbench.errors import RunError
@@ -108,24 +110,13 @@ def read_dimensions(source: Path | Mapping[str, Any]) -> Dimensions:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path, RunError)
     except FileNotFoundError as error:
         raise RunError(
             "there is no model config here",
             where=str(path),
             remedy="give model.path a folder with config.json, tokenizer and weights",
         ) from error
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"cannot be read as JSON: {error}",
-            where=str(path),
-            remedy="copy the file anew from where the model came from",
-        ) from error
-    if not isinstance(content, dict):
-        raise RunError(
-            "is not a JSON object", where=str(path), remedy="copy the file anew from its source"
-        )
-    return content
 
 
 def _dimensions(config: Mapping[str, Any], *, where: str) -> Dimensions:
@@ -193,6 +184,8 @@ def _positive_int(config: Mapping[str, Any], key: str, *, where: str) -> int:
             where=where,
             remedy="correct the field, or copy config.json anew from the model's source",
         )
+    if value > most_of(key):
+        raise _broken(where, key, f"{value:,} is more than any model has")
     return value
 
 
@@ -206,7 +199,8 @@ def _optional_int(
 
 def _number(config: Mapping[str, Any], key: str, default: float, *, where: str) -> float:
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise RunError(
             f"{key} is {value!r}, a number above 0 is needed",
             where=where,

@@ -18,7 +18,10 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
+from workbench.config.inherit import is_file
+from workbench.config.json_file import check_there
 from workbench.config.template_source import own_template
+from workbench.config.weight_files import file_inside
 from workbench.data.chat_template import ChatTemplate
 from workbench.data.stops import end_ids_of, stops_of
 from workbench.data.tokenizer import load_tokenizer, read_json
@@ -127,7 +130,7 @@ def finalize(
         WorkbenchError: logits differ. Nothing is at the destination in either case.
     """
     sources, step, num_ranks = _gathered(folders)
-    with whole_folder(destination) as partial:
+    with whole_folder(destination, folders[0]) as partial:
         _check_space(partial, sources, gguf)
         files = _copied(sources, partial, tell)
         if len(folders) > 1:
@@ -157,7 +160,7 @@ def finalize(
 
 def _gathered(folders: Sequence[Path]) -> tuple[dict[str, _Source], int | None, int]:
     """List what is published by name; of several hosts' folders, what they hold together."""
-    if not CheckpointFolder(folders[0]).manifest.is_file():
+    if not is_file(CheckpointFolder(folders[0]).manifest):
         return _of_model_folder(folders[0]), None, 1
     manifests = {folder: read_manifest(folder) for folder in folders}
     first = manifests[folders[0]]
@@ -223,7 +226,10 @@ def _of_model_folder(folder: Path) -> dict[str, _Source]:
             remedy=f"write them anew first: workbench convert {folder} DST",
         )
     names = [*_SMALL_FILES, *([INDEX_FILE] if len(paths) > 1 else [])]
-    paths |= {name: folder / name for name in names if (folder / name).is_file()}
+    for name in names:
+        if os.path.lexists(folder / name):
+            check_there(file_inside(folder, name))
+            paths[name] = folder / name
     return {name: _Source(path, hash_file(path)) for name, path in paths.items()}
 
 

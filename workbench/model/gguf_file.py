@@ -100,8 +100,8 @@ def write_gguf(
     _write(gguf, path, name, kind, dims, layout, tokenizer, own_template(folder), parts, tell)
     _compare(gguf, path, dims, layout, tokenizer, own_template(folder), parts, tell)
     content, notices = modelfile(folder, path.name, layout.context)
-    for notice in notices:
-        warn(f"Modelfile: {notice}", "write a TEMPLATE by hand, or use llama.cpp's --jinja")
+    for what, remedy in notices:
+        warn(f"Modelfile: {what}", remedy)
     return {
         path.name: hash_file(path),
         MODELFILE: write_hashed(folder / MODELFILE, content.encode()),

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer as Backend
 
 from workbench.config.template_source import own_template
+from workbench.config.weight_files import some
 from workbench.data.chat_template import ChatTemplate
 from workbench.data.stops import stops_of
 from workbench.data.tokenizer import TOKENIZER_FILE, Tokenizer, has_llama_class, read_json
@@ -144,6 +145,7 @@ def tokenizer_fields(folder: Path, tokenizer: Tokenizer, num_rows: int) -> Token
             and not read_json(folder / "tokenizer_config.json").get("legacy")
         ):
             notices.append("a space is put behind special tokens too, not only before the text")
+    notices += _found_otherwise(description, tokenizer)
     return TokenizerFields(
         kind=kind,
         pre=pre,
@@ -185,6 +187,22 @@ def _type_of(number: int, text: str, model: Mapping[str, Any], tokenizer: Tokeni
     if is_byte and model.get("byte_fallback"):
         return TokenType.BYTE
     return TokenType.NORMAL
+
+
+def _found_otherwise(description: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """Name the added tokens that llama.cpp finds elsewhere: it looks for their text alone."""
+    names: dict[str, list[str]] = {}
+    for token in description.get("added_tokens") or []:
+        flags = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
+        if token.get("normalized") and tokenizer.token_text(token["id"]) != token["content"]:
+            flags.append("normalized")
+        if flags:
+            names.setdefault(" and ".join(flags), []).append(str(token["content"]))
+    return [
+        f"{some(found)} {'is' if len(found) == 1 else 'are'} found by the text alone, "
+        f"without regard to {flags}"
+        for flags, found in names.items()
+    ]
 
 
 def _special(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:

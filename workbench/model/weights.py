@@ -61,10 +61,9 @@ def read_weights(folder: Path, dims: Dimensions, dtype: torch.dtype) -> dict[str
             of another shape or not of a floating type; all such names are listed. Or, once it is
             read, a tensor holds a NaN or an infinity.
     """
-    weights = {
-        name: torch.empty(shape, dtype=dtype) for name, shape in parameter_shapes(dims).items()
-    }
-    load_into(folder, dims, weights)
+    stored = stored_weights(folder, dims)  # what sizes nobody has stored is never made room for
+    weights = {name: torch.empty(each.shape, dtype=dtype) for name, each in stored.items()}
+    read_into(((each, weights[name]) for name, each in stored.items()), must_be_finite=True)
     return weights
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from workbench.errors import RunError
+from workbench.errors import DataError, RunError
 from workbench.runs.atomic import sync_folder
 from workbench.runs.layout import PARTIAL_SUFFIX
 from workbench.runs.lock import is_locked, take_lock
@@ -25,13 +25,15 @@ def partial_of(destination: Path) -> Path:
 
 
 @contextmanager
-def whole_folder(destination: Path) -> Iterator[Path]:
+def whole_folder(destination: Path, source: Path | None = None) -> Iterator[Path]:
     """Give a folder to write into; it gets its name when the block ends, durable, else it goes.
 
     Files in it must be durable by then.
 
     Args:
         destination: must not be there, or be an empty folder; parents are made.
+        source: what is written comes from here, so a mistake in it is told of here: what was being
+            written is gone by then.
 
     Raises:
         RunError: the destination is taken, somebody else writes it, or it cannot be written.
@@ -58,6 +60,13 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     except OSError as error:
         _remove(partial)
         raise _unwritable(destination, error) from error
+    except (DataError, RunError) as error:
+        _remove(partial)
+        if source is None or str(partial) not in error.where:
+            raise
+        where = error.where.replace(str(partial), str(source))
+        remedy = error.remedy.replace(str(partial), str(source))
+        raise type(error)(error.what, where=where, remedy=remedy) from error
     except BaseException:
         _remove(partial)
         raise

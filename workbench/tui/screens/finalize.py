@@ -5,7 +5,7 @@ of this dialog's own, which ends with it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from workbench.tui.widgets.form import ChoiceField, FormField, FormLine
 
 if TYPE_CHECKING:
     from workbench.jobs.model_worker import Published
-    from workbench.jobs.side_by_side import Server
+    from workbench.jobs.side_by_side import Server, Start
     from workbench.runs.checkpoints import Choice
 
 QUESTION = "Hello, what is your name?"
@@ -48,9 +48,7 @@ class Publishable:
 class FinalizeDialog(WorkDialog):
     """Where to, which checkpoint, which GGUF, and whether it is asked for a reply."""
 
-    def __init__(
-        self, source: Publishable, start: Callable[[Path], Awaitable[Server]] = spawn
-    ) -> None:
+    def __init__(self, source: Publishable, start: "Start" = spawn) -> None:
         name = source.run.run.name if source.run is not None else source.path.name
         super().__init__(f"Finalize {name}")
         self._source = source
