@@ -470,6 +470,7 @@ _MEANT = (
     ),
     ("did not find expected", "does not line up with the lines above", "close or indent it alike"),
     ("end of stream", "a quote is opened here and never closed", "close it"),
+    ("but got '?'", "a ? in a value between [ ] or { }", "quote the value"),
     ("expected ',' or ']'", "a list is opened with [ and never closed", "close it with ]"),
     ("expected ',' or '}'", "a mapping is opened with { and never closed", "close it with }"),
     ("unknown escape character", "an unknown escape in double quotes", "use single quotes"),
@@ -500,7 +501,7 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: Path | None) -> Prob
     )
     found = re.search(r"found character (\S+)", said)
     what = what.replace("{character}", found.group(1) if found else "a character")
-    opened = "end of stream" in said or "expected ',' or" in said
+    opened = "end of stream" in said or what.endswith("never closed")
     mark = error.context_mark if opened and error.context_mark else error.problem_mark
     line = None if mark is None else mark.line + 1
     return Problem(key="", what=what, remedy=remedy, file=file, line=line)
