@@ -105,8 +105,6 @@ class Walk:
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
-                # Tests that a shell runs in its background ignore Ctrl-C, and so would the server.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
         deadline = time.monotonic() + LIMIT_SECONDS
         while sign not in (told := self._said.read_text()):

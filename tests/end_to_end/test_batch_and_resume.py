@@ -92,7 +92,7 @@ def test_a_finished_run_says_so_and_offers_more_steps(
     again, _ = batch(workplace, "uninterrupted")
     assert (again.status, again.stdout) == (4, "")
     assert "finished at step 20" in again.stderr
-    assert "--max-steps" in again.stderr
+    assert "training.max_steps=N" in again.stderr
     assert run.config.read_bytes() == before
 
 

@@ -1,5 +1,6 @@
 """What the socket takes and refuses: strangers, garbage, other versions, slow and rude viewers."""
 
+import asyncio
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import pytest
 
 from tests.control.viewer import Viewer
 from tests.supervisor.conftest import Supervised, wait_until
+from workbench.supervisor.server import LineReader, next_line
 
 
 @pytest.fixture
@@ -199,3 +201,28 @@ def test_a_viewer_is_told_the_end_before_the_socket_goes(serving: Supervised) ->
         assert viewer.ask(type="status", id=3)["state"] == "stopped"
         assert address(serving).exists()
     wait_until(lambda: not address(serving).exists(), "the end of the socket")
+
+
+def test_what_came_before_a_connection_broke_is_read() -> None:
+    async def read() -> list[bytes]:
+        reader = LineReader(1000)
+        reader.feed_data(b"first\nlast\nhalf")
+        reader.set_exception(ConnectionResetError())
+        return [await next_line(reader) for _ in range(3)]
+
+    assert asyncio.run(read()) == [b"first\n", b"last\n", b""]
+
+
+def test_a_rank_that_leaves_with_commands_unread_is_heard_to_its_last_word(
+    supervised: Supervised,
+) -> None:
+    gate = supervised.run.path / "gate"
+    supervised.start("connect", "step=5", f"wait_for={gate}", "fail=save_failed", "exit=1")
+    supervised.wait_for_state("training")
+    with supervised.connect() as viewer:
+        for number in range(20):
+            viewer.send(type="save", id=number)
+        viewer.receive_until(type="accepted")
+        gate.touch()
+        status, outcome = supervised.ended()
+    assert (status, outcome.reason) == (1, "save_failed")

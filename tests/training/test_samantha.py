@@ -15,7 +15,8 @@ from workbench.config.added_tokens_file import read_added_tokens
 from workbench.config.load import dump_config
 from workbench.config.schema.config import Config
 from workbench.config.template_source import template_source
-from workbench.model.convert import Wish, convert, plan_conversion
+from workbench.model.conversion_plan import Wish, plan_conversion
+from workbench.model.convert import convert
 from workbench.runs.layout import RunFolder
 from workbench.training.rank import run_rank
 

@@ -97,6 +97,21 @@ class Closed:
     peer: Peer
 
 
+class LineReader(asyncio.StreamReader):
+    """Reads to the last line that came, also where the other end left without reading its own.
+
+    A rank that dies with a command unread resets the connection. A plain reader then raises at
+    once, and what the rank had said of its end would be lost.
+    """
+
+    def set_exception(self, exc: Exception) -> None:
+        """Take a connection that broke for one that ended."""
+        if isinstance(exc, ConnectionError):
+            self.feed_eof()
+        else:
+            super().set_exception(exc)
+
+
 class Server:
     """Listens at one address and reads from every peer into the inbox."""
 
@@ -114,9 +129,12 @@ class Server:
         Raises:
             OSError: the address is taken, or the folder cannot be written.
         """
-        self._server = await asyncio.start_unix_server(
-            self._serve, path=os.fspath(address), limit=MAX_LINE_BYTES
-        )
+        loop = asyncio.get_running_loop()
+
+        def new_connection() -> asyncio.StreamReaderProtocol:
+            return asyncio.StreamReaderProtocol(LineReader(MAX_LINE_BYTES), self._serve)
+
+        self._server = await loop.create_unix_server(new_connection, path=os.fspath(address))
         address.chmod(0o600)
 
     async def close(self) -> None:
@@ -151,13 +169,13 @@ class Server:
                 self._inbox.put_nowait(Closed(peer))
 
     async def _read(self, reader: asyncio.StreamReader, peer: Peer) -> None:
-        line = await asyncio.wait_for(_next_line(reader), HELLO_SECONDS)
+        line = await asyncio.wait_for(next_line(reader), HELLO_SECONDS)
         if not await self._admitted(peer, line):
             return
         decode = _from_publisher.decode if peer.role == "publisher" else _from_viewer.decode
         while True:
             try:
-                line = await _next_line(reader)
+                line = await next_line(reader)
                 if not line:
                     return
                 message = decode(line)
@@ -223,7 +241,7 @@ class Server:
         return None
 
 
-async def _next_line(reader: asyncio.StreamReader) -> bytes:
+async def next_line(reader: asyncio.StreamReader) -> bytes:
     """Read a line, empty at the end; half a line before the end is not one.
 
     Raises:
