@@ -63,7 +63,15 @@ def save(conversation: Conversation, path: Path, *, all_branches: bool = False) 
     # A link stays one, and leads to what is written.
     path = path.resolve()
     try:
-        kept = list(_other_lines(path, conversation.id))
+        kept = list(
+            other_lines(
+                path,
+                conversation.id,
+                key="messages",
+                kind="conversation with 'messages'",
+                remedy="name another file",
+            )
+        )
         lines = [*kept, *(msgspec.json.encode(row) for row in rows)]
         write_atomically(path, b"\n".join(lines) + b"\n")
     except (OSError, UnicodeEncodeError) as error:
@@ -91,7 +99,19 @@ def _row(conversation: Conversation, way: Sequence[Turn]) -> dict[str, Any]:
     return {"id": conversation.id, "messages": messages, "models": models}
 
 
-def _other_lines(path: Path, own_id: str) -> Iterator[bytes]:
+def other_lines(path: Path, own_id: str, *, key: str, kind: str, remedy: str) -> Iterator[bytes]:
+    """Give the lines of a file that stay when one is written anew.
+
+    Args:
+        path: of JSON lines; there are none where it does not exist.
+        own_id: ``id`` of the line that is replaced.
+        key: that every line must have.
+        kind: what such a line is, for the error.
+        remedy: what to do about a file that holds others.
+
+    Raises:
+        DataError: a line is something else; nothing of it is to be lost.
+    """
     if not path.exists():
         return
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
@@ -101,10 +121,8 @@ def _other_lines(path: Path, own_id: str) -> Iterator[bytes]:
             row = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):
             row = None
-        if not isinstance(row, dict) or "messages" not in row:
-            raise _refused(
-                path, f"line {number} is no conversation with 'messages'", "name another file"
-            )
+        if not isinstance(row, dict) or key not in row:
+            raise _refused(path, f"line {number} is no {kind}", remedy)
         if row.get("id") != own_id:
             yield line.rstrip(b"\r")
 

@@ -4,7 +4,6 @@ A line holds both answers with what each model was told, so that it says all the
 vote. Invariant: voting again on the same answers replaces the line, and touches no other.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import msgspec
 
 from workbench.errors import DataError
 from workbench.jobs.conversation import Conversation, Turn
+from workbench.jobs.transcripts import other_lines
 from workbench.runs.atomic import write_atomically
 
 FILE_NAME = "votes.jsonl"
@@ -66,7 +66,8 @@ def save_vote(vote: dict[str, Any], path: Path) -> None:
     """
     path = path.resolve()
     try:
-        lines = [*_other_lines(path, vote["id"]), msgspec.json.encode(vote)]
+        kept = other_lines(path, vote["id"], key="vote", kind="vote", remedy="move the file away")
+        lines = [*kept, msgspec.json.encode(vote)]
         write_atomically(path, b"\n".join(lines) + b"\n")
     except (OSError, UnicodeEncodeError) as error:
         told = error.strerror if isinstance(error, OSError) else "its text is no UTF-8"
@@ -93,21 +94,3 @@ def _side(conversation: Conversation, model: Path, answer: Turn) -> dict[str, An
         "seconds": round(answer.seconds, 3),
         "ended": answer.ended,
     }
-
-
-def _other_lines(path: Path, own_id: str) -> Iterator[bytes]:
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            row = None
-        if not isinstance(row, dict) or "vote" not in row:
-            raise DataError(
-                f"line {number} is no vote", where=str(path), remedy="move the file away"
-            )
-        if row.get("id") != own_id:
-            yield line.rstrip(b"\r")
