@@ -72,8 +72,9 @@ async def comparing(
         await wait_until(pilot, lambda: screen.query_one("#prompt").has_focus)
         await pilot.press("f6")
         await wait_until(pilot, lambda: "Compare quick-1/checkpoint-20 with" in screen_text(pilot))
-        await wait_until(pilot, lambda: "checkpoint-10" in screen_text(pilot))
-        await pilot.press("down", "enter")
+        # The cursor is beside the model that is there already.
+        await wait_until(pilot, lambda: "▌           checkpoint-10" in screen_text(pilot))
+        await pilot.press("enter")
         await wait_until(pilot, lambda: screen.query_one("#prompt-both").has_focus)
         yield Comparing(pilot, screen, a, b, surroundings)
     # The program leaves no server behind, however it was left.

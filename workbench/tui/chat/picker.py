@@ -38,6 +38,7 @@ class Picker(Vertical):
         self._offered: tuple[RunModels, ...] = ()
         self._open: set[Path] = set()
         self._wanted: Path | None = None
+        self._beside: ModelRow | None = None
         self._title = "Talk to"
 
     def compose(self) -> ComposeResult:
@@ -50,11 +51,18 @@ class Picker(Vertical):
         """The model under the cursor."""
         return self.query_one("#models", ModelList).current
 
-    def offer(self, title: str, *, open_run: Path | None = None) -> None:
-        """Say what a model is picked for; show all that one run offers."""
+    def offer(self, title: str, *, beside: ModelRow | None = None) -> None:
+        """Say what a model is picked for.
+
+        Args:
+            title: said above the list.
+            beside: a model that has been picked already: all that its run offers is shown, and the
+                cursor goes to another one.
+        """
         self._title = title
-        if open_run is not None:
-            self._open.add(open_run)
+        self._beside = beside
+        if beside is not None and beside.run_path is not None:
+            self._open.add(beside.run_path)
         self.look()
 
     def choose(self, path: Path) -> None:
@@ -94,6 +102,7 @@ class Picker(Vertical):
             return
         self._offered = offered
         self._fill()
+        self._leave_what_is_picked()
 
     def _fill(self) -> None:
         now = self._workbench.surroundings.clock()
@@ -151,6 +160,17 @@ class Picker(Vertical):
                 models.choose(row.path)
                 self._wanted = None
                 return
+
+    def _leave_what_is_picked(self) -> None:
+        """Put the cursor beside the model that has been picked already, once."""
+        beside, self._beside = self._beside, None
+        if beside is None or self.current is None or self.current.path != beside.path:
+            return
+        models = self.query_one("#models", ModelList)
+        others = [row for row in models.rows if row.path != beside.path]
+        of_its_run = [row for row in others if row.run_path == beside.run_path]
+        for row in (of_its_run or others)[:1]:
+            models.choose(row.path)
 
     def do_older_models(self) -> None:
         """Show all that the run under the cursor offers, or its newest checkpoint alone."""

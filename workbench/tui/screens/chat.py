@@ -357,7 +357,7 @@ class ChatScreen(WorkbenchScreen):
             self._begin(self._leave_comparison())
         elif self._part == "talk" and self._model.row is not None:
             first = self._model.row
-            self._picker.offer(f"Compare {first.name} with", open_run=first.run_path)
+            self._picker.offer(f"Compare {first.name} with", beside=first)
             self._show("second models")
 
     def do_stop_side(self) -> None:
